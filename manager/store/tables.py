@@ -1,0 +1,312 @@
+"""Tables of immutable objects with secondary indexes, and drafts of changes laid over them.
+
+`Tables` is the state that the log of changes has led to; only the store applies changes to it. `Draft` is what every writer
+works on: it reads through to the tables, sees its own changes, and remembers what it relied upon, so that a commit can be
+refused when that has changed meanwhile (optimistic transactions). Objects are frozen, so nobody copies defensively.
+Between two awaits the tables do not change: what a plain function reads from a View in one go is a consistent snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+from msgspec import structs
+
+from swarm import errors
+from swarm.v1 import (
+    Cluster,
+    Config,
+    Keyring,
+    Kind,
+    Message,
+    Meta,
+    Network,
+    Node,
+    Secret,
+    Service,
+    ServiceRevision,
+    Stack,
+    Task,
+    Volume,
+)
+
+STACK_LABEL = "com.docker.stack.namespace"
+
+T = TypeVar("T", bound=Message)
+Index = Callable[[Any], Iterable[Hashable]]
+
+
+def _stack_of(o: Any) -> Iterable[Hashable]:
+    stack = o.spec.labels.get(STACK_LABEL) if o.spec else None
+    return (stack,) if stack else ()
+
+
+def _name(o: Any) -> Iterable[Hashable]:
+    return (o.spec.name,) if o.spec else ()
+
+
+def slot_key(task: Task) -> tuple[str, int | str]:
+    """What makes tasks attempts of the same slot: the slot's number, or in a global service the node."""
+    return (task.service_id, task.slot or task.node_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """One kind: its class, its indexes, and whether names are unique."""
+
+    kind: Kind
+    cls: type[Message]
+    indexes: dict[str, Index]
+    unique_name: bool = False
+
+
+_NAMED: dict[str, Index] = {"name": _name, "stack": _stack_of}
+SCHEMAS: tuple[Schema, ...] = (
+    Schema(Kind.CLUSTER, Cluster, {}),
+    Schema(Kind.KEYRING, Keyring, {}),
+    Schema(
+        Kind.NODE,
+        Node,
+        {"name": lambda o: {n for n in (o.spec and o.spec.name, o.description and o.description.hostname) if n}},
+    ),
+    Schema(Kind.STACK, Stack, {"name": _name}, unique_name=True),
+    Schema(
+        Kind.SERVICE,
+        Service,
+        {**_NAMED, "stack_id": lambda o: (o.stack_id,) if o.stack_id else ()},
+        unique_name=True,
+    ),
+    Schema(Kind.SERVICE_REVISION, ServiceRevision, {"service": lambda o: (o.service_id,)}),
+    Schema(
+        Kind.TASK,
+        Task,
+        {
+            "service": lambda o: (o.service_id,),
+            "node": lambda o: (o.node_id,) if o.node_id else (),
+            "slot": lambda o: (slot_key(o),),
+        },
+    ),
+    Schema(Kind.SECRET, Secret, _NAMED, unique_name=True),
+    Schema(Kind.CONFIG, Config, _NAMED, unique_name=True),
+    Schema(Kind.NETWORK, Network, _NAMED, unique_name=True),
+    Schema(Kind.VOLUME, Volume, _NAMED, unique_name=True),
+)
+BY_CLASS: dict[type[Message], Schema] = {s.cls: s for s in SCHEMAS}
+BY_KIND: dict[Kind, Schema] = {s.kind: s for s in SCHEMAS}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One object before and after; `new` is None for a removal, `old` for a creation."""
+
+    kind: Kind
+    id: str
+    old: Any
+    new: Any
+
+
+class View(Protocol):
+    """What readers and decisions see."""
+
+    @property
+    def revision(self) -> int: ...
+    def get(self, cls: type[T], id_: str) -> T | None: ...
+    def all(self, cls: type[T]) -> Iterable[T]: ...
+    def by(self, cls: type[T], index: str, key: Hashable) -> list[T]: ...
+    def count(self, cls: type[Message]) -> int: ...
+
+
+class _Table(Generic[T]):
+    """One kind's objects by id and by each index."""
+
+    __slots__ = ("indexes", "objects", "schema")
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self.objects: dict[str, T] = {}
+        self.indexes: dict[str, dict[Hashable, dict[str, T]]] = {n: {} for n in schema.indexes}
+
+    def set(self, id_: str, new: T | None) -> T | None:
+        """Puts or removes an object; returns what was there."""
+        old = self.objects.get(id_)
+        for name, keys_of in self.schema.indexes.items():
+            index = self.indexes[name]
+            before = set(keys_of(old)) if old is not None else set()
+            after = set(keys_of(new)) if new is not None else set()
+            for key in before - after:
+                entry = index[key]
+                del entry[id_]
+                if not entry:
+                    del index[key]
+            if new is not None:
+                for key in after:
+                    index.setdefault(key, {})[id_] = new
+        if new is None:
+            self.objects.pop(id_, None)
+        else:
+            self.objects[id_] = new
+        return old
+
+    def by(self, index: str, key: Hashable) -> dict[str, T]:
+        return self.indexes[index].get(key, {})
+
+
+class Tables:
+    """All tables at one revision. Only `apply` changes them."""
+
+    def __init__(self) -> None:
+        self._tables: dict[type[Message], _Table[Any]] = {s.cls: _Table(s) for s in SCHEMAS}
+        self._revision = 0
+
+    @property
+    def revision(self) -> int:
+        return self._revision
+
+    def get(self, cls: type[T], id_: str) -> T | None:
+        return cast("T | None", self._tables[cls].objects.get(id_))
+
+    def all(self, cls: type[T]) -> Iterable[T]:
+        return self._tables[cls].objects.values()
+
+    def by(self, cls: type[T], index: str, key: Hashable) -> list[T]:
+        return list(self._tables[cls].by(index, key).values())
+
+    def count(self, cls: type[Message]) -> int:
+        return len(self._tables[cls].objects)
+
+    def apply(self, revision: int, changes: Iterable[tuple[Kind, str, Message | None]]) -> tuple[Change, ...]:
+        """Takes one commit. The same changes in the same order lead to the same tables on every manager."""
+        errors.invariant(revision >= self._revision, f"revision {revision} after {self._revision}")
+        out = []
+        for kind, id_, new in changes:
+            table = self._tables[BY_KIND[kind].cls]
+            out.append(Change(kind, id_, table.set(id_, new), new))
+        self._revision = revision
+        return tuple(out)
+
+    def check_invariants(self) -> None:
+        """Indexes hold exactly the objects; for tests."""
+        for table in self._tables.values():
+            for name, keys_of in table.schema.indexes.items():
+                expected: dict[Hashable, set[str]] = {}
+                for id_, o in table.objects.items():
+                    for key in keys_of(o):
+                        expected.setdefault(key, set()).add(id_)
+                found = {k: set(v) for k, v in table.indexes[name].items()}
+                errors.invariant(found == expected, f"index {name} of {table.schema.kind.name} is off")
+
+
+class Draft:
+    """Changes over a view, not yet committed; reads see them.
+
+    `put` and `delete` fill in Meta (times from `now_ns`; the version is the one it was read at, which the commit checks and
+    replaces). Raises Conflict at once when a unique name is taken in this view.
+    """
+
+    def __init__(self, base: View, *, now_ns: int) -> None:
+        self._base = base
+        self.now_ns = now_ns
+        self._over: dict[type[Message], _Table[Any]] = {}
+        self._gone: dict[type[Message], set[str]] = {}
+        # What the commit relies on: (kind, id) -> version; 0: must not exist.
+        self.expected: dict[tuple[Kind, str], int] = {}
+
+    @property
+    def revision(self) -> int:
+        return self._base.revision
+
+    def get(self, cls: type[T], id_: str) -> T | None:
+        if id_ in self._gone.get(cls, ()):
+            return None
+        over = self._over.get(cls)
+        if over is not None and (found := over.objects.get(id_)) is not None:
+            return cast("T", found)
+        return self._base.get(cls, id_)
+
+    def all(self, cls: type[T]) -> Iterator[T]:
+        over, gone = self._over.get(cls), self._gone.get(cls, set())
+        changed = over.objects if over is not None else {}
+        for o in self._base.all(cls):
+            if (id_ := _id(o)) not in changed and id_ not in gone:
+                yield o
+        yield from list(changed.values())
+
+    def by(self, cls: type[T], index: str, key: Hashable) -> list[T]:
+        base = self._base.by(cls, index, key)
+        over, gone = self._over.get(cls), self._gone.get(cls)
+        if over is None and not gone:
+            return base
+        changed = over.objects if over is not None else {}
+        gone = gone or set()
+        out = [o for o in base if (id_ := _id(o)) not in changed and id_ not in gone]
+        if over is not None:
+            out.extend(over.by(index, key).values())
+        return out
+
+    def count(self, cls: type[Message]) -> int:
+        return sum(1 for _ in self.all(cls))
+
+    def put(self, o: T) -> T:
+        """Creates or replaces an object; returns it as stored in the draft."""
+        cls, id_ = type(o), _id(o)
+        schema = BY_CLASS[cls]
+        before = self.get(cls, id_)
+        self._expect(schema.kind, cls, id_)
+        if schema.unique_name:
+            self._claim_name(schema, cls, id_, cast("Any", o).spec.name)
+        old_meta = cast("Any", before).meta if before is not None else None
+        meta = Meta(
+            version=old_meta.version if old_meta else 0,
+            created_at_ns=old_meta.created_at_ns if old_meta else self.now_ns,
+            updated_at_ns=self.now_ns,
+        )
+        o = structs.replace(o, meta=meta)
+        self._over.setdefault(cls, _Table(schema)).set(id_, o)
+        self._gone.get(cls, set()).discard(id_)
+        return o
+
+    def delete(self, cls: type[Message], id_: str) -> None:
+        """Removes an object; one that is not there is an error of the caller."""
+        errors.invariant(self.get(cls, id_) is not None, f"delete of unknown {cls.__name__} {id_}")
+        self._expect(BY_CLASS[cls].kind, cls, id_)
+        if (over := self._over.get(cls)) is not None:
+            over.set(id_, None)
+        if self._base.get(cls, id_) is not None:
+            self._gone.setdefault(cls, set()).add(id_)
+
+    def require(self, o: Message) -> None:
+        """The commit fails unless this object is still as it was read."""
+        self._expect(BY_CLASS[type(o)].kind, type(o), _id(o))
+
+    def _expect(self, kind: Kind, cls: type[Message], id_: str) -> None:
+        if (kind, id_) not in self.expected:
+            base = self._base.get(cls, id_)
+            self.expected[kind, id_] = cast("Any", base).meta.version if base is not None else 0
+
+    def _claim_name(self, schema: Schema, cls: type[Message], id_: str, name: str) -> None:
+        for other in self.by(cls, "name", name):
+            if _id(other) != id_:
+                raise errors.Conflict(
+                    f"{schema.kind.name.lower()} name {name!r} is taken by {_id(other)}; "
+                    "choose another name, or update or remove that one"
+                )
+
+    def changes(self) -> tuple[Change, ...]:
+        """What differs from the base, removals last; objects put back unchanged but for Meta are left out."""
+        out = []
+        for cls, table in self._over.items():
+            kind = BY_CLASS[cls].kind
+            for id_, new in table.objects.items():
+                old = self._base.get(cls, id_)
+                if old is None or structs.replace(cast("Any", old), meta=new.meta) != new:
+                    out.append(Change(kind, id_, old, new))
+        for cls, ids in self._gone.items():
+            kind = BY_CLASS[cls].kind
+            out.extend(Change(kind, id_, self._base.get(cls, id_), None) for id_ in sorted(ids))
+        return tuple(out)
+
+
+def _id(o: Any) -> str:
+    return cast("str", o.id)

@@ -1,0 +1,256 @@
+"""gRPC as this project uses it: typed methods over frozen structs, one mapping of errors, one check of callers.
+
+Clients: `Channel` wraps a grpc.aio channel for the generated clients (swarm.v1.services). Servers: `handler(...)` makes a
+generic handler from a generated method table and an object that implements the service. Both ends speak protobuf on the wire;
+the class of an operating error travels as trailing metadata, so that the other end raises the same class.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+import grpc.aio
+import structlog
+
+from swarm import errors
+from swarm.v1.structs import Caller, Message, decode, encode
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+log = structlog.get_logger("rpc")
+
+MESSAGE_BYTES_MAX = 32 * 1024 * 1024  # a stack with a few of the largest configs (1 MB each) fits
+ERROR_KEY = "swarm-error"
+_CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+)
+_SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.so_reuseport", 0),
+)
+
+Req = TypeVar("Req", bound=Message)
+Resp = TypeVar("Resp", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One RPC of the contract."""
+
+    path: str
+    name: str
+    request: type[Message]
+    response: type[Message]
+    client_streams: bool
+    server_streams: bool
+    callers: frozenset[Caller]
+    without_manager: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who is at the other end. `node_id` is set for node certificates, `name` for people's."""
+
+    caller: Caller
+    node_id: str = ""
+    name: str = ""
+    cluster_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a method knows of its call."""
+
+    identity: Identity
+    # As gRPC writes it: "ipv4:10.0.0.1:4711", "unix:".
+    peer: str
+
+
+# Tells who calls, or raises Denied. Gets the method and gRPC's auth context ({} on a unix socket).
+Authorize = Callable[[Method, "dict[str, list[bytes]]"], Identity]
+
+
+def server() -> Any:
+    """A grpc.aio server with this project's limits; ports are added by the caller."""
+    return grpc.aio.server(options=_SERVER_OPTIONS, maximum_concurrent_rpcs=20_000)
+
+
+def handler(
+    methods: Iterable[Method], servicer: object, authorize: Authorize
+) -> grpc.GenericRpcHandler:
+    """Serves the methods from the servicer's methods of the same names, after `authorize` has let the caller in."""
+    table = {m.path: _handler(m, getattr(servicer, m.name), authorize) for m in methods}
+
+    class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc is untyped
+        def service(self, details: Any) -> Any:
+            return table.get(details.method)
+
+    return Handler()
+
+
+def _handler(method: Method, target: Callable[..., Any], authorize: Authorize) -> Any:
+    coding = {
+        "request_deserializer": partial(decode, method.request),
+        "response_serializer": encode,
+    }
+    if not method.server_streams:
+        return grpc.unary_unary_rpc_method_handler(partial(_unary, method, target, authorize), **coding)
+    serve = partial(_stream, method, target, authorize)
+    if method.client_streams:
+        return grpc.stream_stream_rpc_method_handler(serve, **coding)
+    return grpc.unary_stream_rpc_method_handler(serve, **coding)
+
+
+async def _unary(
+    method: Method, target: Callable[..., Awaitable[Any]], authorize: Authorize, request: Any, context: Any
+) -> Any:
+    try:
+        identity = authorize(method, context.auth_context())
+        return await target(request, Context(identity, context.peer()))
+    except Exception as error:  # noqa: BLE001  # told to the caller and logged
+        await _abort(method, error, context)
+
+
+async def _stream(
+    method: Method, target: Callable[..., AsyncIterator[Any]], authorize: Authorize, request: Any, context: Any
+) -> AsyncIterator[Any]:
+    try:
+        identity = authorize(method, context.auth_context())
+        async for response in target(request, Context(identity, context.peer())):
+            yield response
+    except Exception as error:  # noqa: BLE001  # told to the caller and logged
+        await _abort(method, error, context)
+
+
+async def _abort(method: Method, error: Exception, context: Any) -> None:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if isinstance(error, (grpc.aio.UsageError, grpc.aio.InternalError)):
+        return  # the connection is gone, nobody is left to tell
+    if not isinstance(error, errors.SwarmError):
+        log.error("rpc_failed", method=method.path, exc_info=error)
+        error = errors.Internal(f"internal error in {method.name}: {error!r}; the manager's log has more")
+    code = getattr(grpc.StatusCode, errors.mapping(error).grpc)
+    await context.abort(code, error.message, ((ERROR_KEY, type(error).__name__),))
+
+
+class Channel:
+    """A connection to one or several servers that serve the same; safe to share between calls."""
+
+    def __init__(self, channel: Any, target: str) -> None:
+        self._channel = channel
+        self.target = target
+        self._calls: dict[str, Any] = {}
+
+    @classmethod
+    def unix(cls, path: str) -> Channel:
+        """To a daemon's unix socket, where file permissions say who may."""
+        # grpc would send the socket's path as authority, with characters HTTP/2 forbids.
+        options = (*_CHANNEL_OPTIONS, ("grpc.default_authority", "localhost"))
+        return cls(grpc.aio.insecure_channel(f"unix:{path}", options=options), path)
+
+    @classmethod
+    def tls(cls, address: str, credentials: Any, *, server_name: str) -> Channel:
+        """To host:port with mutual TLS; the server's certificate must name `server_name`."""
+        options = (*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", server_name))
+        return cls(grpc.aio.secure_channel(address, credentials, options=options), address)
+
+    async def ready(self, *, timeout_s: float) -> None:
+        """Waits until the connection stands. Raises Unavailable."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._channel.channel_ready()
+        except TimeoutError:
+            raise errors.Unavailable(f"{self.target} does not answer within {timeout_s:g} s") from None
+
+    async def unary_unary(
+        self, method: Method, response: type[Resp], request: Message, timeout_s: float | None
+    ) -> Resp:
+        call = self._call(method, self._channel.unary_unary)
+        try:
+            return await call(request, timeout=timeout_s)  # type: ignore[no-any-return]
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, self.target) from None
+
+    def unary_stream(
+        self, method: Method, response: type[Resp], request: Message, timeout_s: float | None
+    ) -> AsyncIterator[Resp]:
+        call = self._call(method, self._channel.unary_stream)
+        return self._responses(lambda: call(request, timeout=timeout_s))
+
+    def stream_stream(
+        self, method: Method, response: type[Resp], request: AsyncIterable[Any], timeout_s: float | None
+    ) -> AsyncIterator[Resp]:
+        call = self._call(method, self._channel.stream_stream)
+        return self._responses(lambda: call(request, timeout=timeout_s))
+
+    async def _responses(self, start: Callable[[], Any]) -> AsyncIterator[Any]:
+        call = start()
+        try:
+            async for response in call:
+                yield response
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, self.target) from None
+        finally:
+            call.cancel()
+
+    def _call(self, method: Method, kind: Callable[..., Any]) -> Any:
+        found = self._calls.get(method.path)
+        if found is None:
+            found = self._calls[method.path] = kind(
+                method.path,
+                request_serializer=encode,
+                response_deserializer=partial(decode, method.response),
+            )
+        return found
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def __aenter__(self) -> Channel:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+_BY_STATUS: dict[str, type[errors.SwarmError]] = {
+    mapping.grpc: kind for kind, mapping in errors.TABLE.items() if kind is not errors.NotManager
+} | {"UNAUTHENTICATED": errors.Denied, "CANCELLED": errors.Unavailable, "UNKNOWN": errors.Internal}
+
+
+def from_rpc(error: grpc.aio.AioRpcError, target: str) -> errors.SwarmError:
+    """The operating error that the other end raised, or the one that fits what went wrong on the way."""
+    details = error.details() or error.code().name.lower()
+    for key, value in error.trailing_metadata() or ():
+        if key == ERROR_KEY and value in errors.BY_NAME:
+            return errors.BY_NAME[value](details)
+    kind = _BY_STATUS.get(error.code().name, errors.Internal)
+    if kind is errors.Unavailable:
+        details = f"{target} does not answer: {details}"
+    if kind is errors.Exhausted and "message larger than max" in details:
+        details = (
+            f"the message is larger than the limit of {MESSAGE_BYTES_MAX} bytes ({details}); "
+            "send fewer or smaller objects at once"
+        )
+    return kind(details)
