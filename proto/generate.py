@@ -1,10 +1,12 @@
 """Generates the Python side of the contract from the .proto files in swarm/v1.
 
-Three products, all checked in: protobuf's own messages with stubs (`*_pb2.py`, `*_pb2.pyi`), frozen msgspec structs with
-converters (`structs.py`), and typed clients and service tables (`services.py`). Structs are what the code works with:
-they are smaller and faster than protobuf messages (design, decision 12) and safe to share; protobuf exists on the wire only.
+Three products, all checked in: protobuf's own messages with stubs (`*_pb2.py`, `*_pb2.pyi`), frozen
+msgspec structs with converters (`structs.py`), and typed clients and service tables
+(`services.py`). Structs are what the code works with: they are smaller and faster than protobuf
+messages (design, decision 12) and safe to share; protobuf exists on the wire only.
 
-Run as `make proto`, or with `--check` to fail when a checked-in file differs from what would be generated.
+Run as `make proto`, or with `--check` to fail when a checked-in file differs from what would be
+generated.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import descriptor_pb2 as d
 from google.protobuf import descriptor_pool, message_factory
@@ -57,7 +60,9 @@ def comments(file: d.FileDescriptorProto) -> dict[tuple[int, ...], str]:
 
 
 class Messages:
-    """All messages and enums of the package, in order of definition, with their comments and modules."""
+    """All messages and enums of the package, in order of definition, with their comments and
+    modules.
+    """
 
     def __init__(self, files: d.FileDescriptorSet) -> None:
         self.files = [f for f in files.file if f.name.startswith(PACKAGE)]
@@ -126,11 +131,14 @@ def fill_line(messages: Messages, field: d.FieldDescriptorProto) -> list[str]:
     value = messages.value_field(field)
     if field.type_name in messages.maps:
         if value.type == F.TYPE_MESSAGE:
-            return [f"for k, v in s.{n}.items():", f"    _fill_{snake(base_type(value))}(v, m.{n}[k])"]
+            return [
+                f"for k, {n} in s.{n}.items():",
+                f"    _fill_{snake(base_type(value))}({n}, m.{n}[k])",
+            ]
         return [f"if s.{n}:", f"    m.{n}.update(s.{n})"]
     if field.label == F.LABEL_REPEATED:
         if field.type == F.TYPE_MESSAGE:
-            return [f"for v in s.{n}:", f"    _fill_{snake(base_type(field))}(v, m.{n}.add())"]
+            return [f"for {n} in s.{n}:", f"    _fill_{snake(base_type(field))}({n}, m.{n}.add())"]
         return [f"if s.{n}:", f"    m.{n}.extend(s.{n})"]
     if field.type == F.TYPE_MESSAGE:
         return [
@@ -167,7 +175,11 @@ def read_argument(messages: Messages, field: d.FieldDescriptorProto) -> str:
 
 
 def structs(messages: Messages) -> str:
-    out = [HEADER.format("The contract's messages as frozen structs, and their way to and from the wire.")]
+    out = [
+        HEADER.format(
+            "The contract's messages as frozen structs, and their way to and from the wire."
+        )
+    ]
     out.append(
         "from __future__ import annotations\n\nimport enum\nfrom typing import Any, TypeVar\n\n"
         "from msgspec import Struct, field\n\n"
@@ -219,7 +231,8 @@ def structs(messages: Messages) -> str:
 CODEC = '''
 
 def _pb(cls: type[Message]) -> Any:
-    """The protobuf class of a struct; protobuf is imported when the first message crosses the wire."""
+    """The protobuf class of a struct; protobuf is imported when the first message crosses the wire.
+    """
     found = _PB.get(cls)
     if found is None:
         import importlib
@@ -237,7 +250,9 @@ def encode(message: Message) -> bytes:
 
 
 def decode(cls: type[M], data: bytes) -> M:
-    """Reads a message of the given class. Raises google.protobuf.message.DecodeError on anything else."""
+    """Reads a message of the given class. Raises google.protobuf.message.DecodeError on anything
+    else.
+    """
     m = _pb(cls)()
     m.ParseFromString(data)
     return _READ[cls](m)  # type: ignore[no-any-return]  # the table pairs each class with its reader
@@ -245,14 +260,24 @@ def decode(cls: type[M], data: bytes) -> M:
 
 
 def services(messages: Messages, pool: descriptor_pool.DescriptorPool) -> str:
-    out = [HEADER.format("The contract's services: typed clients, what a server implements, and who may call it.")]
+    out = [
+        HEADER.format(
+            "The contract's services: typed clients, what a server implements, and who may call it."
+        )
+    ]
     out.append(
         "from __future__ import annotations\n\nfrom collections.abc import AsyncIterable, AsyncIterator\n"
         "from typing import Protocol\n\nfrom swarm.rpc import Channel, Context, Method\n"
         "from swarm.v1.structs import (\n"
     )
     used = sorted(
-        {short(t) for f in messages.files for s in f.service for m in s.method for t in (m.input_type, m.output_type)}
+        {
+            short(t)
+            for f in messages.files
+            for s in f.service
+            for m in s.method
+            for t in (m.input_type, m.output_type)
+        }
         | {"Caller"}
     )
     out.extend(f"    {name},\n" for name in used)
@@ -271,7 +296,8 @@ def services(messages: Messages, pool: descriptor_pool.DescriptorPool) -> str:
             names += [f"{upper}_METHODS", f"{service.name}Client", f"{service.name}Servicer"]
             table, client, server = [], [], []
             for m_index, method in enumerate(service.method):
-                parsed = method_options.FromString(method.options.SerializeToString())
+                # The stubs know extensions of generated modules only, and these come from a pool.
+                parsed: Any = method_options.FromString(method.options.SerializeToString())
                 callers = [Caller_name(pool, v) for v in parsed.Extensions[callers_field]]
                 if not callers:
                     raise SystemExit(f"{service.name}.{method.name}: names no callers")
@@ -286,14 +312,18 @@ def services(messages: Messages, pool: descriptor_pool.DescriptorPool) -> str:
                 client.append(client_method(upper, m_index, method, req, resp, text))
                 server.append(server_method(method, req, resp, text))
             out.append(f"\n{upper}_METHODS: tuple[Method, ...] = (\n{''.join(table)})\n")
-            out.append(f"\n\nclass {service.name}Client:\n    def __init__(self, channel: Channel) -> None:\n")
+            out.append(
+                f"\n\nclass {service.name}Client:\n    def __init__(self, channel: Channel) -> None:\n"
+            )
             out.append(f"        self._channel = channel\n{''.join(client)}")
-            out.append(f"\n\nclass {service.name}Servicer(Protocol):\n{''.join(server).lstrip(chr(10))}")
+            out.append(
+                f"\n\nclass {service.name}Servicer(Protocol):\n{''.join(server).lstrip(chr(10))}"
+            )
     out.append(f"\n\n__all__ = {sorted(names)!r}\n")
     return "".join(out)
 
 
-def Caller_name(pool: descriptor_pool.DescriptorPool, number: int) -> str:  # noqa: N802
+def Caller_name(pool: descriptor_pool.DescriptorPool, number: int) -> str:
     enum = pool.FindEnumTypeByName("swarm.v1.Caller")
     return str(enum.values_by_number[number].name).removeprefix("CALLER_")
 
@@ -327,7 +357,9 @@ def server_method(method: d.MethodDescriptorProto, req: str, resp: str, text: st
     if method.client_streaming:
         head = f"\n    def {name}(self, request: AsyncIterator[{req}], context: Context) -> AsyncIterator[{resp}]:\n"
     elif method.server_streaming:
-        head = f"\n    def {name}(self, request: {req}, context: Context) -> AsyncIterator[{resp}]:\n"
+        head = (
+            f"\n    def {name}(self, request: {req}, context: Context) -> AsyncIterator[{resp}]:\n"
+        )
     else:
         head = f"\n    async def {name}(self, request: {req}, context: Context) -> {resp}:\n"
     return head + body
@@ -381,7 +413,9 @@ def main() -> int:
             or (ROOT / PACKAGE / p.name).read_bytes() != p.read_bytes()
         ]
     if stale:
-        print(f"generated code is out of date: {', '.join(stale)}. Run `make proto`.", file=sys.stderr)
+        print(
+            f"generated code is out of date: {', '.join(stale)}. Run `make proto`.", file=sys.stderr
+        )
         return 1
     return 0
 

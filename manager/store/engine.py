@@ -1,7 +1,8 @@
 """What the store asks of the log of changes beneath it. Engines: embedded (SQLite), etcd.
 
-An engine keeps opaque rows keyed by (table, id), orders commits, makes them durable, and reports each one, its own and other
-managers', exactly once and in order through `on_commit`. It knows nothing of objects.
+An engine keeps opaque rows keyed by (table, id), orders commits, makes them durable, and reports
+each one, its own and other managers', exactly once and in order through `on_commit`. It knows
+nothing of objects.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ from typing import Protocol
 from swarm import errors
 
 
-class Stale(errors.Conflict):  # noqa: N818
+class Stale(errors.Conflict):
     """A commit relied on a row that has changed since; read again and try again."""
 
 
-class Corrupt(errors.SwarmError):  # noqa: N818
+class Corrupt(errors.SwarmError):
     """The state on disk is damaged or of an unknown format. Says which file and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """Put (`value` set) or delete (None) one row, if it is at `expected` (0: absent; None: whatever it is)."""
+    """Put (`value` set) or delete (None) one row, if it is at `expected` (0: absent; None: whatever
+    it is).
+    """
 
     table: int
     id: str
@@ -43,14 +46,18 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """Leadership as a precondition: the commit fails with Stale unless this leader is still the leader."""
+    """Leadership as a precondition: the commit fails with Stale unless this leader is still the
+    leader.
+    """
 
     node_id: str
     epoch: int
 
 
 OnCommit = Callable[[int, int, Sequence[Op]], None]
-"""revision, commit time (unix ns), the ops; called on the event loop before the commit's caller resumes."""
+"""revision, commit time (unix ns), the ops; called on the event loop before the commit's caller
+resumes.
+"""
 
 
 class Engine(Protocol):
@@ -59,7 +66,9 @@ class Engine(Protocol):
     name: str
 
     async def load(self) -> tuple[int, Iterable[Row]]:
-        """The state to start from: its revision and all rows. Raises Corrupt. Call once, before the first commit."""
+        """The state to start from: its revision and all rows. Raises Corrupt. Call once, before the
+        first commit.
+        """
         ...
 
     def start(self, on_commit: OnCommit) -> None:
@@ -69,8 +78,9 @@ class Engine(Protocol):
     async def commit(self, ops: Sequence[Op], requires: Sequence[Op], fence: Fence | None) -> int:
         """Makes the ops durable, all or none, and returns the revision.
 
-        `requires` are checked (their `expected`), not written. Raises Stale (precondition lost), Unavailable (disk full, no
-        quorum; nothing was written), TimedOut (unknown whether it was). Cancelling the caller does not undo the commit.
+        `requires` are checked (their `expected`), not written. Raises Stale (precondition lost),
+        Unavailable (disk full, no quorum; nothing was written), TimedOut (unknown whether it was).
+        Cancelling the caller does not undo the commit.
         """
         ...
 

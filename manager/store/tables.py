@@ -1,9 +1,10 @@
 """Tables of immutable objects with secondary indexes, and drafts of changes laid over them.
 
-`Tables` is the state that the log of changes has led to; only the store applies changes to it. `Draft` is what every writer
-works on: it reads through to the tables, sees its own changes, and remembers what it relied upon, so that a commit can be
-refused when that has changed meanwhile (optimistic transactions). Objects are frozen, so nobody copies defensively.
-Between two awaits the tables do not change: what a plain function reads from a View in one go is a consistent snapshot.
+`Tables` is the state that the log of changes has led to; only the store applies changes to it.
+`Draft` is what every writer works on: it reads through to the tables, sees its own changes, and
+remembers what it relied upon, so that a commit can be refused when that has changed meanwhile
+(optimistic transactions). Objects are frozen, so nobody copies defensively. Between two awaits the
+tables do not change: what a plain function reads from a View in one go is a consistent snapshot.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def _name(o: Any) -> Iterable[Hashable]:
 
 
 def slot_key(task: Task) -> tuple[str, int | str]:
-    """What makes tasks attempts of the same slot: the slot's number, or in a global service the node."""
+    """What makes tasks attempts of the same slot: the slot's number, or in a global service the
+    node.
+    """
     return (task.service_id, task.slot or task.node_id)
 
 
@@ -69,7 +72,11 @@ SCHEMAS: tuple[Schema, ...] = (
     Schema(
         Kind.NODE,
         Node,
-        {"name": lambda o: {n for n in (o.spec and o.spec.name, o.description and o.description.hostname) if n}},
+        {
+            "name": lambda o: {
+                n for n in (o.spec and o.spec.name, o.description and o.description.hostname) if n
+            }
+        },
     ),
     Schema(Kind.STACK, Stack, {"name": _name}, unique_name=True),
     Schema(
@@ -176,8 +183,12 @@ class Tables:
     def count(self, cls: type[Message]) -> int:
         return len(self._tables[cls].objects)
 
-    def apply(self, revision: int, changes: Iterable[tuple[Kind, str, Message | None]]) -> tuple[Change, ...]:
-        """Takes one commit. The same changes in the same order lead to the same tables on every manager."""
+    def apply(
+        self, revision: int, changes: Iterable[tuple[Kind, str, Message | None]]
+    ) -> tuple[Change, ...]:
+        """Takes one commit. The same changes in the same order lead to the same tables on every
+        manager.
+        """
         errors.invariant(revision >= self._revision, f"revision {revision} after {self._revision}")
         out = []
         for kind, id_, new in changes:
@@ -195,14 +206,17 @@ class Tables:
                     for key in keys_of(o):
                         expected.setdefault(key, set()).add(id_)
                 found = {k: set(v) for k, v in table.indexes[name].items()}
-                errors.invariant(found == expected, f"index {name} of {table.schema.kind.name} is off")
+                errors.invariant(
+                    found == expected, f"index {name} of {table.schema.kind.name} is off"
+                )
 
 
 class Draft:
     """Changes over a view, not yet committed; reads see them.
 
-    `put` and `delete` fill in Meta (times from `now_ns`; the version is the one it was read at, which the commit checks and
-    replaces). Raises Conflict at once when a unique name is taken in this view.
+    `put` and `delete` fill in Meta (times from `now_ns`; the version is the one it was read at,
+    which the commit checks and replaces). Raises Conflict at once when a unique name is taken in
+    this view.
     """
 
     def __init__(self, base: View, *, now_ns: int) -> None:
@@ -294,7 +308,9 @@ class Draft:
                 )
 
     def changes(self) -> tuple[Change, ...]:
-        """What differs from the base, removals last; objects put back unchanged but for Meta are left out."""
+        """What differs from the base, removals last; objects put back unchanged but for Meta are
+        left out.
+        """
         out = []
         for cls, table in self._over.items():
             kind = BY_CLASS[cls].kind

@@ -1,4 +1,6 @@
-"""The only place that reads the machine's clocks. Decisions get times as arguments; edges get a Clock."""
+"""The only place that reads the machine's clocks. Decisions get times as arguments; edges get a
+Clock.
+"""
 
 from __future__ import annotations
 

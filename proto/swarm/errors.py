@@ -1,4 +1,5 @@
-"""The tree of operating errors, and the one table that maps each to a gRPC status, an HTTP status and an exit code.
+"""The tree of operating errors, and the one table that maps each to a gRPC status, an HTTP status
+and an exit code.
 
 A message says what failed, why, and what to do. Programmer errors are not here: see `invariant`.
 """
@@ -16,23 +17,25 @@ class SwarmError(Exception):
         self.message = message
 
 
-class NotFound(SwarmError):  # noqa: N818
+class NotFound(SwarmError):
     """What was named does not exist."""
 
 
-class Conflict(SwarmError):  # noqa: N818
-    """The state of the cluster forbids it: a name is taken, an object in use, a version out of date."""
+class Conflict(SwarmError):
+    """The state of the cluster forbids it: a name is taken, an object in use, a version out of
+    date.
+    """
 
 
-class Invalid(SwarmError):  # noqa: N818
+class Invalid(SwarmError):
     """The request itself is wrong."""
 
 
-class Denied(SwarmError):  # noqa: N818
+class Denied(SwarmError):
     """The caller may not do this."""
 
 
-class Unavailable(SwarmError):  # noqa: N818
+class Unavailable(SwarmError):
     """It cannot be done now; trying again may help."""
 
 
@@ -40,19 +43,19 @@ class NotManager(Unavailable):
     """The node runs no manager."""
 
 
-class TimedOut(SwarmError):  # noqa: N818
+class TimedOut(SwarmError):
     """It took longer than allowed; whether it happened is unknown."""
 
 
-class Exhausted(SwarmError):  # noqa: N818
+class Exhausted(SwarmError):
     """A limit was reached."""
 
 
-class Unsupported(SwarmError):  # noqa: N818
+class Unsupported(SwarmError):
     """It is known and not offered."""
 
 
-class Internal(SwarmError):  # noqa: N818
+class Internal(SwarmError):
     """A defect of ours."""
 
 
@@ -65,7 +68,8 @@ class Mapping:
     exit_code: int
 
 
-# Exit codes 3, 6 and 7 are not errors of a call: 3 a plan with a difference, 6 not converged, 7 rolled back.
+# Exit codes 3, 6 and 7 are not errors of a call: 3 a plan with a difference, 6 not converged, 7
+# rolled back.
 TABLE: dict[type[SwarmError], Mapping] = {
     Invalid: Mapping("INVALID_ARGUMENT", 400, 2),
     NotFound: Mapping("NOT_FOUND", 404, 4),

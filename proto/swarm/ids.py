@@ -1,4 +1,6 @@
-"""Identifiers: 25 characters of base 36, as Docker's, drawn from a source of randomness that is handed in."""
+"""Identifiers: 25 characters of base 36, as Docker's, drawn from a source of randomness that is
+handed in.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ def system_rng() -> Rng:
 
 def seeded_rng(seed: int) -> Rng:
     """The same sequence for the same seed; for tests and simulation."""
-    return random.Random(seed)  # noqa: S311  # not for secrets
+    return random.Random(seed)  # not for secrets
 
 
 def new_id(rng: Rng) -> str:

@@ -1,6 +1,8 @@
-"""Amounts as people write them: sizes, CPU counts, durations. Parsing follows Docker's (go-units, Go's time.ParseDuration).
+"""Amounts as people write them: sizes, CPU counts, durations. Parsing follows Docker's (go-units,
+Go's time.ParseDuration).
 
-All raise ValueError with a message that names the accepted forms; the caller adds where the value stood.
+All raise ValueError with a message that names the accepted forms; the caller adds where the value
+stood.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ def parse_bytes(text: str) -> int:
     """A size in bytes; "50M", "1.5GiB", "1024". Units are powers of 1024, as in Docker."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is not a size; write a number with b, k, m, g or t, such as 512M")
+        raise ValueError(
+            f"{text!r} is not a size; write a number with b, k, m, g or t, such as 512M"
+        )
     number, unit, _ = match.groups()
     value = int(Decimal(number) * 1024 ** _POWERS[unit.lower()])
     if value > _INT64_MAX:
@@ -52,7 +56,9 @@ def parse_cpus(text: str) -> int:
 
 
 def parse_duration(text: str) -> int:
-    """A duration in nanoseconds; "1m30s", "500ms", "1.5h". "0" is allowed, any other bare number is not."""
+    """A duration in nanoseconds; "1m30s", "500ms", "1.5h". "0" is allowed, any other bare number is
+    not.
+    """
     stripped = text.strip()
     if stripped == "0":
         return 0
@@ -65,7 +71,8 @@ def parse_duration(text: str) -> int:
         position = match.end()
     if not stripped or position != len(stripped):
         raise ValueError(
-            f"{text!r} is not a duration; write a number with ns, us, ms, s, m or h, such as 10s or 1m30s"
+            f"{text!r} is not a duration; write a number with ns, us, ms, s, m or h, "
+            "such as 10s or 1m30s"
         )
     if total > _INT64_MAX:
         raise ValueError(f"{text!r} is longer than 292 years")

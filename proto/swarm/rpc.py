@@ -1,8 +1,10 @@
-"""gRPC as this project uses it: typed methods over frozen structs, one mapping of errors, one check of callers.
+"""gRPC as this project uses it: typed methods over frozen structs, one mapping of errors, one check
+of callers.
 
-Clients: `Channel` wraps a grpc.aio channel for the generated clients (swarm.v1.services). Servers: `handler(...)` makes a
-generic handler from a generated method table and an object that implements the service. Both ends speak protobuf on the wire;
-the class of an operating error travels as trailing metadata, so that the other end raises the same class.
+Clients: `Channel` wraps a grpc.aio channel for the generated clients (swarm.v1.services). Servers:
+`handler(...)` makes a generic handler from a generated method table and an object that implements
+the service. Both ends speak protobuf on the wire; the class of an operating error travels as
+trailing metadata, so that the other end raises the same class.
 """
 
 from __future__ import annotations
@@ -96,7 +98,9 @@ def server() -> Any:
 def handler(
     methods: Iterable[Method], servicer: object, authorize: Authorize
 ) -> grpc.GenericRpcHandler:
-    """Serves the methods from the servicer's methods of the same names, after `authorize` has let the caller in."""
+    """Serves the methods from the servicer's methods of the same names, after `authorize` has let
+    the caller in.
+    """
     table = {m.path: _handler(m, getattr(servicer, m.name), authorize) for m in methods}
 
     class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc is untyped
@@ -112,7 +116,9 @@ def _handler(method: Method, target: Callable[..., Any], authorize: Authorize) -
         "response_serializer": encode,
     }
     if not method.server_streams:
-        return grpc.unary_unary_rpc_method_handler(partial(_unary, method, target, authorize), **coding)
+        return grpc.unary_unary_rpc_method_handler(
+            partial(_unary, method, target, authorize), **coding
+        )
     serve = partial(_stream, method, target, authorize)
     if method.client_streams:
         return grpc.stream_stream_rpc_method_handler(serve, **coding)
@@ -120,23 +126,31 @@ def _handler(method: Method, target: Callable[..., Any], authorize: Authorize) -
 
 
 async def _unary(
-    method: Method, target: Callable[..., Awaitable[Any]], authorize: Authorize, request: Any, context: Any
+    method: Method,
+    target: Callable[..., Awaitable[Any]],
+    authorize: Authorize,
+    request: Any,
+    context: Any,
 ) -> Any:
     try:
         identity = authorize(method, context.auth_context())
         return await target(request, Context(identity, context.peer()))
-    except Exception as error:  # noqa: BLE001  # told to the caller and logged
+    except Exception as error:  # told to the caller and logged
         await _abort(method, error, context)
 
 
 async def _stream(
-    method: Method, target: Callable[..., AsyncIterator[Any]], authorize: Authorize, request: Any, context: Any
+    method: Method,
+    target: Callable[..., AsyncIterator[Any]],
+    authorize: Authorize,
+    request: Any,
+    context: Any,
 ) -> AsyncIterator[Any]:
     try:
         identity = authorize(method, context.auth_context())
         async for response in target(request, Context(identity, context.peer())):
             yield response
-    except Exception as error:  # noqa: BLE001  # told to the caller and logged
+    except Exception as error:  # told to the caller and logged
         await _abort(method, error, context)
 
 
@@ -147,7 +161,9 @@ async def _abort(method: Method, error: Exception, context: Any) -> None:
         return  # the connection is gone, nobody is left to tell
     if not isinstance(error, errors.SwarmError):
         log.error("rpc_failed", method=method.path, exc_info=error)
-        error = errors.Internal(f"internal error in {method.name}: {error!r}; the manager's log has more")
+        error = errors.Internal(
+            f"internal error in {method.name}: {error!r}; the manager's log has more"
+        )
     code = getattr(grpc.StatusCode, errors.mapping(error).grpc)
     await context.abort(code, error.message, ((ERROR_KEY, type(error).__name__),))
 
@@ -179,7 +195,9 @@ class Channel:
             async with asyncio.timeout(timeout_s):
                 await self._channel.channel_ready()
         except TimeoutError:
-            raise errors.Unavailable(f"{self.target} does not answer within {timeout_s:g} s") from None
+            raise errors.Unavailable(
+                f"{self.target} does not answer within {timeout_s:g} s"
+            ) from None
 
     async def unary_unary(
         self, method: Method, response: type[Resp], request: Message, timeout_s: float | None
@@ -197,7 +215,11 @@ class Channel:
         return self._responses(lambda: call(request, timeout=timeout_s))
 
     def stream_stream(
-        self, method: Method, response: type[Resp], request: AsyncIterable[Any], timeout_s: float | None
+        self,
+        method: Method,
+        response: type[Resp],
+        request: AsyncIterable[Any],
+        timeout_s: float | None,
     ) -> AsyncIterator[Resp]:
         call = self._call(method, self._channel.stream_stream)
         return self._responses(lambda: call(request, timeout=timeout_s))
@@ -229,7 +251,10 @@ class Channel:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.close()
 
@@ -240,7 +265,9 @@ _BY_STATUS: dict[str, type[errors.SwarmError]] = {
 
 
 def from_rpc(error: grpc.aio.AioRpcError, target: str) -> errors.SwarmError:
-    """The operating error that the other end raised, or the one that fits what went wrong on the way."""
+    """The operating error that the other end raised, or the one that fits what went wrong on the
+    way.
+    """
     details = error.details() or error.code().name.lower()
     for key, value in error.trailing_metadata() or ():
         if key == ERROR_KEY and value in errors.BY_NAME:

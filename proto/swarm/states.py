@@ -1,7 +1,7 @@
 """Task states: their order, the legal transitions, and what they mean for the outside.
 
-One table (`LEGAL`) that the agent, the store's checks, the docs and the tests read. States only grow; Swarm's SwarmKit
-`api.TaskState` has the same order.
+One table (`LEGAL`) that the agent, the store's checks, the docs and the tests read. States only
+grow; Swarm's SwarmKit `api.TaskState` has the same order.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from swarm.v1 import TaskState
 
 S = TaskState
 
-# From each observed state to the states that may follow it. Skipping is legal where the work between is empty, going back never.
+# From each observed state to the states that may follow it. Skipping is legal where the work
+# between is empty, going back never.
 LEGAL: dict[TaskState, frozenset[TaskState]] = {
     S.NEW: frozenset({S.PENDING, S.ASSIGNED, S.SHUTDOWN}),
     S.PENDING: frozenset({S.ASSIGNED, S.SHUTDOWN}),
@@ -29,9 +30,7 @@ LEGAL: dict[TaskState, frozenset[TaskState]] = {
     S.READY: frozenset(
         {S.STARTING, S.RUNNING, S.COMPLETE, S.SHUTDOWN, S.FAILED, S.REJECTED, S.ORPHANED}
     ),
-    S.STARTING: frozenset(
-        {S.RUNNING, S.COMPLETE, S.SHUTDOWN, S.FAILED, S.REJECTED, S.ORPHANED}
-    ),
+    S.STARTING: frozenset({S.RUNNING, S.COMPLETE, S.SHUTDOWN, S.FAILED, S.REJECTED, S.ORPHANED}),
     S.RUNNING: frozenset({S.COMPLETE, S.SHUTDOWN, S.FAILED, S.ORPHANED}),
     S.COMPLETE: frozenset(),
     S.SHUTDOWN: frozenset(),

@@ -1494,8 +1494,8 @@ def _fill_tmpfs_options(s: TmpfsOptions, m: Any) -> None:
         m.size_bytes = s.size_bytes
     if s.mode:
         m.mode = s.mode
-    for v in s.options:
-        _fill_tmpfs_option(v, m.options.add())
+    for options in s.options:
+        _fill_tmpfs_option(options, m.options.add())
 
 
 def _read_tmpfs_options(m: Any) -> TmpfsOptions:
@@ -1709,8 +1709,8 @@ def _fill_container_spec(s: ContainerSpec, m: Any) -> None:
         m.open_stdin = s.open_stdin
     if s.read_only:
         m.read_only = s.read_only
-    for v in s.mounts:
-        _fill_mount(v, m.mounts.add())
+    for mounts in s.mounts:
+        _fill_mount(mounts, m.mounts.add())
     if s.stop_grace_period_ns is not None:
         m.stop_grace_period_ns = s.stop_grace_period_ns
     if s.healthcheck is not None:
@@ -1721,10 +1721,10 @@ def _fill_container_spec(s: ContainerSpec, m: Any) -> None:
     if s.dns is not None:
         m.dns.SetInParent()
         _fill_dns_config(s.dns, m.dns)
-    for v in s.secrets:
-        _fill_secret_reference(v, m.secrets.add())
-    for v in s.configs:
-        _fill_config_reference(v, m.configs.add())
+    for secrets in s.secrets:
+        _fill_secret_reference(secrets, m.secrets.add())
+    for configs in s.configs:
+        _fill_config_reference(configs, m.configs.add())
     if s.isolation:
         m.isolation = s.isolation
     if s.sysctls:
@@ -1733,14 +1733,14 @@ def _fill_container_spec(s: ContainerSpec, m: Any) -> None:
         m.capability_add.extend(s.capability_add)
     if s.capability_drop:
         m.capability_drop.extend(s.capability_drop)
-    for v in s.ulimits:
-        _fill_ulimit(v, m.ulimits.add())
+    for ulimits in s.ulimits:
+        _fill_ulimit(ulimits, m.ulimits.add())
     if s.oom_score_adj:
         m.oom_score_adj = s.oom_score_adj
     if s.privileged:
         m.privileged = s.privileged
-    for v in s.devices:
-        _fill_device_mapping(v, m.devices.add())
+    for devices in s.devices:
+        _fill_device_mapping(devices, m.devices.add())
     if s.shm_size_bytes:
         m.shm_size_bytes = s.shm_size_bytes
     if s.ipc_mode:
@@ -1894,10 +1894,10 @@ def _fill_resources(s: Resources, m: Any) -> None:
         m.memory_bytes = s.memory_bytes
     if s.pids:
         m.pids = s.pids
-    for v in s.generic:
-        _fill_generic_resource(v, m.generic.add())
-    for v in s.devices:
-        _fill_device_request(v, m.devices.add())
+    for generic in s.generic:
+        _fill_generic_resource(generic, m.generic.add())
+    for devices in s.devices:
+        _fill_device_request(devices, m.devices.add())
 
 
 def _read_resources(m: Any) -> Resources:
@@ -1980,12 +1980,12 @@ def _read_platform(m: Any) -> Platform:
 def _fill_placement(s: Placement, m: Any) -> None:
     if s.constraints:
         m.constraints.extend(s.constraints)
-    for v in s.preferences:
-        _fill_placement_preference(v, m.preferences.add())
+    for preferences in s.preferences:
+        _fill_placement_preference(preferences, m.preferences.add())
     if s.max_replicas:
         m.max_replicas = s.max_replicas
-    for v in s.platforms:
-        _fill_platform(v, m.platforms.add())
+    for platforms in s.platforms:
+        _fill_platform(platforms, m.platforms.add())
 
 
 def _read_placement(m: Any) -> Placement:
@@ -2036,8 +2036,8 @@ def _fill_task_spec(s: TaskSpec, m: Any) -> None:
     if s.placement is not None:
         m.placement.SetInParent()
         _fill_placement(s.placement, m.placement)
-    for v in s.networks:
-        _fill_network_attachment_spec(v, m.networks.add())
+    for networks in s.networks:
+        _fill_network_attachment_spec(networks, m.networks.add())
     if s.log_driver is not None:
         m.log_driver.SetInParent()
         _fill_driver(s.log_driver, m.log_driver)
@@ -2185,8 +2185,8 @@ def _read_port_config(m: Any) -> PortConfig:
 def _fill_endpoint_spec(s: EndpointSpec, m: Any) -> None:
     if s.mode:
         m.mode = s.mode
-    for v in s.ports:
-        _fill_port_config(v, m.ports.add())
+    for ports in s.ports:
+        _fill_port_config(ports, m.ports.add())
 
 
 def _read_endpoint_spec(m: Any) -> EndpointSpec:
@@ -2236,8 +2236,8 @@ def _fill_service_spec(s: ServiceSpec, m: Any) -> None:
     if s.endpoint is not None:
         m.endpoint.SetInParent()
         _fill_endpoint_spec(s.endpoint, m.endpoint)
-    for v in s.depends_on:
-        _fill_dependency(v, m.depends_on.add())
+    for depends_on in s.depends_on:
+        _fill_dependency(depends_on, m.depends_on.add())
 
 
 def _read_service_spec(m: Any) -> ServiceSpec:
@@ -2335,8 +2335,8 @@ def _fill_cluster_spec(s: ClusterSpec, m: Any) -> None:
     if s.raft is not None:
         m.raft.SetInParent()
         _fill_raft_config(s.raft, m.raft)
-    for v in s.external_cas:
-        _fill_external_ca(v, m.external_cas.add())
+    for external_cas in s.external_cas:
+        _fill_external_ca(external_cas, m.external_cas.add())
     if s.ca_force_rotate:
         m.ca_force_rotate = s.ca_force_rotate
     if s.signing_ca_cert:
@@ -2432,8 +2432,8 @@ def _fill_ipam_options(s: IpamOptions, m: Any) -> None:
     if s.driver is not None:
         m.driver.SetInParent()
         _fill_driver(s.driver, m.driver)
-    for v in s.configs:
-        _fill_ipam_config(v, m.configs.add())
+    for configs in s.configs:
+        _fill_ipam_config(configs, m.configs.add())
 
 
 def _read_ipam_options(m: Any) -> IpamOptions:
@@ -2510,16 +2510,16 @@ def _read_volume_spec(m: Any) -> VolumeSpec:
 def _fill_stack_spec(s: StackSpec, m: Any) -> None:
     if s.name:
         m.name = s.name
-    for v in s.services:
-        _fill_service_spec(v, m.services.add())
-    for v in s.networks:
-        _fill_network_spec(v, m.networks.add())
-    for v in s.secrets:
-        _fill_secret_spec(v, m.secrets.add())
-    for v in s.configs:
-        _fill_config_spec(v, m.configs.add())
-    for v in s.volumes:
-        _fill_volume_spec(v, m.volumes.add())
+    for services in s.services:
+        _fill_service_spec(services, m.services.add())
+    for networks in s.networks:
+        _fill_network_spec(networks, m.networks.add())
+    for secrets in s.secrets:
+        _fill_secret_spec(secrets, m.secrets.add())
+    for configs in s.configs:
+        _fill_config_spec(configs, m.configs.add())
+    for volumes in s.volumes:
+        _fill_volume_spec(volumes, m.volumes.add())
     if s.external_networks:
         m.external_networks.extend(s.external_networks)
     if s.external_secrets:
@@ -2645,8 +2645,8 @@ def _fill_engine_description(s: EngineDescription, m: Any) -> None:
         m.version = s.version
     if s.labels:
         m.labels.update(s.labels)
-    for v in s.plugins:
-        _fill_engine_plugin(v, m.plugins.add())
+    for plugins in s.plugins:
+        _fill_engine_plugin(plugins, m.plugins.add())
     if s.name:
         m.name = s.name
 
@@ -2720,8 +2720,8 @@ def _fill_node_description(s: NodeDescription, m: Any) -> None:
         m.data_path_port = s.data_path_port
     if s.warnings:
         m.warnings.extend(s.warnings)
-    for v in s.gpus:
-        _fill_gpu(v, m.gpus.add())
+    for gpus in s.gpus:
+        _fill_gpu(gpus, m.gpus.add())
     if s.cert_issuer_subject:
         m.cert_issuer_subject = s.cert_issuer_subject
     if s.cert_issuer_public_key:
@@ -2837,10 +2837,10 @@ def _fill_endpoint(s: Endpoint, m: Any) -> None:
     if s.spec is not None:
         m.spec.SetInParent()
         _fill_endpoint_spec(s.spec, m.spec)
-    for v in s.ports:
-        _fill_port_config(v, m.ports.add())
-    for v in s.virtual_ips:
-        _fill_virtual_ip(v, m.virtual_ips.add())
+    for ports in s.ports:
+        _fill_port_config(ports, m.ports.add())
+    for virtual_ips in s.virtual_ips:
+        _fill_virtual_ip(virtual_ips, m.virtual_ips.add())
 
 
 def _read_endpoint(m: Any) -> Endpoint:
@@ -2976,8 +2976,8 @@ def _fill_task_status(s: TaskStatus, m: Any) -> None:
     if s.container is not None:
         m.container.SetInParent()
         _fill_container_status(s.container, m.container)
-    for v in s.ports:
-        _fill_port_config(v, m.ports.add())
+    for ports in s.ports:
+        _fill_port_config(ports, m.ports.add())
 
 
 def _read_task_status(m: Any) -> TaskStatus:
@@ -3027,10 +3027,10 @@ def _fill_task(s: Task, m: Any) -> None:
     if s.status is not None:
         m.status.SetInParent()
         _fill_task_status(s.status, m.status)
-    for v in s.networks:
-        _fill_network_attachment(v, m.networks.add())
-    for v in s.assigned_generic:
-        _fill_generic_resource(v, m.assigned_generic.add())
+    for networks in s.networks:
+        _fill_network_attachment(networks, m.networks.add())
+    for assigned_generic in s.assigned_generic:
+        _fill_generic_resource(assigned_generic, m.assigned_generic.add())
     if s.assigned_gpus:
         m.assigned_gpus.extend(s.assigned_gpus)
     if s.start_after_ns:
@@ -3041,8 +3041,8 @@ def _fill_task(s: Task, m: Any) -> None:
         m.labels.update(s.labels)
     if s.job_iteration:
         m.job_iteration = s.job_iteration
-    for v in s.host_ports:
-        _fill_port_config(v, m.host_ports.add())
+    for host_ports in s.host_ports:
+        _fill_port_config(host_ports, m.host_ports.add())
 
 
 def _read_task(m: Any) -> Task:
@@ -3119,8 +3119,8 @@ def _fill_network(s: Network, m: Any) -> None:
     if s.spec is not None:
         m.spec.SetInParent()
         _fill_network_spec(s.spec, m.spec)
-    for v in s.ipam:
-        _fill_ipam_config(v, m.ipam.add())
+    for ipam in s.ipam:
+        _fill_ipam_config(ipam, m.ipam.add())
     if s.driver_state is not None:
         m.driver_state.SetInParent()
         _fill_driver(s.driver_state, m.driver_state)
@@ -3305,8 +3305,8 @@ def _read_log_line(m: Any) -> LogLine:
 
 
 def _fill_logs_response(s: LogsResponse, m: Any) -> None:
-    for v in s.lines:
-        _fill_log_line(v, m.lines.add())
+    for lines in s.lines:
+        _fill_log_line(lines, m.lines.add())
     if s.problems:
         m.problems.extend(s.problems)
 
@@ -3565,8 +3565,8 @@ def _read_filter(m: Any) -> Filter:
 def _fill_list_request(s: ListRequest, m: Any) -> None:
     if s.kind:
         m.kind = s.kind
-    for v in s.filters:
-        _fill_filter(v, m.filters.add())
+    for filters in s.filters:
+        _fill_filter(filters, m.filters.add())
     if s.with_status:
         m.with_status = s.with_status
 
@@ -3580,10 +3580,10 @@ def _read_list_request(m: Any) -> ListRequest:
 
 
 def _fill_list_response(s: ListResponse, m: Any) -> None:
-    for v in s.objects:
-        _fill_object(v, m.objects.add())
-    for v in s.service_statuses:
-        _fill_service_status(v, m.service_statuses.add())
+    for objects in s.objects:
+        _fill_object(objects, m.objects.add())
+    for service_statuses in s.service_statuses:
+        _fill_service_status(service_statuses, m.service_statuses.add())
     if s.revision:
         m.revision = s.revision
 
@@ -3776,8 +3776,8 @@ def _fill_deploy_stack_response(s: DeployStackResponse, m: Any) -> None:
         m.stack_id = s.stack_id
     if s.revision:
         m.revision = s.revision
-    for v in s.changes:
-        _fill_stack_change(v, m.changes.add())
+    for changes in s.changes:
+        _fill_stack_change(changes, m.changes.add())
     if s.warnings:
         m.warnings.extend(s.warnings)
 
@@ -3806,8 +3806,8 @@ def _read_watch_services_request(m: Any) -> WatchServicesRequest:
 
 
 def _fill_watch_services_response(s: WatchServicesResponse, m: Any) -> None:
-    for v in s.statuses:
-        _fill_service_status(v, m.statuses.add())
+    for statuses in s.statuses:
+        _fill_service_status(statuses, m.statuses.add())
     if s.revision:
         m.revision = s.revision
 
@@ -3822,8 +3822,8 @@ def _read_watch_services_response(m: Any) -> WatchServicesResponse:
 def _fill_watch_request(s: WatchRequest, m: Any) -> None:
     if s.kinds:
         m.kinds.extend(s.kinds)
-    for v in s.filters:
-        _fill_filter(v, m.filters.add())
+    for filters in s.filters:
+        _fill_filter(filters, m.filters.add())
     if s.from_revision:
         m.from_revision = s.from_revision
 
@@ -3865,8 +3865,8 @@ def _read_event(m: Any) -> Event:
 
 
 def _fill_watch_response(s: WatchResponse, m: Any) -> None:
-    for v in s.events:
-        _fill_event(v, m.events.add())
+    for events in s.events:
+        _fill_event(events, m.events.add())
 
 
 def _read_watch_response(m: Any) -> WatchResponse:
@@ -3922,8 +3922,8 @@ def _fill_explain_task_response(s: ExplainTaskResponse, m: Any) -> None:
         m.nodes_total = s.nodes_total
     if s.nodes_fit:
         m.nodes_fit = s.nodes_fit
-    for v in s.filters:
-        _fill_filter_result(v, m.filters.add())
+    for filters in s.filters:
+        _fill_filter_result(filters, m.filters.add())
     if s.never:
         m.never = s.never
     if s.hint:
@@ -3980,10 +3980,10 @@ def _fill_task_report(s: TaskReport, m: Any) -> None:
         _fill_task_status(s.status, m.status)
     if s.removed:
         m.removed = s.removed
-    for v in s.host_ports:
-        _fill_port_config(v, m.host_ports.add())
-    for v in s.networks:
-        _fill_network_attachment(v, m.networks.add())
+    for host_ports in s.host_ports:
+        _fill_port_config(host_ports, m.host_ports.add())
+    for networks in s.networks:
+        _fill_network_attachment(networks, m.networks.add())
 
 
 def _read_task_report(m: Any) -> TaskReport:
@@ -4002,8 +4002,8 @@ def _fill_hello(s: Hello, m: Any) -> None:
     if s.description is not None:
         m.description.SetInParent()
         _fill_node_description(s.description, m.description)
-    for v in s.tasks:
-        _fill_task_report(v, m.tasks.add())
+    for tasks in s.tasks:
+        _fill_task_report(tasks, m.tasks.add())
 
 
 def _read_hello(m: Any) -> Hello:
@@ -4028,8 +4028,8 @@ def _read_heartbeat(m: Any) -> Heartbeat:
 def _fill_status_batch(s: StatusBatch, m: Any) -> None:
     if s.sequence:
         m.sequence = s.sequence
-    for v in s.reports:
-        _fill_task_report(v, m.reports.add())
+    for reports in s.reports:
+        _fill_task_report(reports, m.reports.add())
 
 
 def _read_status_batch(m: Any) -> StatusBatch:
@@ -4146,8 +4146,8 @@ def _fill_assignment(s: Assignment, m: Any) -> None:
         _fill_task_spec(s.spec, m.spec)
     if s.service_labels:
         m.service_labels.update(s.service_labels)
-    for v in s.ports:
-        _fill_port_config(v, m.ports.add())
+    for ports in s.ports:
+        _fill_port_config(ports, m.ports.add())
     if s.name:
         m.name = s.name
     if s.registry_auth:
@@ -4236,10 +4236,10 @@ def _fill_ingress_service(s: IngressService, m: Any) -> None:
         m.service_id = s.service_id
     if s.service_name:
         m.service_name = s.service_name
-    for v in s.ports:
-        _fill_port_config(v, m.ports.add())
-    for v in s.backends:
-        _fill_backend(v, m.backends.add())
+    for ports in s.ports:
+        _fill_port_config(ports, m.ports.add())
+    for backends in s.backends:
+        _fill_backend(backends, m.backends.add())
 
 
 def _read_ingress_service(m: Any) -> IngressService:
@@ -4256,24 +4256,24 @@ def _fill_assignments(s: Assignments, m: Any) -> None:
         m.full = s.full
     if s.sequence:
         m.sequence = s.sequence
-    for v in s.tasks:
-        _fill_assignment(v, m.tasks.add())
+    for tasks in s.tasks:
+        _fill_assignment(tasks, m.tasks.add())
     if s.removed_tasks:
         m.removed_tasks.extend(s.removed_tasks)
-    for v in s.secrets:
-        _fill_secret_data(v, m.secrets.add())
+    for secrets in s.secrets:
+        _fill_secret_data(secrets, m.secrets.add())
     if s.removed_secrets:
         m.removed_secrets.extend(s.removed_secrets)
-    for v in s.configs:
-        _fill_config_data(v, m.configs.add())
+    for configs in s.configs:
+        _fill_config_data(configs, m.configs.add())
     if s.removed_configs:
         m.removed_configs.extend(s.removed_configs)
-    for v in s.networks:
-        _fill_network(v, m.networks.add())
+    for networks in s.networks:
+        _fill_network(networks, m.networks.add())
     if s.removed_networks:
         m.removed_networks.extend(s.removed_networks)
-    for v in s.ingress:
-        _fill_ingress_service(v, m.ingress.add())
+    for ingress in s.ingress:
+        _fill_ingress_service(ingress, m.ingress.add())
     if s.removed_ingress:
         m.removed_ingress.extend(s.removed_ingress)
 
@@ -5138,7 +5138,8 @@ M = TypeVar("M", bound=Message)
 
 
 def _pb(cls: type[Message]) -> Any:
-    """The protobuf class of a struct; protobuf is imported when the first message crosses the wire."""
+    """The protobuf class of a struct; protobuf is imported when the first message crosses the wire.
+    """
     found = _PB.get(cls)
     if found is None:
         import importlib
@@ -5156,7 +5157,9 @@ def encode(message: Message) -> bytes:
 
 
 def decode(cls: type[M], data: bytes) -> M:
-    """Reads a message of the given class. Raises google.protobuf.message.DecodeError on anything else."""
+    """Reads a message of the given class. Raises google.protobuf.message.DecodeError on anything
+    else.
+    """
     m = _pb(cls)()
     m.ParseFromString(data)
     return _READ[cls](m)  # type: ignore[no-any-return]  # the table pairs each class with its reader

@@ -1,0 +1,192 @@
+"""What the worker asks of a runtime: prepare, start, stop and remove tasks, and say what became of
+them.
+
+A runtime keeps no desired state and decides nothing. Its names on the host (container name, cgroup,
+state folder) carry the task id, so that after a restart of the agent, or of the machine, it finds
+its tasks again. All methods may be called for different tasks at once; for one task the worker
+calls them one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from swarm import errors
+from swarm.v1 import (
+    Assignment,
+    ContainerStatus,
+    EngineDescription,
+    ExecInput,
+    ExecOutput,
+    ExecStart,
+    LogLine,
+    LogOptions,
+    Network,
+    NetworkAttachment,
+    PortConfig,
+    Resources,
+    TaskStats,
+)
+
+
+class Rejected(errors.SwarmError):
+    """The task cannot run here as it is specified: no such image, bad option. Becomes state
+    REJECTED.
+    """
+
+
+class Failed(errors.SwarmError):
+    """The runtime could not do it this time. Becomes state FAILED."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFile:
+    """A secret or config that appears inside the task."""
+
+    target: str  # absolute path inside
+    data: bytes
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o444
+    secret: bool = False  # must never reach a disk
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """All that a runtime needs to run one task."""
+
+    assignment: Assignment
+    files: tuple[TaskFile, ...] = ()
+    # By id: the networks that assignment.task.networks or spec.networks refer to.
+    networks: Mapping[str, Network] = field(default_factory=dict)
+
+    @property
+    def task_id(self) -> str:
+        task = self.assignment.task
+        assert task is not None
+        return task.id
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What is known once a task runs."""
+
+    container: ContainerStatus
+    # Address at which this host reaches the task's ports; empty: it has none.
+    address: str = ""
+    # Target port -> port at `address`, where they differ (tasks that share the host's network).
+    port_map: Mapping[int, int] = field(default_factory=dict)
+    host_ports: tuple[PortConfig, ...] = ()
+    networks: tuple[NetworkAttachment, ...] = ()
+    # False: it has a healthcheck that has not passed yet.
+    healthy: bool = True
+
+
+class EventKind(Enum):
+    HEALTHY = "healthy"
+    UNHEALTHY = "unhealthy"
+    EXITED = "exited"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened to a running task without being asked for."""
+
+    task_id: str
+    kind: EventKind
+    exit_code: int = 0
+    message: str = ""  # "out of memory", the healthcheck's last output …
+
+
+class Phase(Enum):
+    """How far a task that was found on the host has come."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    EXITED = "exited"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A task of this cluster that exists on the host; from `adopt`."""
+
+    task_id: str
+    phase: Phase
+    started: Started | None = None  # set when running
+    exit_code: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a runtime offers, for NodeDescription."""
+
+    runtimes: tuple[str, ...]  # values of TaskSpec.runtime
+    resources: Resources
+    engine: EngineDescription | None = None
+    warnings: tuple[str, ...] = ()  # what it cannot enforce, one sentence each
+
+
+class Runtime(Protocol):
+    """One way to run tasks on this host."""
+
+    name: str  # "docker" or "process"
+
+    async def connect(self) -> None:
+        """Makes sure the runtime answers. Raises Unavailable with what to do about it."""
+        ...
+
+    async def describe(self) -> Description: ...
+
+    async def adopt(self) -> tuple[Found, ...]:
+        """All tasks of this node that exist on the host; afterwards their events are reported."""
+        ...
+
+    def events(self) -> AsyncIterator[Event]:
+        """Events of all tasks until the runtime is closed; reconnects by itself, losing none."""
+        ...
+
+    async def prepare(self, work: Work) -> None:
+        """Gets the image, makes volumes and networks, creates the task without starting it. Raises
+        Rejected, Failed.
+        """
+        ...
+
+    async def start(self, work: Work) -> Started:
+        """Starts a prepared task. Raises Rejected, Failed. A second call for a running task returns
+        the same.
+        """
+        ...
+
+    async def stop(self, task_id: str, *, signal: str, grace_s: float) -> int | None:
+        """Signal, then SIGKILL after the grace period; returns the exit code, None if it never ran
+        or is gone.
+        """
+        ...
+
+    async def remove(self, task_id: str) -> None:
+        """Removes all that `prepare` made for this task alone; nothing happens if there is nothing."""
+        ...
+
+    async def release_network(self, network_id: str) -> None:
+        """No task of this node uses the network any more: removes what was made for it."""
+        ...
+
+    def logs(self, task_id: str, options: LogOptions) -> AsyncIterator[LogLine]: ...
+
+    def exec(
+        self, task_id: str, start: ExecStart, stdin: AsyncIterator[ExecInput]
+    ) -> AsyncIterator[ExecOutput]:
+        """Runs a command inside; the last output has `exit_code`. Raises Rejected when it cannot be
+        run.
+        """
+        ...
+
+    async def stats(self, task_id: str) -> TaskStats: ...
+
+    async def close(self) -> None:
+        """Lets go of the runtime; tasks go on."""
+        ...
