@@ -1,0 +1,383 @@
+"""The cluster's root CA: who is at the other end of a connection, and who gets which certificate.
+
+Owns the trust decisions: which roots a server accepts (the cluster's, and one small CA per join
+token), what a certificate accepted by TLS stands for, and the issue of node and client
+certificates. The keys live in the store's Keyring.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from msgspec import structs
+
+from manager.store import Draft, Store, View
+from swarm import errors, tls
+from swarm.clock import SECOND_NS, Clock
+from swarm.ids import Rng, base36, new_id
+from swarm.rpc import Context, Identity, Method
+from swarm.v1 import (
+    Availability,
+    Caller,
+    Cluster,
+    ClusterSpec,
+    IssueClientCertificateRequest,
+    IssueClientCertificateResponse,
+    IssueNodeCertificateRequest,
+    IssueNodeCertificateResponse,
+    Keyring,
+    ManagerStatus,
+    Node,
+    NodeDescription,
+    NodeRole,
+    NodeSpec,
+    NodeState,
+    NodeStatus,
+    RaftConfig,
+    Reachability,
+)
+
+log = structlog.get_logger("ca")
+
+NODE_CERT_EXPIRY_NS = 90 * 86400 * SECOND_NS  # Swarm's default
+NODE_CERT_EXPIRY_NS_MIN = 3600 * SECOND_NS
+CLIENT_CERT_EXPIRY_NS = 365 * 86400 * SECOND_NS
+TASK_HISTORY_LIMIT = 5  # Swarm's default
+_UNITS = {NodeRole.MANAGER: tls.OU_MANAGER, NodeRole.WORKER: tls.OU_WORKER}
+_CALLERS = {
+    tls.OU_MANAGER: Caller.MANAGER,
+    tls.OU_WORKER: Caller.WORKER,
+    tls.OU_ADMIN: Caller.ADMIN,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NewCluster:
+    """What a first manager needs to begin."""
+
+    cluster: Cluster
+    keyring: Keyring
+    node: Node
+    certificate_pem: str
+    key_pem: str
+
+
+def new_cluster(
+    *,
+    now_ns: int,
+    rng: Rng,
+    spec: ClusterSpec | None,
+    hostname: str,
+    advertise_addr: str,
+    data_path_port: int,
+    availability: Availability,
+    engine: str,
+    addr_pool: tuple[str, ...] = (),
+    subnet_size: int = 24,
+) -> NewCluster:
+    """The objects of a new cluster with one manager. Raises Invalid for a spec that cannot be."""
+    spec = _cluster_spec(spec or ClusterSpec())
+    cluster_id, node_id = new_id(rng), new_id(rng)
+    root_pem, root_key_pem = tls.new_root(now_ns=now_ns, cluster_id=cluster_id)
+    key_pem = tls.new_key_pem()
+    certificate_pem = tls.sign(
+        tls.load_csr(tls.csr_pem(key_pem)),
+        root_pem=root_pem,
+        root_key_pem=root_key_pem,
+        common_name=node_id,
+        unit=tls.OU_MANAGER,
+        organization=cluster_id,
+        now_ns=now_ns,
+        lifetime_ns=spec.node_cert_expiry_ns,
+    )
+    return NewCluster(
+        cluster=Cluster(
+            id=cluster_id,
+            spec=spec,
+            root_ca_pem=root_pem,
+            default_addr_pool=addr_pool or ("10.0.0.0/8",),
+            subnet_size=subnet_size,
+            data_path_port=data_path_port,
+            store_engine=engine,
+        ),
+        keyring=Keyring(
+            id=cluster_id,
+            root_ca_key_pem=root_key_pem,
+            worker_token_secret=_token_secret(rng),
+            manager_token_secret=_token_secret(rng),
+            relay_key=rng.getrandbits(256).to_bytes(32, "big"),
+        ),
+        node=Node(
+            id=node_id,
+            spec=NodeSpec(role=NodeRole.MANAGER, availability=availability or Availability.ACTIVE),
+            description=NodeDescription(hostname=hostname),
+            status=NodeStatus(state=NodeState.UNKNOWN, addr=advertise_addr, since_ns=now_ns),
+            manager_status=ManagerStatus(
+                leader=True, reachability=Reachability.REACHABLE, addr=advertise_addr
+            ),
+            certificate_expires_at_ns=now_ns + spec.node_cert_expiry_ns,
+        ),
+        certificate_pem=certificate_pem,
+        key_pem=key_pem,
+    )
+
+
+def _cluster_spec(spec: ClusterSpec) -> ClusterSpec:
+    """The spec with Swarm's defaults filled in."""
+    expiry_ns = spec.node_cert_expiry_ns or NODE_CERT_EXPIRY_NS
+    if expiry_ns < NODE_CERT_EXPIRY_NS_MIN:
+        raise errors.Invalid("the lifetime of node certificates must be at least 1h0m0s")
+    return structs.replace(
+        spec,
+        name=spec.name or "default",
+        task_history_limit=spec.task_history_limit or TASK_HISTORY_LIMIT,
+        node_cert_expiry_ns=expiry_ns,
+        raft=spec.raft
+        or RaftConfig(
+            snapshot_interval=10_000,
+            keep_old_snapshots=0,
+            log_entries_for_slow_followers=500,
+            election_tick=10,
+            heartbeat_tick=1,
+        ),
+    )
+
+
+def _token_secret(rng: Rng) -> str:
+    return base36(rng.getrandbits(128), length=25)
+
+
+class Authority:
+    """Trust and certificates of one manager; implements the contract's Certificates service."""
+
+    def __init__(self, store: Store, clock: Clock, rng: Rng) -> None:
+        self._store = store
+        self._clock = clock
+        self._rng = rng
+        # Certificates seen, by PEM: checking a signature costs 0.2 ms, and a node makes many calls.
+        self._identified: dict[bytes, Identity] = {}
+
+    # -------------------------------------------------------------- trust
+
+    def trusted_pem(self) -> str:
+        """What a server accepts clients by: the cluster's roots and the join tokens' CAs."""
+        cluster, keyring = objects(self._store)
+        return (
+            cluster.root_ca_pem
+            + _token_ca_pem(keyring.worker_token_secret)
+            + _token_ca_pem(keyring.manager_token_secret)
+        )
+
+    def authorize(self, method: Method, auth: dict[str, list[bytes]]) -> Identity:
+        """Who calls, if the method is for them. Raises Denied with the reason."""
+        pem = next(iter(auth.get("x509_pem_cert", ())), b"")
+        identity = self.identify(pem)
+        if identity.caller not in method.callers:
+            allowed = ", ".join(sorted(c.name.lower().replace("_", "-") for c in method.callers))
+            raise errors.Denied(
+                f"{method.path.rsplit('/', 1)[1]} is not for {_spoken(identity.caller)}; "
+                f"it is for: {allowed}"
+            )
+        if identity.node_id:
+            self._check_member(identity)
+        return identity
+
+    def identify(self, pem: bytes) -> Identity:
+        """What a certificate that passed TLS stands for. The issuer decides, not what the
+        certificate says of itself.
+
+        A join token's CA may sign anything, so its certificates are never taken for more than
+        knowledge of the token.
+        """
+        if (known := self._identified.get(pem)) is not None and known.node_id:
+            return known
+        if not pem:
+            raise errors.Denied("the connection has no client certificate")
+        cluster, keyring = objects(self._store)
+        certificate = tls.load_certificates(pem.decode())[0]
+        if any(tls.issued_by(certificate, r) for r in tls.load_certificates(cluster.root_ca_pem)):
+            identity = self._member(tls.facts(certificate), cluster)
+            if len(self._identified) >= 10_000:  # renewals leave old certificates behind
+                self._identified.clear()
+            self._identified[pem] = identity
+            return identity
+        for secret, caller in (
+            (keyring.worker_token_secret, Caller.JOIN_WORKER),
+            (keyring.manager_token_secret, Caller.JOIN_MANAGER),
+        ):
+            ca = tls.load_certificates(_token_ca_pem(secret))[0]
+            if tls.issued_by(certificate, ca):
+                return Identity(caller, cluster_id=cluster.id)
+        raise errors.Denied(
+            "the certificate was issued by another cluster, or with a join token that was rotated"
+        )
+
+    def _member(self, facts: tls.Facts, cluster: Cluster) -> Identity:
+        caller = _CALLERS.get(facts.unit)
+        if caller is None or facts.organization != cluster.id:
+            raise errors.Denied(f"the certificate's role {facts.unit!r} is unknown")
+        if caller == Caller.ADMIN:
+            return Identity(caller, name=facts.common_name, cluster_id=cluster.id)
+        return Identity(caller, node_id=facts.common_name, cluster_id=cluster.id)
+
+    def _check_member(self, identity: Identity) -> None:
+        node = self._store.get(Node, identity.node_id)
+        if node is None or node.revoked:
+            raise errors.Denied(
+                f"node {identity.node_id} was removed from the cluster; run `swarmctl swarm leave` "
+                "on it, and join again with a fresh token"
+            )
+        role = node.spec.role if node.spec else NodeRole.UNSPECIFIED
+        if identity.caller == Caller.MANAGER and role != NodeRole.MANAGER:
+            raise errors.Denied(
+                f"node {identity.node_id} is not a manager any more; it must renew its certificate"
+            )
+
+    # -------------------------------------------------------------- tokens
+
+    def worker(self) -> str:
+        """The worker join token."""
+        return self._token(objects(self._store)[1].worker_token_secret)
+
+    def manager(self) -> str:
+        """The manager join token."""
+        return self._token(objects(self._store)[1].manager_token_secret)
+
+    def _token(self, secret: str) -> str:
+        cluster, _ = objects(self._store)
+        return str(tls.JoinToken(tls.root_digest(cluster.root_ca_pem), secret))
+
+    async def rotate(self, *, worker: bool, manager: bool) -> None:
+        """Makes the old tokens worthless. Nodes that have joined keep their certificates."""
+
+        def change(draft: Draft) -> None:
+            _, keyring = objects(draft)
+            if worker:
+                keyring = structs.replace(keyring, worker_token_secret=_token_secret(self._rng))
+            if manager:
+                keyring = structs.replace(keyring, manager_token_secret=_token_secret(self._rng))
+            draft.put(keyring)
+
+        if worker or manager:
+            await self._store.update(change)
+
+    # -------------------------------------------------------------- the Certificates service
+
+    async def issue_node_certificate(
+        self, request: IssueNodeCertificateRequest, context: Context
+    ) -> IssueNodeCertificateResponse:
+        csr = tls.load_csr(request.csr_pem)
+        joining = context.identity.caller in (Caller.JOIN_WORKER, Caller.JOIN_MANAGER)
+        node_id = new_id(self._rng) if joining else context.identity.node_id
+        if context.identity.caller == Caller.JOIN_MANAGER:
+            raise errors.Unsupported(
+                "this cluster keeps its state in the embedded store, which has one manager; "
+                "join with the worker token (`swarmctl swarm join-token worker`)"
+            )
+
+        def enter(draft: Draft) -> NodeRole:
+            cluster, _ = objects(draft)
+            expires_ns = draft.now_ns + _expiry_ns(cluster)
+            node = draft.get(Node, node_id)
+            if node is None:
+                if not joining:
+                    raise errors.Denied(f"node {node_id} is not in the cluster any more")
+                node = self._new_worker(node_id, request, draft.now_ns)
+            draft.put(structs.replace(node, certificate_expires_at_ns=expires_ns))
+            assert node.spec is not None
+            return node.spec.role
+
+        role = await self._store.update(enter)
+        log.info("certificate_issued", node_id=node_id, role=role.name.lower(), joined=joining)
+        cluster, keyring = objects(self._store)
+        return IssueNodeCertificateResponse(
+            node_id=node_id,
+            certificate_pem=tls.sign(
+                csr,
+                root_pem=cluster.root_ca_pem,
+                root_key_pem=keyring.root_ca_key_pem,
+                common_name=node_id,
+                unit=_UNITS[role],
+                organization=cluster.id,
+                now_ns=self._clock.now_ns(),
+                lifetime_ns=_expiry_ns(cluster),
+            ),
+            root_ca_pem=cluster.root_ca_pem,
+            role=role,
+            cluster_id=cluster.id,
+            managers=manager_addrs(self._store),
+        )
+
+    def _new_worker(self, node_id: str, request: IssueNodeCertificateRequest, now_ns: int) -> Node:
+        return Node(
+            id=node_id,
+            spec=NodeSpec(
+                role=NodeRole.WORKER,
+                availability=request.availability or Availability.ACTIVE,
+            ),
+            description=NodeDescription(hostname=request.hostname),
+            status=NodeStatus(state=NodeState.UNKNOWN, since_ns=now_ns),
+        )
+
+    async def issue_client_certificate(
+        self, request: IssueClientCertificateRequest, context: Context
+    ) -> IssueClientCertificateResponse:
+        if not request.name or len(request.name) > 64:
+            raise errors.Invalid("name the person the certificate is for, in 1 to 64 characters")
+        cluster, keyring = objects(self._store)
+        log.info(
+            "client_certificate_issued", name=request.name, by=_spoken(context.identity.caller)
+        )
+        return IssueClientCertificateResponse(
+            certificate_pem=tls.sign(
+                tls.load_csr(request.csr_pem),
+                root_pem=cluster.root_ca_pem,
+                root_key_pem=keyring.root_ca_key_pem,
+                common_name=request.name,
+                unit=tls.OU_ADMIN,
+                organization=cluster.id,
+                now_ns=self._clock.now_ns(),
+                lifetime_ns=CLIENT_CERT_EXPIRY_NS,
+            ),
+            root_ca_pem=cluster.root_ca_pem,
+        )
+
+
+def objects(view: View) -> tuple[Cluster, Keyring]:
+    """The cluster and its keys."""
+    cluster = next(iter(view.all(Cluster)), None)
+    keyring = next(iter(view.all(Keyring)), None)
+    if cluster is None or keyring is None:
+        raise errors.Internal("the store holds no cluster; restore it from a backup")
+    return cluster, keyring
+
+
+def manager_addrs(view: View) -> tuple[str, ...]:
+    """host:port of every manager, in order."""
+    return tuple(
+        sorted(n.manager_status.addr for n in view.all(Node) if n.manager_status is not None)
+    )
+
+
+def _expiry_ns(cluster: Cluster) -> int:
+    return (cluster.spec and cluster.spec.node_cert_expiry_ns) or NODE_CERT_EXPIRY_NS
+
+
+@functools.lru_cache(maxsize=16)
+def _token_ca_pem(secret: str) -> str:
+    return tls.token_ca(secret)[0]
+
+
+def _spoken(caller: Caller) -> str:
+    words: dict[Any, str] = {
+        Caller.LOCAL: "local users",
+        Caller.ADMIN: "people with a client certificate",
+        Caller.MANAGER: "managers",
+        Caller.WORKER: "workers",
+        Caller.JOIN_WORKER: "nodes that join as workers",
+        Caller.JOIN_MANAGER: "nodes that join as managers",
+    }
+    return words[caller]

@@ -1,0 +1,43 @@
+"""structlog as this project uses it: an event name and fields; JSON for machines, aligned text for
+people.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TextIO
+
+import structlog
+
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+FORMATS = ("auto", "json", "text")
+
+
+def configure(*, level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
+    """Sets logging up for the process. `auto` is text on a terminal and JSON elsewhere."""
+    stream = stream or sys.stderr
+    terminal = stream.isatty()
+    text = form == "text" or (form == "auto" and terminal)
+    renderer: structlog.types.Processor = (
+        structlog.dev.ConsoleRenderer(colors=terminal)
+        if text
+        else structlog.processors.JSONRenderer(default=str)
+    )
+    exceptions: list[structlog.types.Processor] = (
+        [] if text else [structlog.processors.dict_tracebacks]
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *exceptions,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+    # Libraries log through the standard module; only what somebody should look at comes through.
+    logging.basicConfig(level=max(LEVELS[level], logging.WARNING), stream=stream, force=True)
