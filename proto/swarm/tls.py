@@ -227,7 +227,8 @@ class JoinToken:
         match = _TOKEN.fullmatch(text.strip())
         if match is None:
             raise errors.Invalid(
-                "the join token is not valid: it has the form SWMTKN-1-<50 characters>-<25 characters>; "
+                "the join token is not valid: it has the form "
+                "SWMTKN-1-<50 characters>-<25 characters>; "
                 "`swarmctl swarm join-token worker` on a manager prints it"
             )
         return cls(match[1], match[2])

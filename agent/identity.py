@@ -1,0 +1,227 @@
+"""Who this node is: one private file in the state folder, replaced as a whole, so that it is never
+half changed.
+
+Owns the file's format and the renewal of the node's certificate. Joins go through `join`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from swarm import errors, tls
+from swarm.clock import SECOND_NS, Clock
+from swarm.files import write_private
+from swarm.ids import Rng
+from swarm.rpc import Channel
+from swarm.v1 import Availability, IssueNodeCertificateRequest, NodeRole
+from swarm.v1.services import CertificatesClient
+
+log = structlog.get_logger("identity")
+
+FORMAT = 1
+FILE = "identity.json"
+JOIN_TIMEOUT_S = 10.0
+# Renewal happens at a random point between these shares of the certificate's life, so that nodes
+# that joined together do not all come at once (SwarmKit ca/renewer.go does the same).
+_RENEW_FROM, _RENEW_TO = 0.5, 0.8
+# The clock is looked at this often, because a sleeping machine's timers do not run.
+_RENEW_CHECK_S = 60.0
+_RENEW_RETRY_S = 30.0
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """A node's membership. Addresses are host:port, data_path_addr a host."""
+
+    format: int
+    node_id: str
+    cluster_id: str
+    role: NodeRole
+    key_pem: str
+    certificate_pem: str
+    root_ca_pem: str
+    listen_addr: str
+    advertise_addr: str
+    data_path_addr: str
+    managers: tuple[str, ...] = ()
+
+    def channel(self, address: str) -> Channel:
+        """A connection to a manager as this node."""
+        credentials = tls.client_credentials(self.root_ca_pem, self.key_pem, self.certificate_pem)
+        return Channel.tls(address, credentials, server_name=tls.SERVER_NAME)
+
+
+def load(state_dir: Path) -> Identity | None:
+    """The node's identity; None when it is in no cluster. Raises Invalid for a damaged file."""
+    path = state_dir / FILE
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        identity = msgspec.json.decode(data, type=Identity)
+        tls.load_key(identity.key_pem)
+        tls.load_certificates(identity.certificate_pem)
+        tls.load_certificates(identity.root_ca_pem)
+    except (msgspec.DecodeError, UnicodeDecodeError, errors.Invalid) as error:
+        raise errors.Invalid(
+            f"{path} is damaged: {error}. Restore it from a backup; or, to join again as a new "
+            "node, remove the file, remove the old node with `swarmctl node rm` on a manager, and use "
+            "`swarmctl swarm join`"
+        ) from None
+    if identity.format != FORMAT:
+        raise errors.Invalid(
+            f"{path} has format {identity.format}, this version reads {FORMAT}; use the swarmd "
+            "that wrote it, or a newer one"
+        )
+    return identity
+
+
+def save(state_dir: Path, identity: Identity) -> None:
+    """Replaces the file; it is on the disk when this returns."""
+    write_private(state_dir / FILE, msgspec.json.format(msgspec.json.encode(identity)))
+
+
+def forget(state_dir: Path) -> None:
+    """The node is in no cluster any more."""
+    (state_dir / FILE).unlink(missing_ok=True)
+
+
+async def join(
+    *,
+    token: str,
+    addresses: Sequence[str],
+    hostname: str,
+    availability: Availability,
+    listen_addr: str,
+    advertise_addr: str,
+    data_path_addr: str,
+) -> Identity:
+    """Asks the managers for a certificate, one after the other.
+
+    Raises Invalid (bad token or address), Denied (wrong token), Unavailable (none answers; says
+    what each one said).
+    """
+    parsed = tls.JoinToken.parse(token)
+    if not addresses:
+        raise errors.Invalid(
+            "name a manager to join: `swarmctl swarm join --token TOKEN HOST:2377`"
+        )
+    key_pem = tls.new_key_pem()
+    request = IssueNodeCertificateRequest(
+        csr_pem=tls.csr_pem(key_pem),
+        availability=availability,
+        hostname=hostname,
+        addr=advertise_addr,
+    )
+    problems: list[str] = []
+    for address in addresses:
+        target = tls.join_address(*tls.split_address(address))
+        try:
+            root_pem = await asyncio.to_thread(
+                tls.fetch_root, target, parsed, timeout_s=JOIN_TIMEOUT_S
+            )
+            certificate_pem, join_key_pem = tls.join_certificate(parsed)
+            credentials = tls.client_credentials(root_pem, join_key_pem, certificate_pem)
+            async with Channel.tls(target, credentials, server_name=tls.SERVER_NAME) as channel:
+                answer = await CertificatesClient(channel).issue_node_certificate(
+                    request, timeout_s=JOIN_TIMEOUT_S
+                )
+        except errors.Unavailable as error:
+            problems.append(_join_problem(target, error))
+            continue
+        return Identity(
+            format=FORMAT,
+            node_id=answer.node_id,
+            cluster_id=answer.cluster_id,
+            role=answer.role,
+            key_pem=key_pem,
+            certificate_pem=answer.certificate_pem,
+            root_ca_pem=answer.root_ca_pem,
+            listen_addr=listen_addr,
+            advertise_addr=advertise_addr,
+            data_path_addr=data_path_addr,
+            managers=answer.managers or (target,),
+        )
+    raise errors.Unavailable("cannot join: " + "; ".join(problems))
+
+
+def _join_problem(target: str, error: errors.Unavailable) -> str:
+    """The manager drops a connection whose certificate no current token signed, which says nothing
+    by itself.
+    """
+    if "handshak" in error.message or "Socket closed" in error.message:
+        return (
+            f"{target} refused the join token: it was rotated, or is for another cluster. Get the "
+            "current one with `swarmctl swarm join-token worker` on a manager"
+        )
+    return error.message
+
+
+async def keep_renewed(
+    current: Callable[[], Identity],
+    replace: Callable[[Identity], Awaitable[None]],
+    *,
+    clock: Clock,
+    rng: Rng,
+    wake: asyncio.Event,
+) -> None:
+    """Renews the node's certificate for as long as it runs; `wake` asks for a renewal at once (the
+    role has changed).
+    """
+    while True:
+        facts = tls.facts(tls.load_certificates(current().certificate_pem)[0])
+        life_ns = facts.not_after_ns - facts.not_before_ns
+        share = _RENEW_FROM + (_RENEW_TO - _RENEW_FROM) * rng.random()
+        due_ns = facts.not_before_ns + int(life_ns * share)
+        while clock.now_ns() < due_ns and not wake.is_set():
+            await _wait(wake, min(_RENEW_CHECK_S, max(0.0, (due_ns - clock.now_ns()) / SECOND_NS)))
+        wake.clear()
+        try:
+            await replace(await renew(current()))
+        except errors.SwarmError as error:
+            log.warning("certificate_not_renewed", reason=error.message, retry_s=_RENEW_RETRY_S)
+            await _wait(wake, _RENEW_RETRY_S)
+
+
+async def renew(identity: Identity) -> Identity:
+    """The identity with a fresh key and certificate, in the role that the cluster has for the node
+    now.
+    """
+    key_pem = tls.new_key_pem()
+    request = IssueNodeCertificateRequest(
+        csr_pem=tls.csr_pem(key_pem), addr=identity.advertise_addr
+    )
+    problems: list[str] = []
+    for address in identity.managers:
+        try:
+            async with identity.channel(address) as channel:
+                answer = await CertificatesClient(channel).issue_node_certificate(
+                    request, timeout_s=JOIN_TIMEOUT_S
+                )
+        except errors.Unavailable as error:
+            problems.append(error.message)
+            continue
+        log.info("certificate_renewed", role=answer.role.name.lower())
+        return msgspec.structs.replace(
+            identity,
+            key_pem=key_pem,
+            certificate_pem=answer.certificate_pem,
+            root_ca_pem=answer.root_ca_pem,
+            role=answer.role,
+            managers=answer.managers or identity.managers,
+        )
+    raise errors.Unavailable("; ".join(problems) or "no manager is known")
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    """Until the event is set, or the time is up."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -1,0 +1,161 @@
+"""What every swarmd answers on its unix socket: who am I, init, join, leave; and the manager's
+services where one runs.
+
+On a node without a manager the control API answers what Docker answers: that this is no manager,
+and what to do.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import structlog
+
+from swarm import errors, tls
+from swarm.rpc import Context, Identity, Method
+from swarm.v1 import (
+    Caller,
+    GetNodeInfoRequest,
+    GetNodeInfoResponse,
+    InitRequest,
+    InitResponse,
+    JoinRequest,
+    JoinResponse,
+    LeaveRequest,
+    LeaveResponse,
+)
+
+log = structlog.get_logger("local")
+
+LISTEN_PORT = 2377
+NOT_IN_SWARM = (
+    'This node is not a swarm manager. Use "swarmctl swarm init" or "swarmctl swarm join" to connect '
+    "this node to swarm and try again."
+)
+IS_WORKER = (
+    "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. "
+    "Please run this command on a manager node or promote the current node to a manager."
+)
+ALREADY = (
+    'This node is already part of a swarm. Use "swarmctl swarm leave" to leave this swarm and join '
+    "another one."
+)
+
+
+def authorize(method: Method, auth: dict[str, list[bytes]]) -> Identity:
+    """Whoever may open the socket is a local user."""
+    if Caller.LOCAL not in method.callers:
+        raise errors.Denied(f"{method.path} is not for local users")
+    return Identity(Caller.LOCAL)
+
+
+def gate(methods: tuple[Method, ...], target: Callable[[], object]) -> object:
+    """An object with the service's methods that passes each call on to `target()`, looked up call
+    by call.
+    """
+
+    def unary(name: str) -> Any:
+        async def call(request: Any, context: Context) -> Any:
+            return await getattr(target(), name)(request, context)
+
+        return call
+
+    def stream(name: str) -> Any:
+        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+            async for response in getattr(target(), name)(request, context):
+                yield response
+
+        return call
+
+    class Gate:
+        pass
+
+    out = Gate()
+    for method in methods:
+        make = stream if method.server_streams else unary
+        setattr(out, method.name, make(method.name))
+    return out
+
+
+class LocalService:
+    """The contract's Local service over a daemon (see agent/daemon.py)."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    async def get_node_info(
+        self, request: GetNodeInfoRequest, context: Context
+    ) -> GetNodeInfoResponse:
+        return self._daemon.info()
+
+    async def init(self, request: InitRequest, context: Context) -> InitResponse:
+        return await self._daemon.init(request)
+
+    async def join(self, request: JoinRequest, context: Context) -> JoinResponse:
+        return await self._daemon.join(request)
+
+    async def leave(self, request: LeaveRequest, context: Context) -> LeaveResponse:
+        await self._daemon.leave(force=request.force)
+        return LeaveResponse()
+
+
+class Daemon:
+    """What the service asks of the daemon."""
+
+    def info(self) -> GetNodeInfoResponse:
+        raise NotImplementedError
+
+    async def init(self, request: InitRequest) -> InitResponse:
+        raise NotImplementedError
+
+    async def join(self, request: JoinRequest) -> JoinResponse:
+        raise NotImplementedError
+
+    async def leave(self, *, force: bool) -> None:
+        raise NotImplementedError
+
+
+def listen_address(given: str) -> str:
+    """host:port to listen on; all addresses and the usual port by default."""
+    return tls.join_address(*tls.split_address(given or "0.0.0.0", default_port=LISTEN_PORT))
+
+
+def advertise_address(given: str, listen_addr: str, addresses: tuple[str, ...]) -> str:
+    """host:port under which others reach this node.
+
+    `addresses` are the machine's. Without a given one: the listening address if it is one of its
+    own, else the machine's only address that is not loopback. Raises Invalid where there is a
+    choice, naming what can be chosen.
+    """
+    host, port = tls.split_address(listen_addr)
+    if given:
+        return tls.join_address(*tls.split_address(given, default_port=port))
+    if not ipaddress.ip_address(host).is_unspecified:
+        return tls.join_address(host, port)
+    choice = [a for a in addresses if not ipaddress.ip_address(a).is_loopback]
+    if len(choice) == 1:
+        return tls.join_address(choice[0], port)
+    if not choice:
+        raise errors.Invalid(
+            "this machine has no address other than loopback; name the one that other nodes can "
+            "reach with --advertise-addr (127.0.0.1 for a cluster on this machine alone)"
+        )
+    raise errors.Invalid(
+        f"could not choose an IP address to advertise since this system has multiple addresses "
+        f"({', '.join(choice)}); specify one with --advertise-addr"
+    )
+
+
+def address_towards(target: str) -> str:
+    """The address from which this machine reaches host:port. Sends nothing."""
+    host, port = tls.split_address(target)
+    try:
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        with socket.socket(infos[0][0], socket.SOCK_DGRAM) as probe:
+            probe.connect(infos[0][4])
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise errors.Unavailable(f"{target} cannot be reached: {error.strerror or error}") from None

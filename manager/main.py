@@ -1,0 +1,181 @@
+"""One manager: the store, the leader's control loop, and the services that it answers, wired
+together.
+
+`bootstrap` makes a new cluster's state. A `Manager` serves it: over mutual TLS to nodes and people
+elsewhere, and, through swarmd's unix socket, to the machine's own users.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+
+from manager.api import ControlService, NodeFacts
+from manager.ca import Authority, NewCluster, Sealer, load_or_make_key
+from manager.control import ControlLoop
+from manager.dispatcher import Dispatcher
+from manager.store import Draft, Store
+from manager.store.engines.embedded import EmbeddedEngine
+from swarm import errors, rpc, tls
+from swarm.clock import Clock
+from swarm.ids import Rng
+from swarm.v1.services import CERTIFICATES_METHODS, CONTROL_METHODS, DISPATCHER_METHODS
+
+log = structlog.get_logger("manager")
+
+STORE_FILE = "store.db"
+SEAL_FILE = "seal.key"
+STOP_GRACE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a manager is told by its node. Addresses are host:port."""
+
+    state_dir: Path
+    node_id: str
+    listen_addr: str
+    advertise_addr: str
+    key_pem: str
+    certificate_pem: str
+    version: str
+
+
+async def bootstrap(state_dir: Path, new: NewCluster, clock: Clock) -> None:
+    """Writes a new cluster's first objects; all of them or none."""
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    load_or_make_key(state_dir / SEAL_FILE)
+    store = Store(EmbeddedEngine(state_dir / STORE_FILE, clock), clock)
+    await store.open()
+    try:
+
+        def fill(draft: Draft) -> None:
+            for thing in (new.cluster, new.keyring, new.node):
+                draft.put(thing)
+
+        await store.update(fill)
+    finally:
+        await store.close()
+
+
+class Manager:
+    """A manager that serves. `start`, then `run` until cancelled, then `stop`."""
+
+    def __init__(self, settings: Settings, clock: Clock, rng: Rng) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._rng = rng
+        state_dir = settings.state_dir
+        self.store = Store(EmbeddedEngine(state_dir / STORE_FILE, clock), clock)
+        sealer = Sealer(load_or_make_key(state_dir / SEAL_FILE))
+        self.authority = Authority(self.store, clock, rng)
+        self._dispatcher = Dispatcher(self.store, clock, rng, sealer=sealer)
+        self.control = ControlService(
+            self.store,
+            clock,
+            rng,
+            sealer=sealer,
+            relays=self._dispatcher.relays,
+            tokens=self.authority,
+            facts=NodeFacts(
+                node_id=settings.node_id,
+                advertise_addr=settings.advertise_addr,
+                version=settings.version,
+            ),
+        )
+        self._certificate = (settings.key_pem, settings.certificate_pem)
+        self._server: Any = None
+        # What the TLS server presents and trusts, and whether it knows; read on gRPC's threads.
+        self._offered: tuple[str, str, str] | None = None
+
+    async def start(self) -> None:
+        """Loads the state and opens the port. Raises Corrupt, Unavailable (port taken)."""
+        await self.store.open()
+        server = rpc.server()
+        authorize = self.authority.authorize
+        server.add_generic_rpc_handlers(
+            (
+                rpc.handler(CONTROL_METHODS, self.control, authorize),
+                rpc.handler(DISPATCHER_METHODS, self._dispatcher, authorize),
+                rpc.handler(CERTIFICATES_METHODS, self.authority, authorize),
+            )
+        )
+        listen = self._settings.listen_addr
+        credentials = grpc.dynamic_ssl_server_credentials(
+            self._fetch(), self._fetch_changed, require_client_authentication=True
+        )
+        try:
+            port = server.add_secure_port(listen, credentials)
+        except RuntimeError:
+            port = 0
+        if not port:
+            await self.store.close()
+            raise errors.Unavailable(
+                f"cannot listen on {listen}: the port is taken or the address is not this "
+                "machine's; choose another with --listen-addr"
+            )
+        await server.start()
+        self._server = server
+        log.info("manager_serving", addr=listen, revision=self.store.revision)
+
+    def use_certificate(self, key_pem: str, certificate_pem: str) -> None:
+        """From now on new connections are answered with this certificate."""
+        self._certificate = (key_pem, certificate_pem)
+
+    def _current(self) -> tuple[str, str, str]:
+        return (*self._certificate, self.authority.trusted_pem())
+
+    def _fetch(self) -> Any:
+        self._offered = key_pem, certificate_pem, trusted_pem = self._current()
+        return grpc.ssl_server_certificate_configuration(
+            [(key_pem.encode(), certificate_pem.encode())], root_certificates=trusted_pem.encode()
+        )
+
+    def _fetch_changed(self) -> Any:
+        """Called by gRPC for each new connection; None: nothing has changed."""
+        return None if self._current() == self._offered else self._fetch()
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serves agents and, while this manager leads, runs the control loop; until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._dispatcher.run())
+            group.create_task(self._lead())
+            ready()
+
+    async def _lead(self) -> None:
+        engine = self.store.engine
+        while True:
+            fence = await engine.campaign(self._settings.node_id)
+            log.info("leadership_won", epoch=fence.epoch)
+            loop = ControlLoop(self.store, self._clock, self._rng, fence=fence)
+            leading = asyncio.ensure_future(loop.run())
+            deposed = asyncio.ensure_future(engine.wait_deposed(fence))
+            try:
+                await asyncio.wait({leading, deposed}, return_when=asyncio.FIRST_COMPLETED)
+                if leading.done():
+                    await leading
+                log.warning("leadership_lost", epoch=fence.epoch)
+            finally:
+                for task in (leading, deposed):
+                    task.cancel()
+                await asyncio.gather(leading, deposed, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """Ends all calls and closes the store; what was acknowledged is kept."""
+        if self._server is not None:
+            await self._server.stop(STOP_GRACE_S)
+            self._server = None
+        await self.store.close()
+
+
+def advertised(address: str, listen_addr: str) -> str:
+    """host:port from a host or host:port; the port is the listening one where none is given."""
+    return tls.join_address(
+        *tls.split_address(address, default_port=tls.split_address(listen_addr)[1])
+    )
