@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -32,8 +32,8 @@ log = structlog.get_logger("local")
 
 LISTEN_PORT = 2377
 NOT_IN_SWARM = (
-    'This node is not a swarm manager. Use "swarmctl swarm init" or "swarmctl swarm join" to connect '
-    "this node to swarm and try again."
+    'This node is not a swarm manager. Use "swarmctl swarm init" or "swarmctl swarm join" to '
+    "connect this node to swarm and try again."
 )
 IS_WORKER = (
     "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. "
@@ -102,20 +102,13 @@ class LocalService:
         return LeaveResponse()
 
 
-class Daemon:
+class Daemon(Protocol):
     """What the service asks of the daemon."""
 
-    def info(self) -> GetNodeInfoResponse:
-        raise NotImplementedError
-
-    async def init(self, request: InitRequest) -> InitResponse:
-        raise NotImplementedError
-
-    async def join(self, request: JoinRequest) -> JoinResponse:
-        raise NotImplementedError
-
-    async def leave(self, *, force: bool) -> None:
-        raise NotImplementedError
+    def info(self) -> GetNodeInfoResponse: ...
+    async def init(self, request: InitRequest) -> InitResponse: ...
+    async def join(self, request: JoinRequest) -> JoinResponse: ...
+    async def leave(self, *, force: bool) -> None: ...
 
 
 def listen_address(given: str) -> str:
