@@ -70,8 +70,8 @@ def load(state_dir: Path) -> Identity | None:
     except (msgspec.DecodeError, UnicodeDecodeError, errors.Invalid) as error:
         raise errors.Invalid(
             f"{path} is damaged: {error}. Restore it from a backup; or, to join again as a new "
-            "node, remove the file, remove the old node with `swarmctl node rm` on a manager, and use "
-            "`swarmctl swarm join`"
+            "node, remove the file, remove the old node with `swarmctl node rm` on a manager, and "
+            "use `swarmctl swarm join`"
         ) from None
     if identity.format != FORMAT:
         raise errors.Invalid(

@@ -142,6 +142,11 @@ def advertise_address(given: str, listen_addr: str, addresses: tuple[str, ...]) 
     )
 
 
+def host_of(address: str) -> str:
+    """The host of host:port."""
+    return tls.split_address(address)[0]
+
+
 def address_towards(target: str) -> str:
     """The address from which this machine reaches host:port. Sends nothing."""
     host, port = tls.split_address(target)
