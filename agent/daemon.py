@@ -231,7 +231,7 @@ class Swarmd:
     # -------------------------------------------------------------- membership
 
     async def _enter(self, identity: ids.Identity) -> None:
-        """Begins to be a member; returns once the manager (if any) serves, or why it does not is known."""
+        """Begins to be a member; returns once the manager, if any, serves or has failed."""
         self._error = ""
         member = Membership(self._options.settings, identity, self._clock, self._rng)
         self._member = member
@@ -285,7 +285,7 @@ class Swarmd:
         )
 
     async def init(self, request: InitRequest) -> InitResponse:
-        """Makes a cluster. All of it or nothing: when the manager cannot start, nothing stays behind."""
+        """Makes a cluster; when the manager cannot start, nothing stays behind."""
         async with self._changing:
             self._check_free()
             _set_aside(self._options.state_dir / "manager")

@@ -63,7 +63,8 @@ def swarmctl(name: str, *words: str, quiet: bool = False, check: bool = True) ->
     if check and done.returncode != 0:
         raise DemoError(
             f"`swarmctl {' '.join(words)}` ended with {done.returncode}: "
-            f"{(done.stderr or '').strip() or 'see above'}; the nodes' logs are {HOME}/n?/swarmd.log"
+            f"{(done.stderr or '').strip() or 'see above'}; "
+            f"the nodes' logs are {HOME}/n?/swarmd.log"
         )
     return done.stdout
 
