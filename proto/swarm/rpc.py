@@ -10,10 +10,17 @@ trailing metadata, so that the other end raises the same class.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
+
+# Read by gRPC when it is imported. Its C core writes a line to stderr for each refused handshake,
+# which is the peer's doing and would fill logs; and its fork handlers are not needed, as children
+# are started with exec at once.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
 import grpc.aio
