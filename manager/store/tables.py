@@ -13,8 +13,10 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast
 
+import msgspec
 from msgspec import structs
 
+from manager.store.engine import Stale
 from swarm import errors
 from swarm.v1 import (
     Cluster,
@@ -36,15 +38,15 @@ from swarm.v1 import (
 STACK_LABEL = "com.docker.stack.namespace"
 
 T = TypeVar("T", bound=Message)
-Index = Callable[[Any], Iterable[Hashable]]
+Index = Callable[[Any], tuple[Hashable, ...]]
 
 
-def _stack_of(o: Any) -> Iterable[Hashable]:
+def _stack_of(o: Any) -> tuple[Hashable, ...]:
     stack = o.spec.labels.get(STACK_LABEL) if o.spec else None
     return (stack,) if stack else ()
 
 
-def _name(o: Any) -> Iterable[Hashable]:
+def _name(o: Any) -> tuple[Hashable, ...]:
     return (o.spec.name,) if o.spec else ()
 
 
@@ -73,9 +75,9 @@ SCHEMAS: tuple[Schema, ...] = (
         Kind.NODE,
         Node,
         {
-            "name": lambda o: {
+            "name": lambda o: tuple(
                 n for n in (o.spec and o.spec.name, o.description and o.description.hostname) if n
-            }
+            )
         },
     ),
     Schema(Kind.STACK, Stack, {"name": _name}, unique_name=True),
@@ -104,8 +106,7 @@ BY_CLASS: dict[type[Message], Schema] = {s.cls: s for s in SCHEMAS}
 BY_KIND: dict[Kind, Schema] = {s.kind: s for s in SCHEMAS}
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True, gc=False):
     """One object before and after; `new` is None for a removal, `old` for a creation."""
 
     kind: Kind
@@ -140,16 +141,19 @@ class _Table(Generic[T]):
         old = self.objects.get(id_)
         for name, keys_of in self.schema.indexes.items():
             index = self.indexes[name]
-            before = set(keys_of(old)) if old is not None else set()
-            after = set(keys_of(new)) if new is not None else set()
-            for key in before - after:
-                entry = index[key]
-                del entry[id_]
-                if not entry:
-                    del index[key]
-            if new is not None:
-                for key in after:
-                    index.setdefault(key, {})[id_] = new
+            after = keys_of(new) if new is not None else ()
+            if old is not None:
+                for key in keys_of(old):
+                    if key not in after and (entry := index.get(key)) is not None:
+                        entry.pop(id_, None)
+                        if not entry:
+                            del index[key]
+            for key in after:
+                entry = index.get(key)
+                if entry is None:
+                    index[key] = {id_: cast("T", new)}
+                else:
+                    entry[id_] = cast("T", new)
         if new is None:
             self.objects.pop(id_, None)
         else:
@@ -239,13 +243,19 @@ class Draft:
             return cast("T", found)
         return self._base.get(cls, id_)
 
-    def all(self, cls: type[T]) -> Iterator[T]:
-        over, gone = self._over.get(cls), self._gone.get(cls, set())
-        changed = over.objects if over is not None else {}
+    def all(self, cls: type[T]) -> Iterable[T]:
+        """The objects as they are now: puts and deletes during the iteration do not show in it."""
+        over, gone = self._over.get(cls), self._gone.get(cls)
+        if over is None and not gone:
+            return self._base.all(cls)
+        changed: dict[str, Any] = dict(over.objects) if over is not None else {}
+        return self._merged(cls, changed, frozenset(gone or ()))
+
+    def _merged(self, cls: type[T], changed: dict[str, T], gone: frozenset[str]) -> Iterator[T]:
         for o in self._base.all(cls):
             if (id_ := _id(o)) not in changed and id_ not in gone:
                 yield o
-        yield from list(changed.values())
+        yield from changed.values()
 
     def by(self, cls: type[T], index: str, key: Hashable) -> list[T]:
         base = self._base.by(cls, index, key)
@@ -260,25 +270,39 @@ class Draft:
         return out
 
     def count(self, cls: type[Message]) -> int:
-        return sum(1 for _ in self.all(cls))
+        over = self._over.get(cls)
+        added = sum(self._base.get(cls, id_) is None for id_ in over.objects) if over else 0
+        return self._base.count(cls) + added - len(self._gone.get(cls, ()))
 
     def put(self, o: T) -> T:
-        """Creates or replaces an object; returns it as stored in the draft."""
+        """Creates or replaces an object; returns it as stored in the draft.
+
+        An object that was read carries its version, and the commit insists on that one: what was
+        read before an await and has changed meanwhile is refused with Stale, here if it can be
+        seen, else at the commit. A new object has no meta.
+        """
         cls, id_ = type(o), _id(o)
         schema = BY_CLASS[cls]
         before = self.get(cls, id_)
-        self._expect(schema.kind, cls, id_)
-        if schema.unique_name:
-            self._claim_name(schema, cls, id_, cast("Any", o).spec.name)
-        old_meta = cast("Any", before).meta if before is not None else None
+        expected = self._expect(schema.kind, cls, id_)
+        read: Meta | None = cast("Any", o).meta
+        if read is not None and read.version != expected:
+            raise _stale(schema.kind, id_, read.version, expected)
+        if schema.unique_name and (spec := cast("Any", o).spec) is not None:
+            self._claim_name(schema, cls, id_, spec.name)
+        old: Meta | None = cast("Any", before).meta if before is not None else None
         meta = Meta(
-            version=old_meta.version if old_meta else 0,
-            created_at_ns=old_meta.created_at_ns if old_meta else self.now_ns,
+            version=old.version if old else 0,
+            created_at_ns=old.created_at_ns if old else self.now_ns,
             updated_at_ns=self.now_ns,
         )
         o = structs.replace(o, meta=meta)
-        self._over.setdefault(cls, _Table(schema)).set(id_, o)
-        self._gone.get(cls, set()).discard(id_)
+        over = self._over.get(cls)
+        if over is None:
+            over = self._over[cls] = _Table(schema)
+        over.set(id_, o)
+        if (gone := self._gone.get(cls)) is not None:
+            gone.discard(id_)
         return o
 
     def delete(self, cls: type[Message], id_: str) -> None:
@@ -291,13 +315,18 @@ class Draft:
             self._gone.setdefault(cls, set()).add(id_)
 
     def require(self, o: Message) -> None:
-        """The commit fails unless this object is still as it was read."""
-        self._expect(BY_CLASS[type(o)].kind, type(o), _id(o))
+        """The commit fails with Stale unless this object is still as it was read."""
+        kind, read = BY_CLASS[type(o)].kind, _version(o)
+        expected = self._expect(kind, type(o), _id(o))
+        if read != expected:
+            raise _stale(kind, _id(o), read, expected)
 
-    def _expect(self, kind: Kind, cls: type[Message], id_: str) -> None:
-        if (kind, id_) not in self.expected:
-            base = self._base.get(cls, id_)
-            self.expected[kind, id_] = cast("Any", base).meta.version if base is not None else 0
+    def _expect(self, kind: Kind, cls: type[Message], id_: str) -> int:
+        key = (kind, id_)
+        version = self.expected.get(key)
+        if version is None:
+            version = self.expected[key] = _version(self._base.get(cls, id_))
+        return version
 
     def _claim_name(self, schema: Schema, cls: type[Message], id_: str, name: str) -> None:
         for other in self.by(cls, "name", name):
@@ -326,3 +355,15 @@ class Draft:
 
 def _id(o: Any) -> str:
     return cast("str", o.id)
+
+
+def _version(o: Any) -> int:
+    return o.meta.version if o is not None and o.meta is not None else 0
+
+
+def _stale(kind: Kind, id_: str, read: int, now: int) -> Stale:
+    present = f"is at version {now} now" if now else "does not exist now"
+    return Stale(
+        f"{kind.name.lower()} {id_} was read at version {read} and {present}; read it again and "
+        "repeat the change"
+    )

@@ -1,0 +1,27 @@
+"""The cluster's state: tables, drafts, commits, watches; engines beneath."""
+
+from manager.store.engine import Corrupt, Deposed, Engine, Fence, Op, Row, Stale
+from manager.store.store import Store
+from manager.store.tables import STACK_LABEL, Change, Draft, Tables, View, slot_key
+from manager.store.watch import Batch, Topic, Watch, WatchLost
+
+__all__ = [
+    "STACK_LABEL",
+    "Batch",
+    "Change",
+    "Corrupt",
+    "Deposed",
+    "Draft",
+    "Engine",
+    "Fence",
+    "Op",
+    "Row",
+    "Stale",
+    "Store",
+    "Tables",
+    "Topic",
+    "View",
+    "Watch",
+    "WatchLost",
+    "slot_key",
+]

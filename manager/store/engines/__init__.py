@@ -1,0 +1,1 @@
+"""Logs of changes beneath the store; each module is one engine."""
