@@ -28,7 +28,9 @@ def test_bad_sizes_say_what_to_write(text):
         q.parse_bytes(text)
 
 
-@pytest.mark.parametrize(("text", "nano"), [("0.5", 500_000_000), ("2", 2 * q.NANO), (".1", 100_000_000)])
+@pytest.mark.parametrize(
+    ("text", "nano"), [("0.5", 500_000_000), ("2", 2 * q.NANO), (".1", 100_000_000)]
+)
 def test_cpus(text, nano):
     assert q.parse_cpus(text) == nano
 
@@ -41,7 +43,13 @@ def test_bad_cpus(text):
 
 @pytest.mark.parametrize(
     ("text", "ns"),
-    [("10s", 10 * q.NANO), ("1m30s", 90 * q.NANO), ("500ms", 500_000_000), ("0", 0), ("1.5h", 5400 * q.NANO)],
+    [
+        ("10s", 10 * q.NANO),
+        ("1m30s", 90 * q.NANO),
+        ("500ms", 500_000_000),
+        ("0", 0),
+        ("1.5h", 5400 * q.NANO),
+    ],
 )
 def test_durations(text, ns):
     assert q.parse_duration(text) == ns
@@ -65,7 +73,13 @@ def test_cpus_survive_printing_and_parsing(nano):
 
 @pytest.mark.parametrize(
     ("ns", "text"),
-    [(0, "0s"), (90 * q.NANO, "1m30s"), (3600 * q.NANO, "1h0m0s"), (1_500_000, "1.5ms"), (-q.NANO, "-1s")],
+    [
+        (0, "0s"),
+        (90 * q.NANO, "1m30s"),
+        (3600 * q.NANO, "1h0m0s"),
+        (1_500_000, "1.5ms"),
+        (-q.NANO, "-1s"),
+    ],
 )
 def test_durations_look_like_gos(ns, text):
     assert q.format_duration(ns) == text

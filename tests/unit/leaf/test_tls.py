@@ -116,7 +116,9 @@ def test_addresses_are_split(text, expected):
     assert tls.split_address(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "a b", "host:", "host:0", "host:65536", "host:http", "a:1:2x"])
+@pytest.mark.parametrize(
+    "text", ["", "a b", "host:", "host:0", "host:65536", "host:http", "a:1:2x"]
+)
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(errors.Invalid, match="host:port"):
         tls.split_address(text)

@@ -1,0 +1,25 @@
+"""What all tests share."""
+
+import asyncio
+import warnings
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Shared machines are slow at times; a slow example is no failure.
+settings.register_profile(
+    "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("default")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_loop_of_nobody():
+    """Python 3.11 makes an event loop when asked for the current one, and nobody would close it.
+
+    pytest-asyncio asks before each asynchronous test. Having said None once makes it an error
+    there, which pytest-asyncio takes as "there is none".
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        asyncio.set_event_loop(None)

@@ -1,0 +1,324 @@
+"""Who may call what, over real connections: a real store, real TLS, every kind of caller."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from msgspec import structs
+
+from agent import identity as ids
+from manager.ca import Authority, new_cluster, objects
+from manager.store import Store
+from manager.store.engines.embedded import EmbeddedEngine
+from swarm import errors, rpc, tls
+from swarm.clock import SECOND_NS, SystemClock
+from swarm.ids import system_rng
+from swarm.rpc import Channel
+from swarm.v1 import (
+    Availability,
+    Caller,
+    GetInfoRequest,
+    InitRequest,
+    IssueClientCertificateRequest,
+    IssueNodeCertificateRequest,
+    Node,
+    NodeRole,
+)
+from swarm.v1 import services as sv
+
+HOUR_NS = 3600 * SECOND_NS
+TABLES = (sv.CONTROL_METHODS, sv.DISPATCHER_METHODS, sv.LOCAL_METHODS, sv.CERTIFICATES_METHODS)
+
+
+class Reached(Exception):
+    """The call passed the check of its caller."""
+
+
+class Anything:
+    """Implements every method: says that it was reached."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        method = next(m for t in TABLES for m in t if m.name == name)
+        return self._stream if method.server_streams else self._unary
+
+    async def _unary(self, request: Any, context: rpc.Context) -> Any:
+        raise errors.Exhausted("reached")
+
+    async def _stream(self, request: Any, context: rpc.Context) -> AsyncIterator[Any]:
+        raise errors.Exhausted("reached")
+        yield
+
+
+class Cluster:
+    """A manager's port with its authority."""
+
+    def __init__(self, store: Store, authority: Authority, address: str) -> None:
+        self.store, self.authority, self.address = store, authority, address
+
+    @property
+    def root_pem(self) -> str:
+        return objects(self.store)[0].root_ca_pem
+
+    def signed(self, name: str, unit: str, *, lifetime_ns: int = HOUR_NS) -> tuple[str, str]:
+        """(certificate, key) signed by the cluster's root."""
+        cluster, keyring = objects(self.store)
+        key = tls.new_key_pem()
+        certificate = tls.sign(
+            tls.load_csr(tls.csr_pem(key)),
+            root_pem=cluster.root_ca_pem,
+            root_key_pem=keyring.root_ca_key_pem,
+            common_name=name,
+            unit=unit,
+            organization=cluster.id,
+            now_ns=SystemClock().now_ns(),
+            lifetime_ns=lifetime_ns,
+        )
+        return certificate, key
+
+    def channel(self, certificate: tuple[str, str]) -> Channel:
+        pem, key = certificate
+        credentials = tls.client_credentials(self.root_pem, key, pem)
+        return Channel.tls(self.address, credentials, server_name=tls.SERVER_NAME)
+
+    async def join(self, token: str) -> ids.Identity:
+        return await ids.join(
+            token=token,
+            addresses=[self.address],
+            hostname="w",
+            availability=Availability.ACTIVE,
+            listen_addr="127.0.0.1:2377",
+            advertise_addr="127.0.0.1:2377",
+            data_path_addr="127.0.0.1",
+        )
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    clock = SystemClock()
+    store = Store(EmbeddedEngine(tmp_path / "store.db", clock), clock)
+    await store.open()
+    new = new_cluster(
+        now_ns=clock.now_ns(),
+        rng=system_rng(),
+        spec=None,
+        hostname="m",
+        advertise_addr="127.0.0.1:2377",
+        data_path_port=4789,
+        availability=Availability.ACTIVE,
+        engine="embedded",
+    )
+    await store.update(lambda d: [d.put(o) for o in (new.cluster, new.keyring, new.node)])
+    authority = Authority(store, clock, system_rng())
+    server = rpc.server()
+    others = [rpc.handler(t, Anything(), authority.authorize) for t in TABLES[:3]]
+    real = rpc.handler(sv.CERTIFICATES_METHODS, authority, authority.authorize)
+    server.add_generic_rpc_handlers((*others, real))
+
+    def offer() -> Any:
+        pair = (new.key_pem.encode(), new.certificate_pem.encode())
+        return grpc.ssl_server_certificate_configuration([pair], authority.trusted_pem().encode())
+
+    credentials = grpc.dynamic_ssl_server_credentials(offer(), offer, True)
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    await server.start()
+    yield Cluster(store, authority, f"127.0.0.1:{port}")
+    await server.stop(0)
+    await store.close()
+
+
+async def call(channel: Channel, method: rpc.Method) -> None:
+    """Calls a method with an empty request; raises what it answers."""
+
+    async def requests() -> AsyncIterator[Any]:
+        yield method.request()
+
+    async with channel:
+        if method.client_streams:
+            stream = channel.stream_stream(method, method.response, requests(), 5)
+        elif method.server_streams:
+            stream = channel.unary_stream(method, method.response, method.request(), 5)
+        else:
+            await channel.unary_unary(method, method.response, method.request(), 5)
+            return
+        async for _ in stream:
+            pass
+
+
+async def test_every_rpc_refuses_every_caller_it_does_not_name(cluster: Cluster) -> None:
+    """Walks all RPCs with every kind of certificate."""
+    worker_id = (await cluster.join(cluster.authority.worker())).node_id
+    manager_id = next(n.id for n in cluster.store.all(Node) if n.manager_status)
+    token = tls.JoinToken.parse(cluster.authority.worker())
+    manager_token = tls.JoinToken.parse(cluster.authority.manager())
+    certificates = {
+        Caller.MANAGER: cluster.signed(manager_id, tls.OU_MANAGER),
+        Caller.WORKER: cluster.signed(worker_id, tls.OU_WORKER),
+        Caller.ADMIN: cluster.signed("ann", tls.OU_ADMIN),
+        Caller.JOIN_WORKER: tls.join_certificate(token),
+        Caller.JOIN_MANAGER: tls.join_certificate(manager_token),
+    }
+    let_in = 0
+    for caller, certificate in certificates.items():
+        for table in TABLES:
+            for method in table:
+                with pytest.raises(errors.SwarmError) as caught:
+                    await call(cluster.channel(certificate), method)
+                refused = isinstance(caught.value, errors.Denied) and "is not for" in str(
+                    caught.value
+                )
+                assert refused == (caller not in method.callers), (
+                    caller,
+                    method.path,
+                    caught.value,
+                )
+                let_in += not refused
+    assert let_in > 20
+
+
+async def test_a_node_joins_and_is_entered_in_the_store(cluster: Cluster) -> None:
+    identity = await cluster.join(cluster.authority.worker())
+    node = cluster.store.get(Node, identity.node_id)
+    assert node is not None
+    assert node.spec is not None
+    assert node.spec.role == NodeRole.WORKER == identity.role
+    assert node.certificate_expires_at_ns > SystemClock().now_ns()
+    said = tls.facts(tls.load_certificates(identity.certificate_pem)[0])
+    assert (said.common_name, said.unit) == (identity.node_id, tls.OU_WORKER)
+
+
+async def test_a_rotated_token_is_refused_and_joined_nodes_stay(cluster: Cluster) -> None:
+    old = cluster.authority.worker()
+    joined = await cluster.join(old)
+    await cluster.authority.rotate(worker=True, manager=False)
+    with pytest.raises(errors.Unavailable, match="refused the join token"):
+        await cluster.join(old)
+    await cluster.join(cluster.authority.worker())
+    assert (
+        await ids.renew(structs.replace(joined, managers=(cluster.address,)))
+    ).node_id == joined.node_id
+
+
+async def test_the_manager_token_is_refused_with_the_reason(cluster: Cluster) -> None:
+    with pytest.raises(errors.Unsupported, match="embedded store.*worker token"):
+        await cluster.join(cluster.authority.manager())
+    assert cluster.store.count(Node) == 1
+
+
+async def test_another_clusters_token_is_refused_before_anything_is_sent(cluster: Cluster) -> None:
+    foreign = tls.JoinToken("0" * 50, tls.JoinToken.parse(cluster.authority.worker()).secret)
+    with pytest.raises(errors.Denied, match="another cluster"):
+        await cluster.join(str(foreign))
+
+
+async def test_a_tokens_knower_cannot_sign_itself_a_managers_certificate(cluster: Cluster) -> None:
+    """The token's CA is trusted by TLS; what its certificates claim must not be."""
+    token = tls.JoinToken.parse(cluster.authority.worker())
+    ca_pem, ca_key = tls.token_ca(token.secret)
+    manager_id = next(n.id for n in cluster.store.all(Node) if n.manager_status)
+    key = tls.new_key_pem()
+    forged = tls.sign(
+        tls.load_csr(tls.csr_pem(key)),
+        root_pem=ca_pem,
+        root_key_pem=ca_key,
+        common_name=manager_id,
+        unit=tls.OU_MANAGER,
+        organization=objects(cluster.store)[0].id,
+        now_ns=SystemClock().now_ns(),
+        lifetime_ns=HOUR_NS,
+    )
+    async with cluster.channel((forged, key)) as channel:
+        with pytest.raises(errors.Denied, match="nodes that join as workers"):
+            await sv.ControlClient(channel).get_info(GetInfoRequest(), timeout_s=5)
+
+
+async def test_an_expired_certificate_is_refused(cluster: Cluster) -> None:
+    worker = await cluster.join(cluster.authority.worker())
+    expired = cluster.signed(worker.node_id, tls.OU_WORKER, lifetime_ns=-60 * SECOND_NS)
+    async with cluster.channel(expired) as channel:
+        with pytest.raises(errors.Unavailable, match="does not answer"):
+            await sv.CertificatesClient(channel).issue_node_certificate(
+                IssueNodeCertificateRequest(csr_pem=tls.csr_pem(tls.new_key_pem())), timeout_s=5
+            )
+
+
+async def test_a_foreign_certificate_is_refused(cluster: Cluster) -> None:
+    root_pem, root_key = tls.new_root(now_ns=SystemClock().now_ns(), cluster_id="other")
+    key = tls.new_key_pem()
+    foreign = tls.sign(
+        tls.load_csr(tls.csr_pem(key)),
+        root_pem=root_pem,
+        root_key_pem=root_key,
+        common_name="n",
+        unit=tls.OU_MANAGER,
+        organization="other",
+        now_ns=SystemClock().now_ns(),
+        lifetime_ns=HOUR_NS,
+    )
+    async with cluster.channel((foreign, key)) as channel:
+        with pytest.raises(errors.Unavailable):
+            await sv.ControlClient(channel).get_info(GetInfoRequest(), timeout_s=5)
+
+
+async def test_a_removed_node_is_locked_out_at_once(cluster: Cluster) -> None:
+    worker = structs.replace(
+        await cluster.join(cluster.authority.worker()), managers=(cluster.address,)
+    )
+    await ids.renew(worker)
+    await cluster.store.update(lambda d: d.delete(Node, worker.node_id))
+    with pytest.raises(errors.Denied, match="was removed from the cluster"):
+        await ids.renew(worker)
+
+
+async def test_a_worker_renews_for_itself_whatever_it_asks(cluster: Cluster) -> None:
+    worker = structs.replace(
+        await cluster.join(cluster.authority.worker()), managers=(cluster.address,)
+    )
+    renewed = await ids.renew(worker)
+    assert renewed.node_id == worker.node_id
+    assert renewed.certificate_pem != worker.certificate_pem
+    assert cluster.store.count(Node) == 2
+
+
+async def test_a_person_gets_a_client_certificate_from_another_person(cluster: Cluster) -> None:
+    key = tls.new_key_pem()
+    async with cluster.channel(cluster.signed("ann", tls.OU_ADMIN)) as channel:
+        answer = await sv.CertificatesClient(channel).issue_client_certificate(
+            IssueClientCertificateRequest(csr_pem=tls.csr_pem(key), name="bob"), timeout_s=5
+        )
+    async with cluster.channel((answer.certificate_pem, key)) as channel:
+        with pytest.raises(errors.Exhausted, match="reached"):
+            await sv.ControlClient(channel).get_info(GetInfoRequest(), timeout_s=5)
+        with pytest.raises(errors.Denied, match="is not for people"):
+            await sv.LocalClient(channel).init(InitRequest(), timeout_s=5)
+
+
+async def test_garbage_on_the_port_disturbs_nobody(cluster: Cluster) -> None:
+    host, port = tls.split_address(cluster.address)
+    for garbage in (
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\xff\xff" + b"\0" * 100,
+        b"\xff" * 5000,
+    ):
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(garbage)
+        writer.write_eof()
+        async with asyncio.timeout(10):
+            await reader.read()
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+    await cluster.join(cluster.authority.worker())
+
+
+async def test_a_message_above_the_limit_is_refused_with_the_limit(cluster: Cluster) -> None:
+    worker = await cluster.join(cluster.authority.worker())
+    async with worker.channel(cluster.address) as channel:
+        with pytest.raises(errors.Exhausted, match="limit of 33554432 bytes"):
+            await sv.CertificatesClient(channel).issue_node_certificate(
+                IssueNodeCertificateRequest(csr_pem="x" * (33 << 20)), timeout_s=10
+            )
