@@ -586,7 +586,7 @@ class WatchRequest(google.protobuf.message.Message):
     FILTERS_FIELD_NUMBER: builtins.int
     FROM_REVISION_FIELD_NUMBER: builtins.int
     from_revision: builtins.int
-    """First revision wanted; 0: from now."""
+    """First revision wanted (a list's revision + 1 continues the list); 0: from now."""
     @property
     def kinds(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[swarm.v1.objects_pb2.Kind.ValueType]:
         """Empty: all served kinds."""

@@ -1069,14 +1069,22 @@ class Stack(google.protobuf.message.Message):
     META_FIELD_NUMBER: builtins.int
     SPEC_FIELD_NUMBER: builtins.int
     REVISION_FIELD_NUMBER: builtins.int
+    PENDING_DELETE_FIELD_NUMBER: builtins.int
+    LEFTOVER_IDS_FIELD_NUMBER: builtins.int
     id: builtins.str
     revision: builtins.int
-    """Counts deploys, from 1."""
+    """Counts deploys that changed something, from 1."""
+    pending_delete: builtins.bool
+    """True once removal was asked for: its services are stopped, then all of it goes."""
     @property
     def meta(self) -> global___Meta: ...
     @property
     def spec(self) -> swarm.v1.specs_pb2.StackSpec:
-        """As last deployed, secrets without data."""
+        """As last deployed, without the data of secrets and configs."""
+
+    @property
+    def leftover_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Networks, secrets and configs that are no longer part of the stack and go once no service uses them."""
 
     def __init__(
         self,
@@ -1085,9 +1093,11 @@ class Stack(google.protobuf.message.Message):
         meta: global___Meta | None = ...,
         spec: swarm.v1.specs_pb2.StackSpec | None = ...,
         revision: builtins.int = ...,
+        pending_delete: builtins.bool = ...,
+        leftover_ids: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["meta", b"meta", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "meta", b"meta", "revision", b"revision", "spec", b"spec"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "leftover_ids", b"leftover_ids", "meta", b"meta", "pending_delete", b"pending_delete", "revision", b"revision", "spec", b"spec"]) -> None: ...
 
 global___Stack = Stack
 

@@ -144,7 +144,7 @@ class ControlClient:
         return self._channel.unary_stream(CONTROL_METHODS[7], WatchServicesResponse, request, timeout_s)
 
     def watch(self, request: WatchRequest, *, timeout_s: float | None = None) -> AsyncIterator[WatchResponse]:
-        """Changes of objects, gap-free."""
+        """Changes of objects, gap-free. The first message is empty: the watch stands."""
         return self._channel.unary_stream(CONTROL_METHODS[8], WatchResponse, request, timeout_s)
 
     async def explain_task(self, request: ExplainTaskRequest, *, timeout_s: float | None = 60.0) -> ExplainTaskResponse:
@@ -196,7 +196,7 @@ class ControlServicer(Protocol):
         ...
 
     def watch(self, request: WatchRequest, context: Context) -> AsyncIterator[WatchResponse]:
-        """Changes of objects, gap-free."""
+        """Changes of objects, gap-free. The first message is empty: the watch stands."""
         ...
 
     async def explain_task(self, request: ExplainTaskRequest, context: Context) -> ExplainTaskResponse:

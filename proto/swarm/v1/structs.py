@@ -780,6 +780,8 @@ class Stack(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     meta: Meta | None = None
     spec: StackSpec | None = None
     revision: int = 0
+    pending_delete: bool = False
+    leftover_ids: tuple[str, ...] = ()
 
 
 class Object(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -3166,6 +3168,10 @@ def _fill_stack(s: Stack, m: Any) -> None:
         _fill_stack_spec(s.spec, m.spec)
     if s.revision:
         m.revision = s.revision
+    if s.pending_delete:
+        m.pending_delete = s.pending_delete
+    if s.leftover_ids:
+        m.leftover_ids.extend(s.leftover_ids)
 
 
 def _read_stack(m: Any) -> Stack:
@@ -3174,6 +3180,8 @@ def _read_stack(m: Any) -> Stack:
         meta=_read_meta(m.meta) if m.HasField('meta') else None,
         spec=_read_stack_spec(m.spec) if m.HasField('spec') else None,
         revision=m.revision,
+        pending_delete=m.pending_delete,
+        leftover_ids=tuple(m.leftover_ids),
     )
 
 
