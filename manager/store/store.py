@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from manager.store import codec
+from manager.store import codec, metrics
 from manager.store.engine import Deposed, Engine, Fence, Op, Row, Stale
 from manager.store.tables import BY_CLASS, BY_KIND, SCHEMAS, Change, Draft, Tables
 from manager.store.watch import Batch, Hub, Topic, Watch
@@ -156,9 +156,18 @@ class Store:
         if not changes:
             return self.revision
         ops, requires = self._plan(changes, draft.expected)
+        started_s = self._clock.monotonic_s()
+        outcome = metrics.FAILED
         try:
-            return await self.engine.commit(ops, requires, fence)
+            revision = await self.engine.commit(ops, requires, fence)
+            outcome = metrics.COMMITTED
+            metrics.COMMIT_SECONDS.observe(self._clock.monotonic_s() - started_s)
+            return revision
+        except Stale:
+            outcome = metrics.STALE
+            raise
         finally:
+            outcome.inc()
             for op in ops:
                 if op.value is not None:
                     self._sent.pop(op.value, None)
@@ -247,6 +256,8 @@ class Store:
                 )
                 incoming.append((kind, op.id, o))
         changes = self._tables.apply(revision, incoming)
+        metrics.CHANGES.inc(len(changes))
+        metrics.REVISION.set(revision)
         self._hub.dispatch(Batch(revision, time_ns, changes))
 
     def _check_open(self) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from manager.store import metrics
 from manager.store.tables import Change
 from swarm import errors
 from swarm.v1 import Kind
@@ -125,6 +126,7 @@ class Watch:
                 f"{len(batch.changes)} more came, the limit is {QUEUED_CHANGES_MAX}; read the "
                 "state again and open a new watch"
             )
+            metrics.WATCHES_LOST.inc()
             self._batches.clear()
             self._queued = 0
             self._end()
@@ -179,6 +181,7 @@ class Hub:
         wanted: frozenset[Topic] = frozenset((ALL,) if ALL in topics else topics)
         watch = Watch(self, wanted, after=after)
         self._open[watch] = None
+        metrics.WATCHES.set(len(self._open))
         for topic in wanted:
             self._by_topic.setdefault(topic, {})[watch] = None
         for batch in self._since(after):
@@ -201,6 +204,7 @@ class Hub:
         """Hands the watch nothing more. May be called again."""
         if self._open.pop(watch, self) is self:
             return
+        metrics.WATCHES.set(len(self._open))
         for topic in watch.topics:
             watches = self._by_topic[topic]
             del watches[watch]

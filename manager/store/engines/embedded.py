@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import queue
 import sqlite3
@@ -32,37 +31,21 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
-from manager.store.engine import Corrupt, Deposed, Fence, OnCommit, Op, Row, Stale
-from swarm import errors, files
+from manager.store.engine import Fence, OnCommit, Op, Row
+from manager.store.engines import preconditions, state_file
+from swarm import errors
 from swarm.clock import Clock
 
 log = structlog.get_logger("store.embedded")
 
-APPLICATION_ID: Final = 0x5357524D  # "SWRM", in the file's header
-FORMAT: Final = 1  # in the header's user_version; a file of a later format is refused
 GROUP_OPS_MAX: Final = 20_000  # one transaction's, so that no writer waits for seconds
 QUEUE_COMMITS_MAX: Final = 20_000  # beyond it commits are refused as Unavailable
 STATEMENT_ROWS: Final = 2_000  # of 5 parameters each; SQLite takes 32,766 parameters
-CHECKPOINT_PAGES: Final = 4_000  # 16 MB of WAL, folded into the file in some 50 ms
-WAL_BYTES_MAX: Final = 64 << 20  # what a checkpoint leaves of a WAL that grew larger
-CACHE_KIB: Final = 32 << 10
 LOAD_ROWS: Final = 500
 CLOSE_S: Final = 30.0
 
-_SCHEMA: Final = f"""
-CREATE TABLE facts(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE rows(tbl INTEGER NOT NULL, id TEXT NOT NULL, version INTEGER NOT NULL,
-  value BLOB NOT NULL, crc INTEGER NOT NULL, PRIMARY KEY(tbl, id));
-INSERT INTO facts VALUES('revision', 0), ('epoch', 0);
-PRAGMA application_id={APPLICATION_ID};
-PRAGMA user_version={FORMAT};
-"""
-_MAGIC: Final = b"SQLite format 3\0"
-_HEADER_BYTES: Final = 100
 # A write or fsync of the WAL that failed in a way that leaves open what the disk holds.
 _UNKNOWN_OUTCOME: Final = frozenset((sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC))
-
-Versions = dict[tuple[int, str], int]
 
 
 class _Commit(NamedTuple):
@@ -70,6 +53,10 @@ class _Commit(NamedTuple):
     requires: Sequence[Op]
     fence: Fence | None
     done: asyncio.Future[int]
+
+
+# Each commit with its revision or its error, and the commit time in unix ns.
+Results = list[tuple[_Commit, int | errors.SwarmError, int]]
 
 
 class _Call(NamedTuple):
@@ -98,7 +85,7 @@ class EmbeddedEngine:
         self._closing = False
         self._broken: errors.SwarmError | None = None  # why nothing more is written
         # Of the writer thread, once it runs.
-        self._versions: Versions = {}
+        self._versions: preconditions.Versions = {}
         self._revision = 0
         self._fence: Fence | None = None
         self._deposed = asyncio.Event()
@@ -112,81 +99,19 @@ class EmbeddedEngine:
         GB). Raises Corrupt, and Unavailable when another process has the file or the disk refuses.
         """
         errors.invariant(self._db is None, "load of an engine that is open")
+        opening = asyncio.ensure_future(asyncio.to_thread(self._open))
         try:
-            await asyncio.to_thread(self._open)
+            await asyncio.shield(opening)
         except BaseException:
+            await asyncio.wait({opening})  # a thread cannot be cancelled, and it holds the lock
             self._release()
             raise
         return self._revision, self._rows()
 
     def _open(self) -> None:
-        try:
-            self._lock()
-            if not self._path.exists():
-                _create(self._path)
-            _check_header(self._path)
-            unclean = _size(_beside(self._path, "-wal")) > 0
-            self._db = db = _connect(self._path)
-            self._check_format(db)
-            if unclean:
-                self._check_pages(db)
-            facts = dict(db.execute("SELECT name, value FROM facts"))
-            self._revision = facts["revision"]
-        except OSError as error:
-            raise errors.Unavailable(
-                f"state file {self._path} cannot be opened: {error.strerror}; make the folder "
-                "writable for swarmd, or choose another with --state-dir"
-            ) from error
-        except sqlite3.Error as error:
-            raise self._reading_failed(error) from error
-        except KeyError as error:
-            raise _damaged(self._path, f"the fact {error} is missing") from error
-
-    def _lock(self) -> None:
-        """Takes the file for this process. Not a lock on the file itself: the kernel drops those
-        of POSIX when the process closes any descriptor of it.
-        """
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = _beside(self._path, ".lock")
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
-            os.close(fd)
-            raise errors.Unavailable(
-                f"state file {self._path} is in use by process {owner}; stop that swarmd, or "
-                "choose another folder with --state-dir"
-            ) from error
-        self._lock_fd = fd
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-
-    def _check_format(self, db: sqlite3.Connection) -> None:
-        (application,) = db.execute("PRAGMA application_id").fetchone()
-        (found,) = db.execute("PRAGMA user_version").fetchone()
-        if application != APPLICATION_ID:
-            raise Corrupt(
-                f"{self._path} is a SQLite file of another program (application id "
-                f"{application:#x}); move it away, or choose another folder with --state-dir"
-            )
-        if found > FORMAT:
-            raise Corrupt(
-                f"state file {self._path} has format {found}, and this version reads formats up to "
-                f"{FORMAT}; start the version that wrote it, or a later one"
-            )
-
-    def _check_pages(self, db: sqlite3.Connection) -> None:
-        started_s = self._clock.monotonic_s()
-        problems = [text for (text,) in db.execute("PRAGMA quick_check(5)") if text != "ok"]
-        log.info(
-            "state_checked_after_unclean_stop",
-            file=self.where,
-            bytes=_size(self._path),
-            seconds=round(self._clock.monotonic_s() - started_s, 3),
-        )
-        if problems:
-            raise _damaged(self._path, "; ".join(problems))
+        self._lock_fd = state_file.lock(self._path)
+        self._db = state_file.open_locked(self._path, self._clock)
+        self._revision = state_file.fact(self._path, self._db, "revision")
 
     def _rows(self) -> Iterator[Row]:
         """All rows, by table and id; fills in the versions on the way."""
@@ -199,21 +124,13 @@ class EmbeddedEngine:
             while chunk := cursor.fetchmany(LOAD_ROWS):
                 for table, id_, version, value, crc in chunk:
                     if zlib.crc32(value, version) != crc:
-                        raise _damaged(
+                        raise state_file.damaged(
                             self._path, f"row {id_!r} of table {table} is not as written"
                         )
                     versions[table, id_] = version
                     yield Row(table, id_, version, value)
         except sqlite3.Error as error:
-            raise self._reading_failed(error) from error
-
-    def _reading_failed(self, error: sqlite3.Error) -> errors.SwarmError:
-        if _is_damage(error):
-            return _damaged(self._path, str(error))
-        return errors.Unavailable(
-            f"state file {self._path} cannot be read: {error}; see whether the disk is full or "
-            "failing"
-        )
+            raise state_file.reading_failed(self._path, error) from error
 
     def start(self, on_commit: OnCommit) -> None:
         """Begins to write and to report."""
@@ -245,7 +162,7 @@ class EmbeddedEngine:
         if self._writer is None or self._closing:
             raise errors.Unavailable(f"state file {self._path} is closed; try again later")
 
-    def _deliver(self, results: Sequence[tuple[_Commit, int | errors.SwarmError, int]]) -> None:
+    def _deliver(self, results: Results) -> None:
         """Reports a group: first every commit in order, then to each of its writers."""
         assert self._on_commit is not None
         self._queued -= len(results)
@@ -290,17 +207,18 @@ class EmbeddedEngine:
             await self._deposed.wait()
 
     async def close(self) -> None:
-        """Finishes the commits already made, folds the WAL into the file and frees it."""
-        if self._closing:
-            return
-        self._closing = True
-        self._depose()
-        try:
-            if self._writer is not None:
-                self._queue.put(None)
-                await asyncio.to_thread(self._writer.join, CLOSE_S)
-        finally:
+        """Finishes the commits already made, folds the WAL into the file and frees it.
+
+        May be repeated. Cancelled, or after CLOSE_S, the writer thread goes on to do so on its own.
+        """
+        if not self._closing:
+            self._closing = True
+            self._depose()
+            self._queue.put(None)
+        if self._writer is None:
             self._release()
+        else:
+            await asyncio.to_thread(self._writer.join, CLOSE_S)
 
     def _depose(self) -> None:
         """Wakes those who wait for the end of a leadership; on the event loop."""
@@ -308,18 +226,17 @@ class EmbeddedEngine:
         self._deposed = asyncio.Event()
 
     def _release(self) -> None:
-        if self._db is not None and (self._writer is None or not self._writer.is_alive()):
+        if self._db is not None:
             with contextlib.suppress(sqlite3.Error):  # then the next opening finds a WAL
                 self._db.close()
             self._db = None
-        if self._lock_fd >= 0 and self._db is None:
+        if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
 
     # -------------------------------------------------------------- the writer thread's side
 
     def _write_groups(self) -> None:
-        assert self._loop is not None
         open_ = True
         while open_:
             group: list[_Commit] = []
@@ -342,10 +259,11 @@ class EmbeddedEngine:
                 except queue.Empty:
                     break
             if group:
-                self._tell(self._deliver, self._write(group))
+                self._tell(self._deliver, self._written(group))
             for call in calls:
                 result = _outcome(call.run)
                 self._tell(_finish, call.done, result)
+        self._release()
 
     def _tell(self, fn: Callable[..., None], *args: Any) -> None:
         """Runs it on the event loop; when that is gone, nobody waits for the answer."""
@@ -353,18 +271,32 @@ class EmbeddedEngine:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(fn, *args)
 
-    def _write(
-        self, group: Sequence[_Commit]
-    ) -> list[tuple[_Commit, int | errors.SwarmError, int]]:
+    def _written(self, group: Sequence[_Commit]) -> Results:
+        """The group's results, even where the engine itself is at fault: all get an answer."""
+        try:
+            return self._write(group)
+        except Exception as error:
+            log.exception("state_writer_defect", file=self.where)
+            self._broken = errors.Internal(
+                f"the writer of {self._path} has a defect ({error!r}) and has stopped; restart "
+                "swarmd and report it"
+            )
+            if self._db is not None and self._db.in_transaction:
+                _outcome(self._db.rollback)
+            return [(commit, _again(self._broken), 0) for commit in group]
+
+    def _write(self, group: Sequence[_Commit]) -> Results:
         """Judges and writes one group; for each commit its revision or its error, and the time."""
         time_ns = self._clock.now_ns()
-        after: Versions = {}
+        after: preconditions.Versions = {}
         puts: dict[tuple[int, str], tuple[int, str, int, bytes, int]] = {}
         deletes: dict[tuple[int, str], None] = {}
-        results: list[tuple[_Commit, int | errors.SwarmError, int]] = []
+        results: Results = []
         revision = self._revision
         for commit in group:
-            problem = self._problem(commit, after)
+            problem = preconditions.deposed(commit.fence, self._fence) or preconditions.problem(
+                commit.ops, commit.requires, latest=after, versions=self._versions
+            )
             if problem is not None:
                 results.append((commit, problem, time_ns))
                 continue
@@ -394,30 +326,6 @@ class EmbeddedEngine:
                 self._versions.pop(key, None)
         return results
 
-    def _problem(self, commit: _Commit, after: Versions) -> errors.SwarmError | None:
-        """Why the commit may not be, given those before it in its group."""
-        if commit.fence is not None and commit.fence != self._fence:
-            leader = f"epoch {self._fence.epoch}" if self._fence else "none"
-            return Deposed(
-                f"node {commit.fence.node_id} led in epoch {commit.fence.epoch}, and now leads "
-                f"{leader}; leave the work to the leader"
-            )
-        versions = self._versions
-        for checks in (commit.requires, commit.ops):
-            for op in checks:
-                if op.expected is None:
-                    continue
-                key = (op.table, op.id)
-                found = after.get(key)
-                if found is None:
-                    found = versions.get(key, 0)
-                if found != op.expected:
-                    return Stale(
-                        f"row {op.id!r} of table {op.table} is at version {found}, not at "
-                        f"{op.expected}: it has changed meanwhile; read it again and repeat"
-                    )
-        return None
-
     def _store(
         self,
         puts: Sequence[tuple[int, str, int, bytes, int]],
@@ -433,7 +341,9 @@ class EmbeddedEngine:
                 rows = puts[start : start + STATEMENT_ROWS]
                 values = ",".join(["(?,?,?,?,?)"] * len(rows))
                 db.execute(
-                    f"REPLACE INTO rows(tbl, id, version, value, crc) VALUES {values}",
+                    f"INSERT INTO rows(tbl, id, version, value, crc) VALUES {values} "
+                    "ON CONFLICT(tbl, id) DO UPDATE SET version = excluded.version, "
+                    "value = excluded.value, crc = excluded.crc",
                     [field for row in rows for field in row],
                 )
             for start in range(0, len(deletes), STATEMENT_ROWS):
@@ -468,8 +378,8 @@ class EmbeddedEngine:
                 f"the disk of {self._path} failed to sync: whether the change was kept is known "
                 "after a restart of swarmd; see to the disk first"
             )
-        if _is_damage(error):
-            self._broken = _damaged(self._path, str(error))
+        if state_file.is_damage(error):
+            self._broken = state_file.damaged(self._path, str(error))
             return self._broken
         return errors.Unavailable(
             f"state file {self._path} cannot be written: {error}; nothing was changed. Free space "
@@ -495,90 +405,6 @@ class EmbeddedEngine:
         if self._fence == fence:
             self._fence = None
             self._tell(self._depose)
-
-
-# ------------------------------------------------------------------ files
-
-
-def _create(path: Path) -> None:
-    """Makes the file whole or not at all: a crash leaves at most `<file>.new`."""
-    temporary = _beside(path, ".new")
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        _beside(temporary, suffix).unlink(missing_ok=True)
-    os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    db = _connect(temporary)
-    try:
-        db.executescript(_SCHEMA)
-    finally:
-        db.close()  # folds the WAL into it, synced
-    # A WAL without its file belongs to a file that somebody removed; SQLite would replay it.
-    _beside(path, "-wal").unlink(missing_ok=True)
-    temporary.replace(path)
-    files.sync_folder(path.parent)
-    files.sync_folder(path.parent.parent)  # the folder itself may be new
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
-    try:
-        # Set before the WAL is first used, this also keeps the WAL's index out of a shared file.
-        db.execute("PRAGMA locking_mode=EXCLUSIVE")
-        (mode,) = db.execute("PRAGMA journal_mode=WAL").fetchone()
-        db.execute("PRAGMA synchronous=FULL")
-        # On macOS only F_FULLFSYNC reaches the medium; elsewhere these change nothing.
-        db.execute("PRAGMA fullfsync=ON")
-        db.execute("PRAGMA checkpoint_fullfsync=ON")
-        db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
-        db.execute(f"PRAGMA journal_size_limit={WAL_BYTES_MAX}")
-        db.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
-        (synchronous,) = db.execute("PRAGMA synchronous").fetchone()
-        if mode != "wal" or synchronous != 2:
-            raise errors.Unavailable(
-                f"SQLite keeps {path} in mode {mode}, synchronous {synchronous}, where a commit "
-                "may be lost with the power; put the state on a local disk"
-            )
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _check_header(path: Path) -> None:
-    """What SQLite would mend or misread in silence: an empty or short file is a new one to it."""
-    with path.open("rb") as file:
-        header = file.read(_HEADER_BYTES)
-    if not header.startswith(_MAGIC):
-        found = f"begins with {header[:16]!r}" if header else "is empty"
-        raise _damaged(path, f"it {found}, which no state file does")
-    page_bytes = int.from_bytes(header[16:18], "big")
-    page_bytes = 65536 if page_bytes == 1 else page_bytes
-    pages = int.from_bytes(header[28:32], "big")
-    # With a WAL beside it the file may rightly be shorter than its header says.
-    if _size(path) < pages * page_bytes and not _size(_beside(path, "-wal")):
-        raise _damaged(path, f"it was cut off: {_size(path)} bytes of {pages * page_bytes}")
-
-
-def _damaged(path: Path, problem: str) -> Corrupt:
-    return Corrupt(
-        f"state file {path} is damaged: {problem}. Keep a copy of it and of {path.name}-wal, and "
-        "restore the state from a backup; without one, move it away and make a new cluster"
-    )
-
-
-def _is_damage(error: sqlite3.Error) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 # ------------------------------------------------------------------ futures
