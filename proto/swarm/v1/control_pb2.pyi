@@ -386,23 +386,46 @@ global___RemoveResponse = RemoveResponse
 class DeployStackRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class RegistryAuthsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     SPEC_FIELD_NUMBER: builtins.int
     PRUNE_FIELD_NUMBER: builtins.int
     REGISTRY_AUTH_FIELD_NUMBER: builtins.int
+    REGISTRY_AUTHS_FIELD_NUMBER: builtins.int
     prune: builtins.bool
     """Remove the stack's services, networks, secrets and configs that the spec no longer names."""
     registry_auth: builtins.str
+    """For the images of all services that registry_auths does not name."""
     @property
     def spec(self) -> swarm.v1.specs_pb2.StackSpec: ...
+    @property
+    def registry_auths(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """Credentials by service name: images of one stack may come from several registries."""
+
     def __init__(
         self,
         *,
         spec: swarm.v1.specs_pb2.StackSpec | None = ...,
         prune: builtins.bool = ...,
         registry_auth: builtins.str = ...,
+        registry_auths: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["prune", b"prune", "registry_auth", b"registry_auth", "spec", b"spec"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["prune", b"prune", "registry_auth", b"registry_auth", "registry_auths", b"registry_auths", "spec", b"spec"]) -> None: ...
 
 global___DeployStackRequest = DeployStackRequest
 

@@ -985,6 +985,7 @@ class DeployStackRequest(Message, frozen=True, kw_only=True, omit_defaults=True,
     spec: StackSpec | None = None
     prune: bool = False
     registry_auth: str = ""
+    registry_auths: dict[str, str] = field(default_factory=dict)
 
 
 class StackChange(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -3749,6 +3750,8 @@ def _fill_deploy_stack_request(s: DeployStackRequest, m: Any) -> None:
         m.prune = s.prune
     if s.registry_auth:
         m.registry_auth = s.registry_auth
+    if s.registry_auths:
+        m.registry_auths.update(s.registry_auths)
 
 
 def _read_deploy_stack_request(m: Any) -> DeployStackRequest:
@@ -3756,6 +3759,7 @@ def _read_deploy_stack_request(m: Any) -> DeployStackRequest:
         spec=_read_stack_spec(m.spec) if m.HasField('spec') else None,
         prune=m.prune,
         registry_auth=m.registry_auth,
+        registry_auths=dict(m.registry_auths),
     )
 
 
