@@ -1,0 +1,41 @@
+"""Placing tasks on nodes, and saying why a task has none. Pure: a table in, decisions out."""
+
+from manager.scheduler.constraints import (
+    Attribute,
+    Constraint,
+    normal_arch,
+    parse_constraint,
+    parse_spread,
+)
+from manager.scheduler.explain import Account, account, explain, reason
+from manager.scheduler.filters import FILTERS, Rejection, rejection, unavailable, unsuitable
+from manager.scheduler.placement import ASSIGNED_MESSAGE, Group, Placement, place
+from manager.scheduler.requirement import NOTHING, Requirement, requirement_of
+from manager.scheduler.table import FAILURES_MAX, NodeInfo, NodeTable
+
+__all__ = [
+    "ASSIGNED_MESSAGE",
+    "FAILURES_MAX",
+    "FILTERS",
+    "NOTHING",
+    "Account",
+    "Attribute",
+    "Constraint",
+    "Group",
+    "NodeInfo",
+    "NodeTable",
+    "Placement",
+    "Rejection",
+    "Requirement",
+    "account",
+    "explain",
+    "normal_arch",
+    "parse_constraint",
+    "parse_spread",
+    "place",
+    "reason",
+    "rejection",
+    "requirement_of",
+    "unavailable",
+    "unsuitable",
+]
