@@ -1,0 +1,168 @@
+"""One runtime as the worker uses it: found on the host, described, and asked for a bounded number
+of things at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+from prometheus_client import Histogram
+
+from agent.runtime.base import Description, Event, Failed, Found, Rejected, Runtime, Started, Work
+from swarm import errors
+from swarm.v1 import Resources
+
+log = structlog.get_logger("worker")
+R = TypeVar("R")
+
+OPERATIONS = Histogram(
+    "swarm_agent_operation_seconds",
+    "Time that a runtime took for one operation, without waiting for its turn",
+    ("operation", "outcome"),
+    buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120),
+)
+
+# Docker Engine works on about this many starts before more only wait inside it (each start takes
+# locks for network and cgroup set-up); fewer leave its CPUs idle.
+STARTS_MAX = 8
+# Preparations are mostly waits for a registry; one slow image must not hold up all other tasks.
+PREPARES_MAX = 16
+# A stop is mostly the wait for the task's own end.
+STOPS_MAX = 64
+REMOVES_MAX = 8
+RETRY_S_MIN, RETRY_S_MAX = 1.0, 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a runtime said when it was last connected to."""
+
+    description: Description
+    found: dict[str, Found]
+
+
+class Host:
+    """A runtime and its limits. `followed` is the only caller of connect, adopt and events."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.name = runtime.name
+        # Before it has answered it offers nothing.
+        self.description = Description(runtimes=(), resources=Resources())
+        self.ready = False
+        self.problem = ""
+        # What it holds of tasks that nobody has asked for yet.
+        self.found: dict[str, Found] = {}
+        self._prepares = asyncio.Semaphore(PREPARES_MAX)
+        self._starts = asyncio.Semaphore(STARTS_MAX)
+        self._stops = asyncio.Semaphore(STOPS_MAX)
+        self._removes = asyncio.Semaphore(REMOVES_MAX)
+
+    async def followed(self) -> AsyncIterator[Snapshot | Event | None]:
+        """A Snapshot whenever the runtime could be connected to, then its events; None when
+        `problem` has changed. Tries for ever.
+        """
+        delay_s = RETRY_S_MIN
+        while True:
+            try:
+                await self.runtime.connect()
+                description = await self.runtime.describe()
+                found = {f.task_id: f for f in await self.runtime.adopt()}
+                self.description, self.ready, self.problem = description, True, ""
+                delay_s = RETRY_S_MIN
+                yield Snapshot(description, found)
+                async for event in self.runtime.events():
+                    yield event
+                return  # the runtime was closed
+            except errors.SwarmError as error:
+                problem = error.message
+            except Exception as error:  # a defect in a runtime must not end the agent
+                problem = f"internal error: {error!r}"
+                log.exception("runtime_defect", runtime=self.name, operation="follow")
+            if problem != self.problem:
+                self.problem = problem
+                log.warning("runtime_unavailable", runtime=self.name, reason=problem)
+                yield None
+            await asyncio.sleep(delay_s)
+            delay_s = min(RETRY_S_MAX, delay_s * 2)
+
+    async def prepare(self, work: Work) -> None:
+        async with self._prepares:
+            await _measured("prepare", self.runtime.prepare(work))
+
+    async def start(self, work: Work) -> Started:
+        async with self._starts:
+            return await _measured("start", self.runtime.start(work))
+
+    async def stop(self, task_id: str, *, signal: str, grace_s: float) -> int | None:
+        """Goes on until nothing runs any more, however often the runtime refuses."""
+
+        async def once() -> int | None:
+            async with self._stops:
+                return await _measured(
+                    "stop", self.runtime.stop(task_id, signal=signal, grace_s=grace_s)
+                )
+
+        return await _persistently("stop", task_id, once)
+
+    async def remove(self, task_id: str) -> None:
+        """Goes on until nothing is left, however often the runtime refuses."""
+
+        async def once() -> None:
+            async with self._removes:
+                await _measured("remove", self.runtime.remove(task_id))
+
+        await _persistently("remove", task_id, once)
+
+    async def release_network(self, network_id: str) -> None:
+        """Once: what is left of a network harms nobody and is found again by its next user."""
+        try:
+            await _measured("release_network", self.runtime.release_network(network_id))
+        except errors.SwarmError as error:
+            log.warning("network_not_released", network_id=network_id, reason=error.message)
+
+
+async def _measured(operation: str, call: Awaitable[R]) -> R:
+    """Counts how long it took and how it ended. What is no operating error becomes Failed, so that
+    a defect in a runtime costs one task and not the agent.
+    """
+    loop = asyncio.get_running_loop()
+    begin_s, outcome = loop.time(), "ok"
+    try:
+        return await call
+    except Rejected:
+        outcome = "rejected"
+        raise
+    except errors.SwarmError:
+        outcome = "failed"
+        raise
+    except Exception as error:
+        outcome = "failed"
+        log.exception("runtime_defect", operation=operation)
+        raise Failed(f"internal error of the agent in {operation}: {error!r}") from error
+    except BaseException:
+        outcome = "cancelled"
+        raise
+    finally:
+        OPERATIONS.labels(operation, outcome).observe(loop.time() - begin_s)
+
+
+async def _persistently(operation: str, task_id: str, once: Callable[[], Awaitable[R]]) -> R:
+    delay_s = RETRY_S_MIN
+    while True:
+        try:
+            return await once()
+        except errors.SwarmError as error:
+            log.warning(
+                "operation_to_be_repeated",
+                operation=operation,
+                task_id=task_id,
+                reason=error.message,
+                retry_s=delay_s,
+            )
+        await asyncio.sleep(delay_s)
+        delay_s = min(RETRY_S_MAX, delay_s * 2)
