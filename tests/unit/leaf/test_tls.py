@@ -1,6 +1,6 @@
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 
 from swarm import errors, tls
 from swarm.clock import SECOND_NS
@@ -86,10 +86,10 @@ def test_only_managers_certificates_carry_the_server_name(root):
 def test_a_request_signed_by_another_key_is_refused():
     key = tls.load_key(tls.new_key_pem())
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    good = builder.sign(key, hashes.SHA256()).public_bytes(tls.serialization.Encoding.DER)
+    good = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
     forged = bytearray(good)
     forged[-4] ^= 1
-    pem = x509.load_der_x509_csr(bytes(forged)).public_bytes(tls.serialization.Encoding.PEM)
+    pem = x509.load_der_x509_csr(bytes(forged)).public_bytes(serialization.Encoding.PEM)
     with pytest.raises(errors.Invalid, match="not signed by its own"):
         tls.load_csr(pem.decode())
 
