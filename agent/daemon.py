@@ -27,7 +27,7 @@ import uvloop
 
 from agent import identity as ids
 from agent import local, metrics
-from agent.membership import Membership, Settings, make_cluster
+from agent.membership import Membership, Settings, found
 from swarm import __version__, errors, logs, rpc
 from swarm.clock import Clock, SystemClock
 from swarm.ids import Rng, system_rng
@@ -289,8 +289,16 @@ class Swarmd:
         async with self._changing:
             self._check_free()
             _set_aside(self._options.state_dir / "manager")
-            identity = await make_cluster(
-                self._options.settings, request, self._clock, self._rng, machine_addresses()
+            listen = local.listen_address(request.listen_addr)
+            identity = await found(
+                self._options.settings,
+                request,
+                listen_addr=listen,
+                advertise_addr=local.advertise_address(
+                    request.advertise_addr, listen, machine_addresses()
+                ),
+                clock=self._clock,
+                rng=self._rng,
             )
             ids.save(self._options.state_dir, identity)
             await self._enter(identity)

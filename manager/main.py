@@ -17,7 +17,7 @@ import grpc
 import structlog
 
 from manager.api import ControlService, NodeFacts
-from manager.ca import Authority, NewCluster, Sealer, load_or_make_key
+from manager.ca import Authority, NewCluster, Sealer, load_or_make_key, new_cluster
 from manager.control import ControlLoop
 from manager.dispatcher import Dispatcher
 from manager.store import Draft, Store
@@ -25,6 +25,7 @@ from manager.store.engines.embedded import EmbeddedEngine
 from swarm import errors, rpc, tls
 from swarm.clock import Clock
 from swarm.ids import Rng
+from swarm.v1 import InitRequest
 from swarm.v1.services import CERTIFICATES_METHODS, CONTROL_METHODS, DISPATCHER_METHODS
 
 log = structlog.get_logger("manager")
@@ -32,6 +33,8 @@ log = structlog.get_logger("manager")
 STORE_FILE = "store.db"
 SEAL_FILE = "seal.key"
 STOP_GRACE_S = 2.0
+DATA_PATH_PORT = 4789  # Swarm's
+SUBNET_SIZE = 24  # Swarm's
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +50,41 @@ class Settings:
     version: str
 
 
-async def bootstrap(state_dir: Path, new: NewCluster, clock: Clock) -> None:
-    """Writes a new cluster's first objects; all of them or none."""
+async def bootstrap(
+    state_dir: Path,
+    request: InitRequest,
+    *,
+    hostname: str,
+    advertise_addr: str,
+    clock: Clock,
+    rng: Rng,
+) -> NewCluster:
+    """Makes a new cluster and writes its first objects, all of them or none.
+
+    Raises Invalid, and Unsupported for what this version does not have.
+    """
+    if request.store not in ("", "auto", "embedded"):
+        raise errors.Unsupported(
+            f"store {request.store!r} is not offered by this version; use --store embedded, "
+            "which serves one manager"
+        )
+    if request.force_new_cluster:
+        raise errors.Unsupported(
+            "--force-new-cluster rebuilds a cluster that has lost most of its managers; this "
+            "version has one manager, whose state is whole as long as its state folder is"
+        )
+    new = new_cluster(
+        now_ns=clock.now_ns(),
+        rng=rng,
+        spec=request.spec,
+        hostname=hostname,
+        advertise_addr=advertise_addr,
+        data_path_port=request.data_path_port or DATA_PATH_PORT,
+        availability=request.availability,
+        engine=EmbeddedEngine.name,
+        addr_pool=request.default_addr_pool,
+        subnet_size=request.subnet_size or SUBNET_SIZE,
+    )
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     load_or_make_key(state_dir / SEAL_FILE)
     store = Store(EmbeddedEngine(state_dir / STORE_FILE, clock), clock)
@@ -56,12 +92,14 @@ async def bootstrap(state_dir: Path, new: NewCluster, clock: Clock) -> None:
     try:
 
         def fill(draft: Draft) -> None:
-            for thing in (new.cluster, new.keyring, new.node):
-                draft.put(thing)
+            draft.put(new.cluster)
+            draft.put(new.keyring)
+            draft.put(new.node)
 
         await store.update(fill)
     finally:
         await store.close()
+    return new
 
 
 class Manager:
