@@ -1,0 +1,282 @@
+"""A service in its one form becomes a ServiceSpec, as docker's stack converter does it.
+
+Names become STACK_name; labels com.docker.stack.namespace and com.docker.stack.image are added;
+a service without networks joins the default one; each attachment gets the service's name as its
+last alias; environment is sorted. Where Docker drops a key that the cluster can honour, it is kept.
+"""
+
+from __future__ import annotations
+
+from cli.compose import resources
+from cli.compose.around import (
+    IMAGE_LABEL,
+    NAMESPACE_LABEL,
+    PROCESS,
+    Declared,
+    Surroundings,
+    deep,
+    lookup,
+    strings_of,
+)
+from cli.compose.at import At
+from cli.compose.container import container_spec, log_driver, namespace_of
+from cli.compose.keys import SERVICE, Support
+from cli.compose.ports import PORT_MAX, PROTOCOLS
+from cli.compose.problems import nearest
+from cli.compose.tree import Node
+from swarm.v1 import (
+    Dependency,
+    EndpointSpec,
+    NetworkAttachmentSpec,
+    PortConfig,
+    ServiceSpec,
+    TaskSpec,
+)
+
+# Networks of the engine itself: a task joins its host's, or none.
+HOST_NETWORKS = ("host", "none")
+CONDITIONS = ("service_started", "service_healthy", "service_completed_successfully")
+
+
+def convert_service(name: str, at: At, around: Surroundings) -> ServiceSpec:
+    """The service's spec; what is wrong is in the report."""
+    runtime = at.set_at("runtime")
+    kind = runtime.text() if runtime is not None else ""
+    if kind == PROCESS:
+        _refuse_docker_keys(at)
+    image = _image(at, kind)
+    labels = {**strings_of(at, "labels", "deploy"), NAMESPACE_LABEL: around.stack}
+    if image[0]:
+        labels[IMAGE_LABEL] = image[0]
+    network_mode, networks = _networks(name, at, around)
+    deploy = at.set_at("deploy")
+    ports = _ports(at)
+    if network_mode and ports:
+        at.fail_key(
+            "ports",
+            f"ports cannot be published on the network {network_mode}",
+            "remove ports: the program listens on the host's own ports"
+            if network_mode == "host"
+            else "remove ports, or join a network",
+        )
+    endpoint_mode = deep(at, "deploy", "endpoint_mode")
+    return ServiceSpec(
+        name=around.full(name),
+        labels=dict(sorted(labels.items())),
+        task=TaskSpec(
+            container=container_spec(at, around, image[1], network_mode),
+            resources=resources.requirements(at),
+            restart=resources.restart_policy(at),
+            placement=resources.placement(at),
+            networks=networks,
+            log_driver=log_driver(at),
+            runtime=kind,
+        ),
+        mode=resources.service_mode(at),
+        update=resources.update_config(deploy, "update_config"),
+        rollback=resources.update_config(deploy, "rollback_config"),
+        endpoint=EndpointSpec(
+            mode=endpoint_mode.choice(("vip", "dnsrr"), fold=True) if endpoint_mode else "",
+            ports=ports,
+        ),
+        depends_on=_depends_on(name, at, around),
+    )
+
+
+def _refuse_docker_keys(at: At) -> None:
+    assert isinstance(at.node.value, dict)
+    for key in at.node.value:
+        known = SERVICE.get(key)
+        if known is not None and known.support is Support.DOCKER_ONLY:
+            at.fail_key(
+                key,
+                f'"{key}" is honoured by the docker runtime only, and this service has '
+                "runtime: process",
+                f"remove {key}, or remove runtime: process and name an image",
+            )
+
+
+def _image(at: At, kind: str) -> tuple[str, str]:
+    """The image as written, and with `:latest` where neither tag nor digest stands."""
+    image = at.set_at("image")
+    if kind == PROCESS:
+        if image is not None:
+            image.warn("not used by runtime: process, which runs programs of the host")
+            return "", ""
+        if not _has_items(at, "command") and not _has_items(at, "entrypoint"):
+            at.fail("runtime: process needs a command", "add command: [program, argument]")
+        return "", ""
+    if image is None:
+        at.fail("no image is given", "add image: NAME:TAG, or runtime: process for a host program")
+        return "", ""
+    text = image.text(empty=False)
+    if text and (text != text.strip() or any(c.isspace() for c in text) or text[-1] in ":/@"):
+        image.fail(f'"{text}" is not an image name', "write NAME:TAG, such as nginx:1.27")
+    elif "@" not in text and (name := text.rpartition("/")[2].partition(":")[0]) != name.lower():
+        image.fail(f'"{text}": an image name is in lower case', f"write {name.lower()}")
+    named = text if "@" in text or ":" in text.rpartition("/")[2] else f"{text}:latest"
+    return text, named if text else ""
+
+
+def _has_items(at: At, key: str) -> bool:
+    found = at.set_at(key)
+    return found is not None and bool(found.node.value)
+
+
+def _networks(
+    name: str, at: At, around: Surroundings
+) -> tuple[str, tuple[NetworkAttachmentSpec, ...]]:
+    """The network mode, and the networks joined, in order of their full names."""
+    mode_at, joined_at = at.set_at("network_mode"), at.set_at("networks")
+    mode = ""
+    if mode_at is not None:
+        text = mode_at.node.value
+        if isinstance(text, str) and text.startswith(("service:", "container:")):
+            mode = namespace_of(at, "network_mode", "host", "none")
+        elif text in ("bridge", "default"):
+            mode_at.fail(
+                f'the engine\'s own network "{text}" does not reach across hosts',
+                "remove network_mode to join the stack's network, or write host or none",
+            )
+        else:
+            mode = mode_at.choice(("host", "none"))
+        if joined_at is not None and joined_at.node.value and mode:
+            at.fail_key(
+                "networks",
+                f"networks cannot be joined with network_mode: {mode}",
+                "remove one of them",
+            )
+        return mode, ()
+    attachments: dict[str, NetworkAttachmentSpec] = {}
+    if joined_at is not None and joined_at.node.value:
+        for key, value in joined_at.items():
+            declared = around.networks.get(key)
+            if declared is None:
+                lookup("network", key, value, around.networks)
+                continue
+            if declared.external and declared.full_name in HOST_NETWORKS:
+                mode = declared.full_name
+                continue
+            attachments[key] = _attachment(name, value, declared)
+    else:
+        default = around.networks["default"]
+        if default.external and default.full_name in HOST_NETWORKS:
+            return default.full_name, ()
+        return "", (NetworkAttachmentSpec(target=default.full_name, aliases=(name,)),)
+    if mode and attachments:
+        at.fail_key(
+            "networks",
+            f'a task on the network "{mode}" cannot join others ({", ".join(sorted(attachments))})',
+            "remove one of them",
+        )
+    return mode, tuple(sorted(attachments.values(), key=lambda each: each.target))
+
+
+def _attachment(name: str, at: At, declared: Declared) -> NetworkAttachmentSpec:
+    def text(key: str) -> str:
+        found = at.set_at(key)
+        return found.text() if found is not None else ""
+
+    aliases, priority = at.set_at("aliases"), at.set_at("priority")
+    given = aliases.texts() if aliases is not None else ()
+    return NetworkAttachmentSpec(
+        target=declared.full_name,
+        aliases=(*given, name),
+        driver_opts=strings_of(at, "driver_opts"),
+        ipv4_address=text("ipv4_address"),
+        ipv6_address=text("ipv6_address"),
+        priority=priority.integer(least=-(2**31), most=2**31 - 1) if priority is not None else 0,
+    )
+
+
+def _ports(at: At) -> tuple[PortConfig, ...]:
+    found = at.set_at("ports")
+    ports: list[PortConfig] = []
+    taken: dict[tuple[int, str, str, str], PortConfig] = {}
+    for each in found.elements() if found is not None else ():
+        port = _port(each)
+        key = (port.published_port, port.protocol, port.publish_mode, port.host_ip)
+        if port in ports:
+            continue
+        if port.published_port and key in taken:
+            each.fail(
+                f"the port {port.published_port}/{port.protocol} is published twice, for "
+                f"{taken[key].target_port} and {port.target_port}",
+                "publish one of them elsewhere",
+            )
+        taken[key] = port
+        ports.append(port)
+    return tuple(sorted(ports, key=lambda port: port.published_port))
+
+
+def _port(at: At) -> PortConfig:
+    target, published = at.set_at("target"), at.set_at("published")
+    protocol, mode = at.set_at("protocol"), at.set_at("mode")
+    host_ip, name = at.set_at("host_ip"), at.set_at("name")
+    if (app := at.set_at("app_protocol")) is not None:
+        app.text()
+    publish_mode = mode.choice(("ingress", "host")) if mode is not None else "ingress"
+    address = host_ip.text() if host_ip is not None else ""
+    if address and publish_mode == "ingress" and host_ip is not None:
+        host_ip.warn(
+            f"the address {address} is not used: in mode ingress every node listens on all "
+            "addresses; write the long form with mode: host to listen on one"
+        )
+        address = ""
+    if published is not None and "-" in str(published.node.value).lstrip("-"):
+        published.fail(
+            f'a range cannot be chosen from ("{published.node.value}")',
+            "write one port, or leave published out and the cluster chooses",
+        )
+        published = None
+    if published is not None and published.node.value == "":
+        published = None
+    return PortConfig(
+        name=name.text() if name is not None else "",
+        protocol=protocol.choice(PROTOCOLS, fold=True) if protocol is not None else "tcp",
+        target_port=target.integer(least=1, most=PORT_MAX) if target is not None else 0,
+        published_port=published.integer(least=0, most=PORT_MAX) if published is not None else 0,
+        publish_mode=publish_mode or "ingress",
+        host_ip=address,
+    )
+
+
+def _depends_on(name: str, at: At, around: Surroundings) -> tuple[Dependency, ...]:
+    found = at.set_at("depends_on")
+    gates = []
+    for other, each in found.items() if found is not None else ():
+        condition, needed = each.set_at("condition"), each.set_at("required")
+        restart = each.set_at("restart")
+        required = needed.truth() if needed is not None else True
+        if other == name:
+            each.fail("a service cannot wait for itself", "remove it")
+        elif other not in around.services and required:
+            if other in around.left_out:
+                each.fail(
+                    f'the service "{other}" is left out, because none of its profiles is active',
+                    "activate one of them, or write required: false",
+                )
+            else:
+                near = nearest(other, around.services)
+                hint = f'did you mean "{near}"?' if near else "name a service of this stack"
+                each.fail(f'there is no service "{other}"', hint)
+        if other not in around.services:
+            continue
+        gates.append(
+            Dependency(
+                service=around.full(other),
+                condition=condition.choice(CONDITIONS)
+                if condition is not None
+                else "service_started",
+                required=required,
+                restart=restart.truth() if restart is not None else False,
+            )
+        )
+    return tuple(gates)
+
+
+def dependency_places(service: Node) -> dict[str, Node]:
+    """What a service waits for, and where that stands."""
+    assert isinstance(service.value, dict)
+    found = service.value.get("depends_on")
+    return dict(found.value) if found is not None and isinstance(found.value, dict) else {}

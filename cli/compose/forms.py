@@ -1,0 +1,424 @@
+"""One form for everything: a service's short forms written out, so that merging and conversion see
+one shape each.
+
+Lists of K=V become mappings, one string becomes a list, ports and volumes take their long forms,
+host paths become absolute against the folder of the file, and files of variables and labels are
+read. Values keep the place they came from. Only shapes are decided here; what a value means is
+convert's.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cli.compose import envfile, keys
+from cli.compose.at import At, made
+from cli.compose.mounts import absolute, long_mounts
+from cli.compose.ports import long_ports
+from cli.compose.problems import Report, Source
+from cli.compose.tree import Node, Value
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the forms depend on. `base` is the folder that relative paths start from; `variables`
+    is the environment with .env below it.
+    """
+
+    base: Path
+    variables: Mapping[str, str]
+    report: Report
+
+    @property
+    def home(self) -> str:
+        return self.variables.get("HOME", "")
+
+
+_DEPLOY_PARTS: tuple[tuple[tuple[str, ...], Mapping[str, keys.Key]], ...] = (
+    (("placement",), keys.PLACEMENT),
+    (("resources",), keys.RESOURCES),
+    (("resources", "limits"), keys.LIMITS),
+    (("resources", "reservations"), keys.RESERVATIONS),
+    (("restart_policy",), keys.RESTART),
+    (("update_config",), keys.UPDATE),
+    (("rollback_config",), keys.UPDATE),
+)
+
+
+def canonical_service(at: At, context: Context) -> Node | None:
+    """The service with every key in its one form; None if it is no mapping."""
+    if not at.check_keys(keys.SERVICE, context="a service"):
+        return None
+    assert isinstance(at.node.value, dict)
+    entries: dict[str, Node] = {}
+    for key, value in at.items():
+        known = keys.SERVICE.get(key)
+        if known is None or known.support is keys.Support.REFUSED:
+            continue
+        if value.node.tag == "!reset":
+            entries[key] = value.node
+            continue
+        form = _FORMS.get(key)
+        if form is None or (value.node.value is None and key in _NULL_ALLOWED):
+            entries[key] = value.node
+            continue
+        made_node = form(value, context)
+        if made_node is not None:
+            made_node.tag = value.node.tag
+            entries[key] = made_node
+    _variables(at, entries, context)
+    node = at.node.made(dict(entries))
+    node.keys = at.node.keys
+    node.tag = at.node.tag
+    return node
+
+
+def pairs(at: At, context: Context | None = None) -> Node | None:
+    """A mapping, or a list of K=V; K alone has no value."""
+    del context
+    if isinstance(at.node.value, dict):
+        return at.node
+    if not isinstance(at.node.value, list):
+        at.fail(f"must be a mapping or a list of NAME=value, not {at.shown()}")
+        return None
+    values: dict[str, Node] = {}
+    for entry in at.elements():
+        if isinstance(entry.node.value, dict) and len(entry.node.value) == 1:
+            (name,) = entry.node.value
+            entry.fail("must be a string, not a mapping", f"write - {name}=value, without a space")
+            continue
+        name, equals, value = entry.text().partition("=")
+        if not name.strip():
+            entry.fail("a name is missing", "write NAME=value")
+            continue
+        values[name] = entry.node.made(value if equals else None)
+    return at.node.made(dict(values))
+
+
+def _strings(at: At, context: Context) -> Node | None:
+    """One string, or a list of them."""
+    del context
+    if isinstance(at.node.value, list):
+        return at.node
+    if isinstance(at.node.value, dict | bool | None):
+        at.fail(f"must be a string or a list of strings, not {at.shown()}")
+        return None
+    return at.node.made([at.node])
+
+
+def _words(at: At, context: Context) -> Node | None:
+    """A command: a list, or a line that is split as a shell would, without running one."""
+    del context
+    if isinstance(at.node.value, list):
+        return at.node
+    if isinstance(at.node.value, dict | bool):
+        at.fail(f"must be a string or a list of strings, not {at.shown()}")
+        return None
+    if at.node.value is None:
+        return at.node
+    try:
+        words = shlex.split(at.text(), posix=True)
+    except ValueError as error:
+        at.fail(
+            f"the line cannot be split into words: {str(error).lower()}",
+            "close the quote, or write the command as a list",
+        )
+        return None
+    return at.node.made([at.node.made(word) for word in words])
+
+
+def _named(at: At, context: Context) -> Node | None:
+    """Networks: a mapping by name, or a list of names."""
+    del context
+    if isinstance(at.node.value, dict):
+        for _, value in at.items():
+            if value.node.value is not None:
+                value.check_keys(keys.SERVICE_NETWORK, context="networks of a service")
+        return at.node
+    if not at.is_list("- NAME"):
+        return None
+    return at.node.made({each.text(): each.node.made(None) for each in at.elements()})
+
+
+def _dependencies(at: At, context: Context) -> Node | None:
+    del context
+    if isinstance(at.node.value, dict):
+        for _, value in at.items():
+            value.check_keys(keys.DEPENDENCY, context="depends_on")
+        return at.node
+    if not at.is_list("- OTHER_SERVICE"):
+        return None
+    return at.node.made(
+        {each.text(): made(each.node, {"condition": "service_started"}) for each in at.elements()}
+    )
+
+
+def _references(at: At, context: Context) -> Node | None:
+    """Secrets and configs: names, or mappings with a source."""
+    del context
+    if not at.is_list("- NAME"):
+        return None
+    found: list[Node] = []
+    for entry in at.elements():
+        if isinstance(entry.node.value, dict):
+            if entry.check_keys(keys.FILE_REFERENCE, context="secrets and configs of a service"):
+                if entry.set_at("source") is None:
+                    entry.fail("source is missing", "add source: and the name of the object")
+                else:
+                    found.append(entry.node)
+        elif name := entry.text():
+            found.append(made(entry.node, {"source": name}))
+    return at.node.made(found)
+
+
+def _ports(at: At, context: Context) -> Node | None:
+    del context
+    return at.node.made(long_ports(at))
+
+
+def _mounts(at: At, context: Context) -> Node | None:
+    return at.node.made(long_mounts(at, context.base, context.home))
+
+
+def _ulimits(at: At, context: Context) -> Node | None:
+    del context
+    if not at.is_map("nofile: 65536, or nofile: {soft: 1024, hard: 65536}"):
+        return None
+    found: dict[str, Node] = {}
+    for name, value in at.items():
+        if isinstance(value.node.value, dict):
+            value.check_keys(keys.ULIMIT, context="ulimits")
+            found[name] = value.node
+        else:
+            found[name] = made(value.node, {"soft": value.node, "hard": value.node})
+    return at.node.made(dict(found))
+
+
+_HOST = re.compile(r"([^:=\s]+)\s*[:=]\s*(\S+)")
+
+
+def _hosts(at: At, context: Context) -> Node | None:
+    """Lines HOST:IP in the order of the file; of a mapping, sorted."""
+    del context
+    found: list[Node] = []
+    if isinstance(at.node.value, dict):
+        for name, value in sorted(at.items()):
+            addresses = value.elements() if isinstance(value.node.value, list) else [value]
+            found += [each.node.made(f"{name}:{each.text()}") for each in addresses]
+        return at.node.made(found)
+    if not at.is_list('- "name:10.0.0.1"'):
+        return None
+    for entry in at.elements():
+        match = _HOST.fullmatch(entry.text().strip())
+        if match is None:
+            entry.fail(f"{entry.shown()} is not a host and its address", 'write "name:10.0.0.1"')
+        else:
+            found.append(entry.node.made(f"{match[1]}:{match[2]}"))
+    return at.node.made(found)
+
+
+def _healthcheck(at: At, context: Context) -> Node | None:
+    del context
+    if not at.check_keys(keys.HEALTHCHECK, context="healthcheck"):
+        return None
+    test = at.at("test")
+    if test is None or not isinstance(test.node.value, str):
+        return at.node
+    assert isinstance(at.node.value, dict)
+    words = [test.node.made("CMD-SHELL"), test.node] if test.node.value else []
+    node = made(at.node, {**at.node.value, "test": test.node.made(words)})
+    node.keys = at.node.keys
+    return node
+
+
+def _logging(at: At, context: Context) -> Node | None:
+    del context
+    at.check_keys(keys.LOGGING, context="logging")
+    return at.node
+
+
+def _gpus(at: At, context: Context) -> Node | None:
+    """all, a number, or a list of device claims."""
+    del context
+    if isinstance(at.node.value, list):
+        return at.node
+    if at.node.value == "all":
+        count: Value = -1
+    else:
+        count = at.integer(least=1, what="write all, a number, or a list of device claims")
+    return at.node.made([made(at.node, {"count": count})])
+
+
+def _devices(at: At, context: Context) -> Node | None:
+    del context
+    if not at.is_list("- /dev/snd:/dev/snd"):
+        return None
+    found: list[Node] = []
+    for entry in at.elements():
+        if isinstance(entry.node.value, dict):
+            if entry.check_keys(keys.DEVICE_MAPPING, context="devices"):
+                found.append(entry.node)
+            continue
+        text = entry.text()
+        if not text.startswith("/"):  # a CDI name, vendor.com/class=name, is its own target
+            if "=" not in text or "/" not in text:
+                entry.fail(
+                    f'"{text}" is not a device',
+                    "write /dev/NAME, /dev/NAME:/dev/TARGET:rwm, or a CDI name such as "
+                    "nvidia.com/gpu=0",
+                )
+            else:
+                found.append(made(entry.node, {"source": text}))
+            continue
+        source, _, rest = text.partition(":")
+        target, _, permissions = rest.partition(":")
+        if target and not target.startswith("/") and not permissions:
+            target, permissions = "", target
+        found.append(
+            made(
+                entry.node,
+                {
+                    "source": source,
+                    "target": target or source,
+                    "permissions": permissions or "rwm",
+                },
+            )
+        )
+    return at.node.made(found)
+
+
+def _deploy(at: At, context: Context) -> Node | None:
+    if not at.check_keys(keys.DEPLOY, context="deploy"):
+        return None
+    for path, known in _DEPLOY_PARTS:
+        part: At | None = at
+        for key in path:
+            part = part.set_at(key) if part is not None else None
+        if part is not None:
+            part.check_keys(known, context="deploy." + ".".join(path))
+    labels = at.set_at("labels")
+    if labels is None or isinstance(labels.node.value, dict):
+        return at.node
+    assert isinstance(at.node.value, dict)
+    given = pairs(labels, context)
+    entries: dict[str, Value | Node] = {**at.node.value, "labels": given or at.node.made({})}
+    node = made(at.node, entries)
+    node.keys = at.node.keys
+    return node
+
+
+_FORMS: dict[str, Callable[[At, Context], Node | None]] = {
+    "annotations": pairs,
+    "cap_add": _strings,
+    "cap_drop": _strings,
+    "command": _words,
+    "configs": _references,
+    "depends_on": _dependencies,
+    "deploy": _deploy,
+    "devices": _devices,
+    "dns": _strings,
+    "dns_opt": _strings,
+    "dns_search": _strings,
+    "entrypoint": _words,
+    "environment": pairs,
+    "extra_hosts": _hosts,
+    "gpus": _gpus,
+    "healthcheck": _healthcheck,
+    "labels": pairs,
+    "logging": _logging,
+    "networks": _named,
+    "ports": _ports,
+    "secrets": _references,
+    "storage_opt": pairs,
+    "sysctls": pairs,
+    "tmpfs": _strings,
+    "ulimits": _ulimits,
+    "volumes": _mounts,
+}
+# Keys whose null Docker takes for absent.
+_NULL_ALLOWED = frozenset(("command", "entrypoint", "deploy", "environment", "labels", "networks"))
+
+
+def _variables(at: At, entries: dict[str, Node], context: Context) -> None:
+    """Reads env_file and label_file below environment and labels, and gives variables without a
+    value the caller's.
+    """
+    if (files := at.set_at("env_file")) is not None:
+        entries.pop("env_file", None)
+        found = _env_files(files, context)
+        own = entries.get("environment")
+        if own is None:
+            entries["environment"] = files.node.made(dict(found))
+        elif isinstance(own.value, dict):
+            entries["environment"] = own.made({**found, **own.value})
+            entries["environment"].tag = own.tag
+    environment = entries.get("environment")
+    if environment is not None and isinstance(environment.value, dict):
+        resolved = {
+            name: node.made(context.variables[name])
+            if node.value is None and name in context.variables and node.tag != "!reset"
+            else node
+            for name, node in environment.value.items()
+        }
+        tag = environment.tag
+        entries["environment"] = environment.made(resolved)
+        entries["environment"].tag = tag
+    if (files := at.set_at("label_file")) is not None:
+        entries.pop("label_file", None)
+        listed = _strings(files, context)
+        found = {}
+        for each in At(listed, files.path, at.report).elements() if listed is not None else ():
+            found |= _env_file(each, each.text(), context, dotenv=True, required=True)
+        own = entries.get("labels")
+        given = own.value if own is not None and isinstance(own.value, dict) else {}
+        entries["labels"] = files.node.made({**found, **given})
+
+
+def _env_files(at: At, context: Context) -> dict[str, Node]:
+    listed = at.node if isinstance(at.node.value, list | dict) else _strings(at, context)
+    if listed is None:
+        return {}
+    if isinstance(listed.value, dict):
+        at.fail("must be a string or a list, not a mapping", "write - path: FILE")
+        return {}
+    found: dict[str, Node] = {}
+    for each in At(listed, at.path, at.report).elements():
+        if not isinstance(each.node.value, dict):
+            found |= _env_file(each, each.text(), context, dotenv=False, required=True)
+            continue
+        if not each.check_keys(keys.ENV_FILE, context="env_file"):
+            continue
+        path, required, form = each.set_at("path"), each.set_at("required"), each.set_at("format")
+        if path is None:
+            each.fail("path is missing", "add path: FILE")
+            continue
+        dotenv = form is None or form.choice(("dotenv", "raw")) != "raw"
+        must = required is None or required.truth()
+        found |= _env_file(path, path.text(), context, dotenv=dotenv, required=must)
+    return found
+
+
+def _env_file(
+    at: At, name: str, context: Context, *, dotenv: bool, required: bool
+) -> dict[str, Node]:
+    if not name:
+        at.fail("must not be empty")
+        return {}
+    path = Path(absolute(name, context.base, context.home))
+    try:
+        text = envfile.read_text(path)
+    except FileNotFoundError:
+        if required:
+            at.fail(f"no such file: {path}", "create it, or write required: false in the long form")
+        return {}
+    except (OSError, ValueError) as error:
+        at.fail(f"{path}: {getattr(error, 'strerror', None) or error}")
+        return {}
+    source = Source(str(path), text, order=at.node.source.order)
+    parse = envfile.parse_dotenv if dotenv else envfile.parse_raw
+    values = parse(source, context.variables, context.report)
+    return {key: at.node.made(value) for key, value in values.items()}

@@ -1,0 +1,137 @@
+"""Merging of several files, and of a service with what it extends: the specification's rules.
+
+Works on trees in their one form (forms.py). Mappings merge by key, later values win, lists are
+joined without repeating what is equal; ports, volumes, secrets and configs merge by what they
+publish, where they are mounted and what they name; commands and healthcheck tests are replaced
+whole. `!reset` removes what was there, `!override` replaces it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cli.compose.tree import Node, Value
+
+# Paths below a service, or below the root; "*" is any key.
+_REPLACED = frozenset(
+    (
+        ("services", "*", "command"),
+        ("services", "*", "entrypoint"),
+        ("services", "*", "healthcheck", "test"),
+        ("services", "*", "ulimits", "*"),
+    )
+)
+
+
+def _scalar(node: Node, key: str) -> str:
+    inner = node.value.get(key) if isinstance(node.value, dict) else None
+    return "" if inner is None or inner.value is None else str(inner.value)
+
+
+def _port_key(node: Node) -> tuple[str, ...]:
+    protocol = _scalar(node, "protocol") or "tcp"
+    published = _scalar(node, "published")
+    if published in ("", "0"):
+        return ("target", _scalar(node, "target"), protocol)
+    return ("published", published, protocol, _scalar(node, "host_ip"))
+
+
+_KEYED: dict[tuple[str, ...], Callable[[Node], tuple[str, ...]]] = {
+    ("services", "*", "ports"): _port_key,
+    ("services", "*", "volumes"): lambda node: (_scalar(node, "target"),),
+    ("services", "*", "secrets"): lambda node: (_scalar(node, "source"),),
+    ("services", "*", "configs"): lambda node: (_scalar(node, "source"),),
+    ("services", "*", "devices"): lambda node: (
+        _scalar(node, "target") or _scalar(node, "source"),
+    ),
+}
+
+
+def merge(base: Node, over: Node, path: tuple[str, ...] = ()) -> Node:
+    """`over` laid upon `base`. Associative, except where !reset or !override stand."""
+    if over.tag in ("!override", "!reset"):
+        return over
+    if isinstance(base.value, dict) and isinstance(over.value, dict):
+        if path == ("services", "*", "logging") and _other_driver(base, over):
+            return over
+        return _maps(base, over, path)
+    if isinstance(base.value, list) and isinstance(over.value, list) and path not in _REPLACED:
+        return _lists(base, over, path)
+    if over.value is None and isinstance(base.value, dict):
+        return base
+    return over
+
+
+def _other_driver(base: Node, over: Node) -> bool:
+    drivers = _scalar(base, "driver"), _scalar(over, "driver")
+    return bool(drivers[1]) and drivers[0] != drivers[1]
+
+
+def _below(path: tuple[str, ...], key: str) -> tuple[str, ...]:
+    # Names that users choose are the second level, and the keys of ulimits.
+    return (*path, "*" if len(path) == 1 or path[-1:] == ("ulimits",) else key)
+
+
+def _maps(base: Node, over: Node, path: tuple[str, ...]) -> Node:
+    assert isinstance(base.value, dict)
+    assert isinstance(over.value, dict)
+    values = dict(base.value)
+    keys = dict(base.keys or {})
+    for key, node in over.value.items():
+        values[key] = merge(values[key], node, _below(path, key)) if key in values else node
+        if over.keys is not None and key in over.keys:
+            keys[key] = over.keys[key]
+    merged = over.made(dict(values))
+    merged.keys = keys
+    return merged
+
+
+def _lists(base: Node, over: Node, path: tuple[str, ...]) -> Node:
+    assert isinstance(base.value, list)
+    assert isinstance(over.value, list)
+    key_of = _KEYED.get(path)
+    items: list[Node]
+    if key_of is None:
+        seen = [plain(node) for node in base.value]
+        items = list(base.value)
+        for node in over.value:
+            if (value := plain(node)) not in seen:
+                seen.append(value)
+                items.append(node)
+    else:
+        later = {key_of(node) for node in over.value}
+        items = [node for node in base.value if key_of(node) not in later] + over.value
+        items.sort(key=key_of)  # as Docker does; only after a merge, and stable
+    merged = over.made(items)
+    merged.tag = base.tag
+    return merged
+
+
+def plain(node: Node) -> object:
+    """The tree as plain Python values, for comparison."""
+    value = node.value
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    return value
+
+
+def settled(node: Node) -> Node:
+    """The tree after all merging: what !reset removed is gone."""
+    value: Value = node.value
+    if isinstance(value, dict):
+        kept = {key: settled(inner) for key, inner in value.items() if inner.tag != "!reset"}
+        if all(kept.get(key) is inner for key, inner in value.items()):
+            return node
+        value = dict(kept)
+    elif isinstance(value, list):
+        items = [settled(inner) for inner in value if inner.tag != "!reset"]
+        if len(items) == len(value) and all(a is b for a, b in zip(items, value, strict=True)):
+            return node
+        value = items
+    else:
+        return node
+    result = node.made(value)
+    result.keys = node.keys
+    return result

@@ -1,0 +1,145 @@
+"""Volumes of a service: the short forms, written out as long ones, and paths made absolute.
+
+[SOURCE:]TARGET[:OPTIONS]. A source that looks like a path is a bind mount, any other a volume's
+name, none an anonymous volume. Options are separated by commas; one that is not known is refused,
+where Docker ignores it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from pathlib import Path
+
+from cli.compose.at import At, made
+from cli.compose.keys import (
+    BIND,
+    IMAGE_OPTIONS,
+    TMPFS,
+    VOLUME_MOUNT,
+    VOLUME_OPTIONS,
+)
+from cli.compose.problems import nearest
+from cli.compose.tree import Node, Value
+
+PROPAGATION = ("rprivate", "private", "rshared", "shared", "rslave", "slave")
+_OPTIONS = ("ro", "rw", "z", "Z", "nocopy", "cached", "delegated", "consistent", *PROPAGATION)
+_PATH_STARTS = (".", "/", "~", "\\")
+
+
+def is_path(source: str) -> bool:
+    """Whether a short form's source is a path of the host and not a volume's name."""
+    return source.startswith(_PATH_STARTS) or (
+        len(source) > 2 and source[1] == ":" and source[0].isalpha() and source[2] in "\\/"
+    )
+
+
+def absolute(path: str, base: Path, home: str) -> str:
+    """A host path against the project's folder; ~ is the caller's home."""
+    if path == "~" or path.startswith("~/"):
+        return posixpath.normpath(home + path[1:]) if home else path
+    return posixpath.normpath(posixpath.join(base.as_posix(), path))
+
+
+def long_mounts(at: At, base: Path, home: str) -> list[Node]:
+    """All entries of `volumes` in the long form."""
+    if not at.is_list("- data:/var/lib/data"):
+        return []
+    found = []
+    for entry in at.elements():
+        if isinstance(entry.node.value, dict):
+            node = _long(entry, base, home)
+        else:
+            node = _short(entry, base, home)
+        if node is not None:
+            found.append(node)
+    return found
+
+
+def _long(at: At, base: Path, home: str) -> Node | None:
+    if not at.check_keys(VOLUME_MOUNT, context="volumes"):
+        return None
+    for key, known in (
+        ("bind", BIND),
+        ("volume", VOLUME_OPTIONS),
+        ("tmpfs", TMPFS),
+        ("image", IMAGE_OPTIONS),
+    ):
+        if (options := at.set_at(key)) is not None:
+            options.check_keys(known, context=f"volumes.{key}")
+    kind, source = at.set_at("type"), at.set_at("source")
+    if kind is None:
+        at.fail("type is missing", "add type: volume, bind or tmpfs")
+        return None
+    if kind.node.value == "bind" and source is not None:
+        assert isinstance(at.node.value, dict)
+        path = absolute(source.text(), base, home) if source.text() else ""
+        entries: dict[str, Value | Node] = {
+            **at.node.value,
+            "source": source.node.made(path),
+        }
+        node = made(at.node, entries)
+        node.keys = at.node.keys
+        return node
+    return at.node
+
+
+def _split(text: str) -> list[str]:
+    """At colons, but not at the one of a Windows drive."""
+    parts: list[str] = []
+    for part in text.split(":"):
+        drive = bool(parts) and len(parts[-1]) == 1 and parts[-1].isalpha()
+        if drive and (part[:1] == "\\" or (part[:1] == "/" and len(parts) == 1)):
+            parts[-1] += ":" + part
+            continue
+        parts.append(part)
+    return parts
+
+
+def _short(at: At, base: Path, home: str) -> Node | None:
+    text = at.text()
+    forms = "write SOURCE:TARGET, SOURCE:TARGET:ro or TARGET, such as data:/var/lib/data"
+    if not text:
+        at.fail("must not be empty", forms)
+        return None
+    parts = _split(text)
+    if len(parts) > 3 or any(not part for part in parts):
+        at.fail(f'"{text}" is not a volume', forms)
+        return None
+    target = parts[1] if len(parts) > 1 else parts[0]
+    entries: dict[str, Value | Node] = {"target": target}
+    if len(parts) == 1:
+        entries["type"] = "volume"
+    elif is_path(parts[0]):
+        entries |= {"type": "bind", "source": absolute(parts[0], base, home)}
+    else:
+        entries |= {"type": "volume", "source": parts[0]}
+    inner: dict[str, Value] = {}
+    for option in parts[2].split(",") if len(parts) == 3 else ():
+        if option in ("ro", "rw"):
+            entries["read_only"] = option == "ro"
+        elif option in ("z", "Z"):
+            inner["selinux"] = option
+        elif option == "nocopy":
+            inner["nocopy"] = True
+        elif option in PROPAGATION:
+            inner["propagation"] = option
+        elif option in ("cached", "delegated", "consistent"):
+            entries["consistency"] = option
+        else:
+            near = nearest(option, _OPTIONS)
+            at.fail(
+                f'"{text}": the option "{option}" is not known',
+                f"did you mean {near}?" if near else f"known are {', '.join(_OPTIONS)}",
+            )
+    kind = str(entries["type"])
+    if kind == "volume":
+        # Relabelling and propagation are about host paths; Docker ignores them on volumes too.
+        for name in ("selinux", "propagation"):
+            if name in inner:
+                at.warn(f'"{inner.pop(name)}" has no meaning for a volume, only for a host path')
+    elif "nocopy" in inner:
+        at.warn('"nocopy" has no meaning for a host path')
+        inner.pop("nocopy")
+    if inner:
+        entries[kind] = made(at.node, dict(inner))
+    return made(at.node, entries)

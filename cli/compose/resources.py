@@ -1,0 +1,365 @@
+"""How a service is run: mode, resources, restarts, placement, updates; from `deploy` and from the
+older keys of the service that say the same.
+
+Where both are given, `deploy` must agree with the older key or the older key is refused: one of two
+contradicting numbers would be dropped.
+"""
+
+from __future__ import annotations
+
+import re
+
+from cli.compose import keys
+from cli.compose.around import deep
+from cli.compose.at import At
+from swarm.v1 import (
+    DeviceRequest,
+    GenericResource,
+    Global,
+    GlobalJob,
+    Placement,
+    PlacementPreference,
+    Platform,
+    Replicated,
+    ReplicatedJob,
+    ResourceRequirements,
+    Resources,
+    RestartPolicy,
+    ServiceMode,
+    UpdateConfig,
+)
+
+MODES = ("replicated", "global", "replicated-job", "global-job")
+CONDITIONS = ("none", "on-failure", "any")
+# What old files and `docker run` write, and what it means here.
+_RESTARTS = {"no": "none", "always": "any", "unless-stopped": "any", "on-failure": "on-failure"}
+REPLICAS_MAX = 1_000_000
+CPU_PERIOD_US = 100_000  # the kernel's default
+_CONSTRAINT = re.compile(r"\s*([A-Za-z0-9_.\-/]+)\s*(==|!=)\s*(.*?)\s*")
+_FIELDS = (
+    "node.id",
+    "node.hostname",
+    "node.ip",
+    "node.role",
+    "node.platform.os",
+    "node.platform.arch",
+)
+_FIELD_PREFIXES = ("node.labels.", "engine.labels.")
+_VALUE = re.compile(r"[A-Za-z0-9_.\-/*+:@ ]+")
+
+
+# ------------------------------------------------------------------ mode
+
+
+def service_mode(at: At) -> ServiceMode:
+    """How many tasks. As in Docker, a replicated job of N runs N at once and completes N."""
+    mode_at, replicas_at, scale = (
+        deep(at, "deploy", "mode"),
+        deep(at, "deploy", "replicas"),
+        at.set_at("scale"),
+    )
+    mode = mode_at.choice(MODES) if mode_at is not None else "replicated"
+    number = None
+    if replicas_at is not None:
+        number = replicas_at.integer(least=0, most=REPLICAS_MAX, what="for example replicas: 3")
+    if scale is not None:
+        scaled = scale.integer(least=0, most=REPLICAS_MAX)
+        if number is not None and scaled != number:
+            scale.fail(f"scale is {scaled} and deploy.replicas is {number}", "remove scale")
+        number = scaled if number is None else number
+    if mode in ("global", "global-job") and number is not None:
+        (replicas_at or scale or at).fail(
+            f"a service of mode {mode} runs once on each node, it has no number of replicas",
+            "remove replicas, or write mode: replicated",
+        )
+    match mode:
+        case "global":
+            return ServiceMode(global_service=Global())
+        case "global-job":
+            return ServiceMode(global_job=GlobalJob())
+        case "replicated-job":
+            return ServiceMode(
+                replicated_job=ReplicatedJob(max_concurrent=number, total_completions=number)
+            )
+        case _:
+            return ServiceMode(replicated=Replicated(replicas=number))
+
+
+# ------------------------------------------------------------------ resources
+
+
+def requirements(at: At) -> ResourceRequirements:
+    """Limits and reservations; each absent where nothing is asked for."""
+    limits_at = deep(at, "deploy", "resources", "limits")
+    reservations_at = deep(at, "deploy", "resources", "reservations")
+    cpus = _either(at, limits_at, "cpus", "cpus", At.cpus)
+    memory = _either(at, limits_at, "memory", "mem_limit", At.memory)
+    pids = _either(at, limits_at, "pids", "pids_limit", _pids)
+    quota = _quota(at)
+    if quota and cpus and quota != cpus:
+        at.fail_key("cpu_quota", "cpu_quota and the limit of cpus differ", "remove cpu_quota")
+    cpus = cpus or quota
+    limits = None
+    if limits_at is not None or cpus or memory or pids:
+        limits = Resources(cpu_nano=cpus, memory_bytes=memory, pids=pids)
+    devices = _devices(reservations_at, at)
+    reservations = None
+    if reservations_at is not None or devices:
+        cpu_at = reservations_at.set_at("cpus") if reservations_at is not None else None
+        memory_at = reservations_at.set_at("memory") if reservations_at is not None else None
+        reservations = Resources(
+            cpu_nano=cpu_at.cpus() if cpu_at is not None else 0,
+            memory_bytes=memory_at.memory() if memory_at is not None else 0,
+            generic=_generic(reservations_at),
+            devices=devices,
+        )
+        if limits is not None:
+            _fits(cpu_at, reservations.cpu_nano, limits.cpu_nano)
+            _fits(memory_at, reservations.memory_bytes, limits.memory_bytes)
+    return ResourceRequirements(limits=limits, reservations=reservations)
+
+
+def _fits(at: At | None, reserved: int, limit: int) -> None:
+    if at is not None and 0 < limit < reserved:
+        at.fail(
+            f"the reservation ({at.shown()}) is above the limit",
+            "lower the reservation or raise the limit",
+        )
+
+
+def _either(at: At, limits: At | None, key: str, older: str, read: object) -> int:
+    """A limit from deploy or from the service's older key; both must agree."""
+    assert callable(read)
+    new_at = limits.set_at(key) if limits is not None else None
+    old_at = at.set_at(older)
+    new = int(read(new_at)) if new_at is not None else None
+    old = int(read(old_at)) if old_at is not None else None
+    if new is not None and old is not None and new != old:
+        assert old_at is not None
+        old_at.fail(
+            f"{older} and deploy.resources.limits.{key} say different things", f"remove {older}"
+        )
+    return new if new is not None else old or 0
+
+
+def _pids(at: At) -> int:
+    """0 and -1 mean no limit."""
+    return max(at.integer(least=-1), 0)
+
+
+def _quota(at: At) -> int:
+    quota, period = at.set_at("cpu_quota"), at.set_at("cpu_period")
+    if quota is None:
+        if period is not None:
+            at.fail_key("cpu_period", "cpu_period says nothing without cpu_quota", "write cpus")
+        return 0
+    amount = quota.integer(least=0)
+    every = period.integer(least=1) if period is not None else CPU_PERIOD_US
+    return amount * 1_000_000_000 // every
+
+
+def _generic(at: At | None) -> tuple[GenericResource, ...]:
+    found = at.set_at("generic_resources") if at is not None else None
+    if found is None or not found.is_list("- discrete_resource_spec: {kind: gpu, value: 1}"):
+        return ()
+    given = []
+    for each in found.elements():
+        if not each.check_keys(keys.GENERIC, context="generic_resources"):
+            continue
+        spec = each.set_at("discrete_resource_spec")
+        if spec is None:
+            each.fail(
+                "discrete_resource_spec is missing",
+                "write - discrete_resource_spec: {kind: gpu, value: 1}",
+            )
+            continue
+        if not spec.check_keys(keys.DISCRETE, context="discrete_resource_spec"):
+            continue
+        kind, value = spec.set_at("kind"), spec.set_at("value")
+        if kind is None or value is None:
+            spec.fail("kind and value are both needed", "write {kind: gpu, value: 1}")
+            continue
+        given.append(GenericResource(kind=kind.text(empty=False), count=value.integer(least=1)))
+    return tuple(given)
+
+
+def _devices(reservations: At | None, at: At) -> tuple[DeviceRequest, ...]:
+    """Device claims of deploy, then those of `gpus`, which has the capability gpu unless said."""
+    claims: list[DeviceRequest] = []
+    found = reservations.set_at("devices") if reservations is not None else None
+    if found is not None and found.is_list("- capabilities: [gpu]"):
+        claims += [claim for each in found.elements() if (claim := _device(each, ())) is not None]
+    gpus = at.set_at("gpus")
+    if gpus is not None:
+        claims += [
+            claim for each in gpus.elements() if (claim := _device(each, ("gpu",))) is not None
+        ]
+    return tuple(claims)
+
+
+def _device(at: At, implied: tuple[str, ...]) -> DeviceRequest | None:
+    if not at.check_keys(keys.DEVICE, context="devices"):
+        return None
+    capabilities_at, count_at = at.set_at("capabilities"), at.set_at("count")
+    ids_at, driver = at.set_at("device_ids"), at.set_at("driver")
+    capabilities = capabilities_at.texts() if capabilities_at is not None else implied
+    if implied and implied[0] not in capabilities:
+        capabilities = (*implied, *capabilities)
+    if not capabilities:
+        at.fail("capabilities is missing", "add capabilities: [gpu]")
+    count = None
+    if count_at is not None:
+        word = count_at.node.value
+        count = -1 if word in ("all", -1) else count_at.integer(least=1, what="all, or a number")
+    ids = ids_at.texts() if ids_at is not None else ()
+    if count is not None and ids:
+        at.fail_key("count", "count and device_ids exclude each other", "keep one of them")
+    options = at.set_at("options")
+    return DeviceRequest(
+        driver=driver.text() if driver is not None else "",
+        count=count,
+        device_ids=ids,
+        capabilities=capabilities,
+        options=options.mapping() if options is not None else {},
+    )
+
+
+# ------------------------------------------------------------------ restarts and updates
+
+
+def restart_policy(at: At) -> RestartPolicy | None:
+    """deploy.restart_policy, else the service's `restart`."""
+    policy, restart = deep(at, "deploy", "restart_policy"), at.set_at("restart")
+    if policy is None:
+        return _restart(restart) if restart is not None else None
+    if restart is not None:
+        _restart(restart)
+        restart.warn("not used: deploy.restart_policy stands beside it")
+    condition, delay = policy.set_at("condition"), policy.set_at("delay")
+    attempts, window = policy.set_at("max_attempts"), policy.set_at("window")
+    return RestartPolicy(
+        condition=_condition(condition) if condition is not None else "",
+        delay_ns=delay.duration() if delay is not None else None,
+        max_attempts=attempts.integer(least=0) if attempts is not None else None,
+        window_ns=window.duration() if window is not None else None,
+    )
+
+
+def _condition(at: At) -> str:
+    text = at.node.value
+    if isinstance(text, str) and text not in CONDITIONS and text in _RESTARTS:
+        at.fail(
+            f'"{text}" is a word of `restart`, not of restart_policy',
+            f"write condition: {_RESTARTS[text]}",
+        )
+        return ""
+    return at.choice(CONDITIONS)
+
+
+def _restart(at: At) -> RestartPolicy | None:
+    value = at.node.value
+    if value is False:  # an unquoted `no` of a YAML 1.1 tool
+        return RestartPolicy(condition="none")
+    if isinstance(value, str):
+        word, colon, number = value.partition(":")
+        if word in _RESTARTS and (not colon or (word == "on-failure" and number.isdigit())):
+            return RestartPolicy(
+                condition=_RESTARTS[word], max_attempts=int(number) if colon else None
+            )
+    at.fail(
+        f"must be no, always, on-failure, on-failure:N or unless-stopped, not {at.shown()}",
+        "or write deploy.restart_policy",
+    )
+    return None
+
+
+def update_config(deploy: At | None, key: str) -> UpdateConfig | None:
+    """How changes, or rollbacks, are rolled out; None where the file does not say."""
+    at = deploy.set_at(key) if deploy is not None else None
+    if at is None:
+        return None
+    actions = ("pause", "continue", "rollback") if key == "update_config" else ("pause", "continue")
+    parallelism, delay = at.set_at("parallelism"), at.set_at("delay")
+    action, monitor = at.set_at("failure_action"), at.set_at("monitor")
+    ratio, order = at.set_at("max_failure_ratio"), at.set_at("order")
+    return UpdateConfig(
+        parallelism=parallelism.integer(least=0) if parallelism is not None else 1,
+        delay_ns=delay.duration() if delay is not None else 0,
+        failure_action=action.choice(actions) if action is not None else "",
+        monitor_ns=monitor.duration() if monitor is not None else None,
+        max_failure_ratio=ratio.number(most=1.0) if ratio is not None else 0.0,
+        order=order.choice(("stop-first", "start-first")) if order is not None else "",
+    )
+
+
+# ------------------------------------------------------------------ placement
+
+
+def placement(at: At) -> Placement:
+    """Constraints, preferences and the most replicas of a node; and the platform of the image."""
+    found = deep(at, "deploy", "placement")
+    constraints_at = found.set_at("constraints") if found is not None else None
+    preferences_at = found.set_at("preferences") if found is not None else None
+    most = found.set_at("max_replicas_per_node") if found is not None else None
+    constraints: list[str] = []
+    if constraints_at is not None and constraints_at.is_list('- "node.role == worker"'):
+        for each in constraints_at.elements():
+            if _check_constraint(each):
+                constraints.append(each.text())
+    preferences: list[PlacementPreference] = []
+    if preferences_at is not None and preferences_at.is_list("- spread: node.labels.zone"):
+        for each in preferences_at.elements():
+            if not each.check_keys(keys.PREFERENCE, context="deploy.placement.preferences"):
+                continue
+            spread = each.set_at("spread")
+            if spread is None:
+                each.fail("spread is missing", "write - spread: node.labels.zone")
+            else:
+                preferences.append(PlacementPreference(spread=spread.text(empty=False)))
+    return Placement(
+        constraints=tuple(constraints),
+        preferences=tuple(preferences),
+        max_replicas=most.integer(least=0) if most is not None else 0,
+        platforms=_platforms(at),
+    )
+
+
+def _check_constraint(at: At) -> bool:
+    text = at.text(empty=False)
+    if not text:
+        return False
+    match = _CONSTRAINT.fullmatch(text)
+    if match is None:
+        single = re.fullmatch(r"\s*(\S+?)\s*=\s*(\S.*)", text)
+        at.fail(
+            f'"{text}" is not a constraint',
+            f"write {single[1]} == {single[2]}" if single else "write node.labels.zone == a, or !=",
+        )
+        return False
+    field, _, value = match.groups()
+    lower = field.lower()
+    if lower not in _FIELDS and not lower.startswith(_FIELD_PREFIXES):
+        at.fail(
+            f'"{field}" is nothing that a node has',
+            f"known are {', '.join(_FIELDS)}, node.labels.NAME and engine.labels.NAME",
+        )
+        return False
+    if not value or not _VALUE.fullmatch(value):
+        at.fail(f'"{text}": the value {value!r} cannot be compared with', "write a plain value")
+        return False
+    if lower == "node.role" and value.lower() not in ("manager", "worker"):
+        at.fail(f'a node\'s role is never "{value}"', "write manager or worker")
+        return False
+    return True
+
+
+def _platforms(at: At) -> tuple[Platform, ...]:
+    found = at.set_at("platform")
+    if found is None:
+        return ()
+    os, slash, rest = found.text().partition("/")
+    architecture = rest.partition("/")[0]
+    if not os or (slash and not architecture):
+        found.fail(f"{found.shown()} is not a platform", "write linux/amd64 or linux/arm64")
+        return ()
+    return (Platform(os=os, architecture=architecture),)
