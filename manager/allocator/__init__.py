@@ -15,6 +15,7 @@ from manager.allocator.subnets import (
     driver_state,
     free_subnet,
     hosts_in_use,
+    overlap,
     subnets_in_use,
 )
 
@@ -30,6 +31,7 @@ __all__ = [
     "driver_state",
     "free_subnet",
     "hosts_in_use",
+    "overlap",
     "ports_taken",
     "subnets_in_use",
 ]

@@ -80,6 +80,15 @@ def allocate_ipam(
     return tuple(out)
 
 
+def overlap(one: AnyNetwork, other: AnyNetwork) -> bool:
+    """Whether two subnets share an address."""
+    if isinstance(one, IPv4Network) and isinstance(other, IPv4Network):
+        return one.overlaps(other)
+    if isinstance(one, IPv6Network) and isinstance(other, IPv6Network):
+        return one.overlaps(other)
+    return False
+
+
 def free_subnet(
     *, pool: Sequence[str], subnet_size: int, taken: Iterable[AnyNetwork]
 ) -> IPv4Network:

@@ -1,0 +1,245 @@
+"""Changes of secrets, configs, networks, volumes, nodes and the cluster, as functions over a draft.
+
+Each notes what is wrong with a spec, or puts the object. Secrets' data is sealed here and exists in
+clear nowhere after.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from msgspec import structs
+
+from manager.allocator import (
+    allocate_ipam,
+    driver_state,
+    hosts_in_use,
+    overlap,
+    subnets_in_use,
+)
+from manager.api.lookup import name_of, quoted
+from manager.api.names import check_labels
+from manager.api.problems import Finder, Problems
+from manager.api.references import users
+from manager.api.validate_objects import check_cluster, check_node
+from manager.ca import Sealer
+from manager.store import Draft, View
+from swarm import errors
+from swarm.v1 import (
+    Cluster,
+    ClusterSpec,
+    Config,
+    ConfigSpec,
+    Network,
+    NetworkSpec,
+    Node,
+    NodeRole,
+    NodeSpec,
+    NodeState,
+    Secret,
+    SecretSpec,
+    Volume,
+    VolumeSpec,
+)
+
+Used = Secret | Config | Network
+
+# ---------------------------------------------------------------- creating
+
+
+def create_secret(draft: Draft, spec: SecretSpec, *, new_id: str, sealer: Sealer) -> Secret:
+    return draft.put(
+        Secret(
+            id=new_id,
+            spec=structs.replace(spec, data=b""),
+            sealed=sealer.seal(spec.data),
+            digest=sealer.digest(spec.data),
+        )
+    )
+
+
+def create_config(draft: Draft, spec: ConfigSpec, *, new_id: str) -> Config:
+    return draft.put(Config(id=new_id, spec=spec))
+
+
+def create_volume(draft: Draft, spec: VolumeSpec, *, new_id: str) -> Volume:
+    return draft.put(Volume(id=new_id, spec=spec))
+
+
+def create_network(draft: Draft, spec: NetworkSpec, *, new_id: str) -> Network:
+    """A network with the subnets it asks for, or the lowest free one of the pool. Raises Exhausted
+    when there is none.
+    """
+    cluster = next(iter(draft.all(Cluster)), Cluster())
+    return draft.put(
+        Network(
+            id=new_id,
+            spec=spec,
+            ipam=allocate_ipam(
+                spec,
+                pool=cluster.default_addr_pool,
+                subnet_size=cluster.subnet_size,
+                taken=subnets_in_use(draft),
+                avoid=hosts_in_use(draft),
+            ),
+            driver_state=driver_state(spec),
+        )
+    )
+
+
+def check_subnets_free(find: Finder, view: View, spec: NetworkSpec) -> None:
+    """Notes subnets that overlap with those of another network."""
+    taken = subnets_in_use(view)
+    for i, config in enumerate(spec.ipam.configs if spec.ipam else ()):
+        try:
+            subnet = ipaddress.ip_network(config.subnet)
+        except ValueError:
+            continue  # noted by validate
+        for other, network in taken.items():
+            if overlap(subnet, other):
+                find.add(
+                    f"ipam.config[{i}].subnet",
+                    f"{subnet} overlaps with {other} of {quoted(network)}; choose another",
+                )
+
+
+# ---------------------------------------------------------------- updating
+
+
+def update_secret(draft: Draft, secret: Secret, spec: SecretSpec, sealer: Sealer) -> None:
+    """Only labels may change: tasks have been started with the data. Raises Invalid."""
+    assert secret.spec is not None
+    if spec.data and sealer.digest(spec.data) != secret.digest:
+        _refuse_change(secret, "data")
+    _check_only_labels(secret, secret.spec, structs.replace(spec, data=b""))
+    draft.put(structs.replace(secret, spec=structs.replace(secret.spec, labels=spec.labels)))
+
+
+def update_config(draft: Draft, config: Config, spec: ConfigSpec) -> None:
+    """Only labels may change. Raises Invalid."""
+    assert config.spec is not None
+    if not spec.data:
+        spec = structs.replace(spec, data=config.spec.data)
+    if spec.data != config.spec.data:
+        _refuse_change(config, "data")
+    _check_only_labels(config, config.spec, spec)
+    draft.put(structs.replace(config, spec=spec))
+
+
+def update_network(draft: Draft, network: Network, spec: NetworkSpec) -> None:
+    """Only labels may change. Raises Invalid."""
+    assert network.spec is not None
+    _check_only_labels(network, network.spec, spec)
+    draft.put(structs.replace(network, spec=spec))
+
+
+def update_volume(draft: Draft, volume: Volume, spec: VolumeSpec) -> None:
+    """Only labels may change. Raises Invalid."""
+    assert volume.spec is not None
+    _check_only_labels(volume, volume.spec, spec)
+    draft.put(structs.replace(volume, spec=spec))
+
+
+def _check_only_labels(
+    o: Secret | Config | Network | Volume,
+    before: SecretSpec | ConfigSpec | NetworkSpec | VolumeSpec,
+    after: SecretSpec | ConfigSpec | NetworkSpec | VolumeSpec,
+) -> None:
+    for field in before.__struct_fields__:
+        if field != "labels" and getattr(before, field) != getattr(after, field):
+            _refuse_change(o, field)
+    problems = Problems()
+    check_labels(problems.of(quoted(o)), after.labels)
+    problems.raise_any()
+
+
+def _refuse_change(o: Secret | Config | Network | Volume, field: str) -> None:
+    raise errors.Invalid(
+        f"{quoted(o)}: {field} differs, and only updates to labels are allowed; create another one "
+        "under a new name and let the services use that (a stack deploy does this by itself for "
+        "secrets and configs)"
+    )
+
+
+def update_node(draft: Draft, node: Node, spec: NodeSpec) -> None:
+    """Labels, availability, role. Raises Invalid, Conflict (the last manager), Unsupported (a
+    second manager on the embedded store).
+    """
+    problems = Problems()
+    check_node(problems.of(quoted(node)), spec)
+    problems.raise_any()
+    before = node.spec.role if node.spec else NodeRole.WORKER
+    if spec.role != before:
+        _check_role(draft, node, spec.role)
+    draft.put(structs.replace(node, spec=spec))
+
+
+def _check_role(view: View, node: Node, role: NodeRole) -> None:
+    if role == NodeRole.MANAGER:
+        cluster = next(iter(view.all(Cluster)), Cluster())
+        if cluster.store_engine == "embedded":
+            raise errors.Unsupported(
+                f"{quoted(node)} cannot be promoted: this cluster keeps its state in the embedded "
+                "store, which has one manager"
+            )
+        return
+    others = [n for n in view.all(Node) if n.id != node.id and _is_manager(n)]
+    if not others:
+        raise errors.Invalid(
+            f"{quoted(node)}: attempting to demote the last manager of the swarm; promote another "
+            "node first"
+        )
+
+
+def _is_manager(node: Node) -> bool:
+    return node.spec is not None and node.spec.role == NodeRole.MANAGER
+
+
+def update_cluster(draft: Draft, cluster: Cluster, spec: ClusterSpec) -> None:
+    """The cluster's settings. A signing key that was given is kept when the caller, who never sees
+    it, sends none. Raises Invalid.
+    """
+    old = cluster.spec or ClusterSpec()
+    if not spec.signing_ca_key:
+        spec = structs.replace(spec, signing_ca_key=old.signing_ca_key)
+    problems = Problems()
+    check_cluster(problems.of("cluster"), spec, cluster)
+    problems.raise_any()
+    draft.put(structs.replace(cluster, spec=spec))
+
+
+# ---------------------------------------------------------------- removing
+
+
+def remove_used(draft: Draft, o: Used) -> None:
+    """A secret, config or network that nothing uses. Raises Conflict with the users."""
+    found = users(draft, o.id)
+    if found:
+        raise errors.Conflict(
+            f"{quoted(o)} is in use by {_listed(found)}; remove it from there, or remove the "
+            "service, then try again"
+        )
+    draft.delete(type(o), o.id)
+
+
+def remove_node(draft: Draft, node: Node, *, force: bool) -> None:
+    """A node that has left, or, by force, one that is up. Raises Conflict."""
+    name = name_of(node)
+    if _is_manager(node):
+        raise errors.Conflict(
+            f"node {name} ({node.id}) is a cluster manager and a member of the raft cluster; it "
+            "must be demoted to worker before removal (`swarmctl node demote`)"
+        )
+    state = node.status.state if node.status else NodeState.UNKNOWN
+    if not force and state not in (NodeState.DOWN, NodeState.DISCONNECTED):
+        raise errors.Conflict(
+            f"node {name} ({node.id}) is not down and can't be removed; stop swarmd on it or run "
+            "`swarmctl swarm leave` there first, or use --force"
+        )
+    draft.delete(Node, node.id)
+
+
+def _listed(found: list[str], shown_max: int = 5) -> str:
+    if len(found) > shown_max:
+        found = [*found[:shown_max], f"{len(found) - shown_max} more"]
+    return ", ".join(found)

@@ -1,0 +1,76 @@
+"""What leaves the manager: objects without secrets.
+
+The one place that takes sealed data, keys and credentials off. Whatever the API sends goes through
+`present`; a kind that is not named here is not sent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import structs
+
+from swarm.v1 import (
+    Cluster,
+    Config,
+    Network,
+    Node,
+    Object,
+    Secret,
+    SecretSpec,
+    Service,
+    ServiceRevision,
+    Stack,
+    Task,
+    Volume,
+)
+
+
+def present(o: Any) -> Object:
+    """The object as callers may see it."""
+    match o:
+        case Task():
+            return Object(task=o)
+        case Service():
+            return Object(service=o)
+        case Node():
+            return Object(node=o)
+        case Secret():
+            bare = _without_data(o.spec) if o.spec else None
+            return Object(secret=structs.replace(o, spec=bare, sealed=b"", digest=""))
+        case Config():
+            return Object(config=o)
+        case Network():
+            return Object(network=o)
+        case Volume():
+            return Object(volume=o)
+        case Stack():
+            return Object(stack=_stack(o))
+        case Cluster():
+            return Object(cluster=_cluster(o))
+        case ServiceRevision():
+            return Object(service_revision=present_revision(o))
+        case _:
+            raise TypeError(f"{type(o).__name__} never leaves the manager")
+
+
+def present_revision(revision: ServiceRevision) -> ServiceRevision:
+    """Without the credentials that its image is pulled with."""
+    return structs.replace(revision, sealed_registry_auth=b"")
+
+
+def _without_data(spec: SecretSpec) -> SecretSpec:
+    return structs.replace(spec, data=b"") if spec.data else spec
+
+
+def _stack(stack: Stack) -> Stack:
+    if stack.spec is None or not any(s.data for s in stack.spec.secrets):
+        return stack
+    secrets = tuple(_without_data(s) for s in stack.spec.secrets)
+    return structs.replace(stack, spec=structs.replace(stack.spec, secrets=secrets))
+
+
+def _cluster(cluster: Cluster) -> Cluster:
+    if cluster.spec is None or not cluster.spec.signing_ca_key:
+        return cluster
+    return structs.replace(cluster, spec=structs.replace(cluster.spec, signing_ca_key=""))

@@ -1,0 +1,173 @@
+"""What a service's spec refers to: secrets, configs and networks, by id or by name.
+
+`resolve` fills in both ids and names, so that the stored spec says exactly which object is meant
+and a rename or a new version of a secret is a change of the template. `users` is the other
+direction: who uses an object.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from msgspec import structs
+
+from manager.api.lookup import quoted, spec_of, task_of
+from manager.api.names import PREDEFINED_NETWORKS
+from manager.api.problems import Finder
+from manager.store import View
+from swarm import states
+from swarm.v1 import (
+    Config,
+    ConfigReference,
+    FileTarget,
+    Network,
+    NetworkAttachmentSpec,
+    Secret,
+    SecretReference,
+    Service,
+    ServiceRevision,
+    ServiceSpec,
+    Task,
+)
+
+Used = Secret | Config | Network
+_U = TypeVar("_U", Secret, Config, Network)
+_FILE_MODE = 0o444
+
+
+def resolve(find: Finder, view: View, spec: ServiceSpec) -> ServiceSpec:
+    """The spec with every reference resolved; what does not exist is noted."""
+    task = task_of(spec)
+    networks = tuple(_network(find, view, i, n) for i, n in enumerate(task.networks))
+    container = task.container
+    if container is not None:
+        container = structs.replace(
+            container,
+            secrets=tuple(_secret(find, view, i, s) for i, s in enumerate(container.secrets)),
+            configs=tuple(_config(find, view, i, c) for i, c in enumerate(container.configs)),
+        )
+    if networks and container is not None and container.network_mode:
+        find.add(
+            "network_mode",
+            f"{container.network_mode!r} and networks exclude each other; give one of them",
+        )
+    return structs.replace(spec, task=structs.replace(task, networks=networks, container=container))
+
+
+def _network(
+    find: Finder, view: View, index: int, attachment: NetworkAttachmentSpec
+) -> NetworkAttachmentSpec:
+    if not attachment.target:
+        return attachment  # noted by validate
+    found = _one(view, Network, attachment.target, attachment.target)
+    if found is None:
+        hint = "create it first"
+        if attachment.target in PREDEFINED_NETWORKS:
+            hint = (
+                f"each engine has one, the cluster has not; set network_mode: {attachment.target}"
+            )
+            if attachment.target not in ("host", "none"):
+                hint = "each engine has one, the cluster has not; name a network of the cluster"
+        find.add(f"networks[{index}]", f"network {attachment.target!r} not found; {hint}")
+        return attachment
+    return structs.replace(attachment, target=found.id)
+
+
+def _secret(find: Finder, view: View, index: int, reference: SecretReference) -> SecretReference:
+    found = _one(view, Secret, reference.secret_id, reference.secret_name)
+    if found is None:
+        _note_missing(find, "secret", index, reference.secret_name or reference.secret_id)
+        return reference
+    assert found.spec is not None
+    return structs.replace(
+        reference,
+        secret_id=found.id,
+        secret_name=found.spec.name,
+        file=reference.file or _default_file(found.spec.name),
+    )
+
+
+def _config(find: Finder, view: View, index: int, reference: ConfigReference) -> ConfigReference:
+    found = _one(view, Config, reference.config_id, reference.config_name)
+    if found is None:
+        _note_missing(find, "config", index, reference.config_name or reference.config_id)
+        return reference
+    assert found.spec is not None
+    file = reference.file
+    if file is None and not reference.runtime:
+        file = _default_file(f"/{found.spec.name}")
+    return structs.replace(reference, config_id=found.id, config_name=found.spec.name, file=file)
+
+
+def _default_file(name: str) -> FileTarget:
+    """Where Docker puts it when nothing else is said."""
+    return FileTarget(name=name, uid="0", gid="0", mode=_FILE_MODE)
+
+
+def _note_missing(find: Finder, kind: str, index: int, ref: str) -> None:
+    if ref:
+        find.add(f"{kind}s[{index}]", f"{kind} {ref!r} not found; create it first")
+    else:
+        find.add(f"{kind}s[{index}]", f"the {kind}'s name is missing")
+
+
+def _one(view: View, cls: type[_U], id_: str, name: str) -> _U | None:
+    """By id where one is given and exists, else by exact name. No prefixes: a stored spec must not
+    change its meaning when a new object is made.
+    """
+    found = view.get(cls, id_) if id_ else None
+    if found is None and name:
+        found = next(iter(view.by(cls, "name", name)), None)
+    return found
+
+
+# ---------------------------------------------------------------- the other direction
+
+
+def ids_used(spec: ServiceSpec) -> set[str]:
+    """Ids of all secrets, configs and networks of a stored spec."""
+    task = task_of(spec)
+    out = {n.target for n in task.networks}
+    if task.container is not None:
+        out |= {s.secret_id for s in task.container.secrets}
+        out |= {c.config_id for c in task.container.configs}
+    return out
+
+
+def users(view: View, id_: str) -> list[str]:
+    """Who uses an object now, as phrases for a message: services whose spec names it, and those
+    with tasks that still run an earlier spec which does.
+    """
+    out = []
+    for service in sorted(view.all(Service), key=lambda s: spec_of(s).name):
+        if id_ in ids_used(spec_of(service)):
+            leaving = " (being removed)" if service.pending_delete else ""
+            out.append(f"{quoted(service)}{leaving}")
+        elif _used_by_earlier(view, service, id_):
+            out.append(f"{quoted(service)} (tasks of an earlier spec still run)")
+    return out
+
+
+def _used_by_earlier(view: View, service: Service, id_: str) -> bool:
+    versions = {
+        r.spec_version
+        for r in view.by(ServiceRevision, "service", service.id)
+        if r.spec_version != service.spec_version and r.spec and id_ in ids_used(r.spec)
+    }
+    return bool(versions) and any(
+        t.spec_version in versions and not (t.status and states.ended(t.status.state))
+        for t in view.by(Task, "service", service.id)
+    )
+
+
+def kept_ids(view: View) -> set[str]:
+    """Ids used by any spec the store still holds: current ones, those to roll back to, and those
+    that tasks refer to.
+    """
+    out: set[str] = set()
+    for service in view.all(Service):
+        out |= ids_used(spec_of(service))
+    for revision in view.all(ServiceRevision):
+        if revision.spec is not None and view.get(Service, revision.service_id) is not None:
+            out |= ids_used(revision.spec)
+    return out

@@ -1,0 +1,312 @@
+"""Logs and exec: streams between a client and the nodes that run the tasks.
+
+The dispatcher opens a relay to one task's node (`Relays`, what this module asks of it); here the
+lines of many relays become one stream, roughly in the order in which they were written, and one
+relay becomes a session with a command. A node that cannot be read becomes a sentence in `problems`,
+and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import structlog
+from msgspec import structs
+
+from manager.api.lookup import find, name_of
+from manager.api.merging import Merger, Source
+from manager.api.watching import dirty, stack_name
+from manager.store import Store, Topic, View
+from swarm import errors, states
+from swarm.clock import Clock
+from swarm.v1 import (
+    ExecInput,
+    ExecOutput,
+    LogLine,
+    LogOptions,
+    LogsRequest,
+    LogsResponse,
+    Node,
+    NodeState,
+    RelayFrame,
+    RelayRequest,
+    Service,
+    Task,
+    TaskState,
+)
+
+log = structlog.get_logger("api")
+
+# Relays of one call; each is a stream of its own on some node.
+RELAYS_MAX = 300
+
+
+class Relay(Protocol):
+    """One open stream to a task's node."""
+
+    def frames(self) -> AsyncIterator[RelayFrame]:
+        """What the node sends, until it ends. Raises Unavailable when the node is lost."""
+        ...
+
+    async def send(self, frame: RelayFrame) -> None:
+        """Raises Unavailable when the node is lost."""
+        ...
+
+
+class Relays(Protocol):
+    """Opens relays; the dispatcher's part."""
+
+    def open(self, node_id: str, request: RelayRequest) -> AbstractAsyncContextManager[Relay]:
+        """A stream for the request, whose id is filled in. Raises Unavailable when the node has no
+        session or does not answer.
+        """
+        ...
+
+
+# ---------------------------------------------------------------- logs
+
+
+class LogReader:
+    """One logs call: which tasks, their relays, and what they have said."""
+
+    def __init__(self, store: Store, relays: Relays, clock: Clock, request: LogsRequest) -> None:
+        self._store = store
+        self._relays = relays
+        self._request = request
+        self._options = _options(request.options)
+        self._services, self._tasks = _chosen(store, request)
+        self._seen: set[str] = set()
+        self._readers: set[asyncio.Task[None]] = set()
+        self._merger = Merger(clock)
+        self._problems: list[str] = []
+        self._full = False
+        self._failure: BaseException | None = None  # a defect of ours, for the caller's log
+
+    async def read(self) -> AsyncIterator[LogsResponse]:
+        """Lines until all tasks have said what they had; with `follow`, until the services are gone
+        or the caller ends the call.
+        """
+        watcher: asyncio.Task[None] | None = None
+        try:
+            self._open_new(first=True)
+            if self._options.follow and self._services:
+                self._merger.hold_open()
+                watcher = asyncio.create_task(self._follow(), name="logs follow")
+            async for lines in self._merger.batches():
+                if self._failure is not None:
+                    raise self._failure
+                if lines or self._problems:
+                    problems, self._problems = tuple(self._problems), []
+                    yield LogsResponse(lines=lines, problems=problems)
+            if self._problems:
+                yield LogsResponse(problems=tuple(self._problems))
+        finally:
+            ending = [*self._readers, *([watcher] if watcher is not None else [])]
+            for task in ending:
+                task.cancel()
+            await asyncio.gather(*ending, return_exceptions=True)
+
+    def _current(self) -> list[Task]:
+        """Tasks that may have said something: those that a node has been given."""
+        tasks = [t for id_ in self._tasks if (t := self._store.get(Task, id_)) is not None]
+        for service_id in self._services:
+            tasks.extend(self._store.by(Task, "service", service_id))
+        ready = [t for t in tasks if t.node_id and _has_begun(t)]
+        return sorted(ready, key=lambda t: (t.meta.created_at_ns if t.meta else 0, t.id))
+
+    def _open_new(self, *, first: bool) -> None:
+        for task in self._current():
+            if task.id in self._seen:
+                continue
+            if len(self._readers) >= RELAYS_MAX:
+                if not self._full:
+                    self._full = True
+                    self._problems.append(
+                        f"more than {RELAYS_MAX} tasks match, which is the most that one call "
+                        "reads at a time; name fewer services, or single tasks"
+                    )
+                return
+            self._seen.add(task.id)
+            source = self._merger.source()
+            # A task that began while we follow is read from its start.
+            options = self._options if first else structs.replace(self._options, tail=-1)
+            reader = asyncio.create_task(self._read_one(task, source, options), name="logs relay")
+            self._readers.add(reader)
+            reader.add_done_callback(self._reader_ended)
+
+    def _reader_ended(self, reader: asyncio.Task[None]) -> None:
+        self._readers.discard(reader)
+        if not reader.cancelled() and reader.exception() is not None:
+            self._failure = reader.exception()
+            self._merger.wake()
+
+    async def _read_one(self, task: Task, source: Source, options: LogOptions) -> None:
+        stamp = _Stamp(self._store, task)
+        try:
+            request = RelayRequest(task_id=task.id, logs=options)
+            async with self._relays.open(task.node_id, request) as relay:
+                async for frame in relay.frames():
+                    if frame.error is not None:
+                        self._note(f"{stamp.subject}: {frame.error}")
+                        return
+                    if frame.end:
+                        return
+                    if frame.logs is not None:
+                        for problem in frame.logs.problems:
+                            self._note(f"{stamp.subject}: {problem}")
+                        await source.put([stamp.on(line) for line in frame.logs.lines])
+        except errors.SwarmError as error:
+            self._note(f"{stamp.subject} cannot be read: {error.message}")
+        finally:
+            source.close()
+
+    def _note(self, problem: str) -> None:
+        self._problems.append(problem)
+        self._merger.wake()
+
+    async def _follow(self) -> None:
+        """Opens relays for tasks that begin while the call lasts."""
+        topics: tuple[Topic, ...] = tuple(("service", i) for i in self._services)
+        try:
+            async with dirty(self._store, topics) as changed:
+                while any(self._store.get(Service, i) is not None for i in self._services):
+                    await changed.wait()
+                    changed.clear()
+                    self._full = False
+                    self._open_new(first=False)
+        except errors.SwarmError as error:
+            self._note(error.message)
+        finally:
+            self._merger.release()
+
+
+class _Stamp:
+    """What the manager knows of a line that its node does not."""
+
+    def __init__(self, view: View, task: Task) -> None:
+        service = view.get(Service, task.service_id)
+        node = view.get(Node, task.node_id)
+        self._fields = {
+            "task_id": task.id,
+            "service_name": name_of(service) if service is not None else task.service_id,
+            "slot": task.slot,
+            "node_id": task.node_id,
+            "node_name": name_of(node) if node is not None else task.node_id,
+        }
+        down = node is not None and node.status and node.status.state != NodeState.READY
+        self.subject = (
+            f"task {name_of(task, view)} ({task.id}) on node {self._fields['node_name']}"
+            f"{' (which is down)' if down else ''}"
+        )
+
+    def on(self, line: LogLine) -> LogLine:
+        return structs.replace(line, **self._fields)
+
+
+def _options(options: LogOptions | None) -> LogOptions:
+    """Both streams unless one is chosen. Raises Invalid."""
+    options = options or LogOptions(tail=-1)
+    if options.tail < -1:
+        raise errors.Invalid(f"tail {options.tail}: give a number of lines, or -1 for all")
+    if options.until_ns and options.since_ns > options.until_ns:
+        raise errors.Invalid("since is later than until, so there can be no lines")
+    if not options.stdout and not options.stderr:
+        options = structs.replace(options, stdout=True, stderr=True)
+    return options
+
+
+def _chosen(store: Store, request: LogsRequest) -> tuple[list[str], list[str]]:
+    """Ids of the services and of the single tasks. Raises NotFound, Invalid."""
+    if not (request.services or request.tasks or request.stack):
+        raise errors.Invalid("name the services, tasks or the stack whose logs are wanted")
+    services = [find(store, Service, ref).id for ref in request.services]
+    if request.stack:
+        name = stack_name(store, request.stack)
+        services.extend(s.id for s in store.by(Service, "stack", name))
+    tasks = [find(store, Task, ref).id for ref in request.tasks]
+    return sorted(set(services)), sorted(set(tasks))
+
+
+def _has_begun(task: Task) -> bool:
+    """Whether the task has had a container: one that never started has nothing to say."""
+    status = task.status
+    if status is None:
+        return False
+    if states.ended(status.state):
+        return status.container is not None
+    return status.state >= TaskState.STARTING
+
+
+# ---------------------------------------------------------------- exec
+
+
+async def run_exec(
+    view: View, relays: Relays, inputs: AsyncIterator[ExecInput], *, who: str
+) -> AsyncIterator[ExecOutput]:
+    """Runs a command inside a task; relays both ways until it ends. Raises Invalid, NotFound,
+    Conflict (the task does not run, or the command could not be started), Unavailable.
+    """
+    first = await anext(aiter(inputs), None)
+    if first is None or first.start is None:
+        raise errors.Invalid("the first message must say which command to run in which task")
+    start = first.start
+    if not start.command:
+        raise errors.Invalid("give the command to run")
+    task = _exec_target(view, start.task)
+    request = RelayRequest(task_id=task.id, exec=structs.replace(start, task=task.id))
+    # Without the command: people put passwords there.
+    log.info("exec", who=who, task_id=task.id, node_id=task.node_id, tty=start.tty)
+    async with relays.open(task.node_id, request) as relay:
+        sender = asyncio.create_task(_send_inputs(relay, inputs), name="exec input")
+        try:
+            async for frame in relay.frames():
+                if frame.error is not None:
+                    raise errors.Conflict(f"task {name_of(task, view)}: {frame.error}")
+                if frame.output is not None:
+                    yield frame.output
+                    if frame.output.exit_code is not None:
+                        return
+                if frame.end:
+                    break
+            raise errors.Unavailable(
+                f"task {name_of(task, view)}: the stream ended before the command did; whether it "
+                "still runs is unknown"
+            )
+        finally:
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
+
+
+async def _send_inputs(relay: Relay, inputs: AsyncIterator[ExecInput]) -> None:
+    async for message in inputs:
+        await relay.send(RelayFrame(input=message))
+
+
+def _exec_target(view: View, ref: str) -> Task:
+    """A task by id, name or prefix; or the first running task of a service."""
+    for service in view.by(Service, "name", ref) if ref else []:
+        running = [t for t in view.by(Task, "service", service.id) if _runs(t)]
+        if not running:
+            raise errors.Conflict(
+                f'service "{ref}" has no running task; `swarmctl service ps {ref}` tells why'
+            )
+        return min(running, key=lambda t: (t.slot, t.id))
+    task = find(view, Task, ref)
+    if not _runs(task):
+        state = states.label(task.status.state) if task.status else "new"
+        raise errors.Conflict(
+            f"task {name_of(task, view)} ({task.id}) is {state}; a command can only run in a task "
+            "that is running"
+        )
+    return task
+
+
+def _runs(task: Task) -> bool:
+    return (
+        bool(task.node_id)
+        and task.status is not None
+        and (task.status.state in (TaskState.STARTING, TaskState.RUNNING))
+    )

@@ -1,0 +1,334 @@
+"""The control API: what clients ask of a manager, over the store.
+
+Thin: each call is checked, done in one transaction by the functions of this package, counted, and,
+when it changed something, written to the log as one line that says who changed what. Calls that
+give out names, ports and subnets run one after the other on this manager, so that two of them
+cannot choose the same; other managers are kept apart by the store's preconditions on names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import structlog
+
+from manager.api import mutations, queries
+from manager.api.metrics import measured
+from manager.api.mutations import Done
+from manager.api.relays import LogReader, Relays, run_exec
+from manager.api.services import RemovalPending
+from manager.api.stacks import deploy, finish, unfinished
+from manager.api.watching import dirty, watch_objects, watch_services
+from manager.ca import Sealer, manager_addrs
+from manager.store import Draft, Store
+from swarm import errors
+from swarm.clock import Clock
+from swarm.ids import Rng, new_id
+from swarm.rpc import Context, Identity
+from swarm.v1 import (
+    Caller,
+    CreateRequest,
+    CreateResponse,
+    DeployStackRequest,
+    DeployStackResponse,
+    ExecInput,
+    ExecOutput,
+    ExplainTaskRequest,
+    ExplainTaskResponse,
+    GetInfoRequest,
+    GetInfoResponse,
+    GetJoinTokensRequest,
+    GetJoinTokensResponse,
+    GetRequest,
+    GetResponse,
+    Kind,
+    ListRequest,
+    ListResponse,
+    LogsRequest,
+    LogsResponse,
+    RemoveRequest,
+    RemoveResponse,
+    Service,
+    Stack,
+    UpdateRequest,
+    UpdateResponse,
+    WatchRequest,
+    WatchResponse,
+    WatchServicesRequest,
+    WatchServicesResponse,
+)
+
+log = structlog.get_logger("api")
+
+R = TypeVar("R")
+
+# How long a create or deploy waits for an earlier removal of the same names: the default stop grace
+# period and some time to spare. Below the clients' own limit of 60 s.
+REMOVAL_WAIT_S = 45.0
+
+
+class Tokens(Protocol):
+    """The join tokens."""
+
+    def worker(self) -> str: ...
+    def manager(self) -> str: ...
+    async def rotate(self, *, worker: bool, manager: bool) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """The node that answers. `advertise_addr` is host:port."""
+
+    node_id: str
+    advertise_addr: str
+    version: str
+
+
+async def _no_barrier() -> None:
+    """One manager holds all there is to know: nothing to wait for."""
+
+
+class ControlService:
+    """Implements swarm.v1.services.ControlServicer. `run` must be kept running beside it."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        rng: Rng,
+        *,
+        sealer: Sealer,
+        relays: Relays,
+        tokens: Tokens,
+        facts: NodeFacts,
+        barrier: Callable[[], Awaitable[None]] = _no_barrier,
+        removal_wait_s: float = REMOVAL_WAIT_S,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._rng = rng
+        self._sealer = sealer
+        self._relays = relays
+        self._tokens = tokens
+        self._facts = facts
+        # Waits until this manager's tables have reached the cluster's present revision, so that
+        # reads are linearizable.
+        self._barrier = barrier
+        self._removal_wait_s = removal_wait_s
+        # Held around a draft and its commit where names, ports or subnets are given out.
+        self._giving_out = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Removes what stacks leave behind, as it becomes free; until cancelled. Any manager may do
+        it: doing it twice is the same as once.
+        """
+        kinds = (Kind.STACK, Kind.SERVICE, Kind.SERVICE_REVISION)
+        async with dirty(self._store, tuple(("kind", k) for k in kinds)) as changed:
+            while True:
+                await changed.wait()
+                changed.clear()
+                if not unfinished(self._store):
+                    continue
+                try:
+                    async with self._giving_out:
+                        gone = await self._store.update(finish)
+                except (errors.Unavailable, errors.TimedOut, errors.Conflict) as error:
+                    # What is not removed now is removed after the next change.
+                    log.warning("stack_cleanup_failed", error=error.message)
+                    continue
+                for name in gone:
+                    log.info("stack_removed", stack=name, revision=self._store.revision)
+
+    # -------------------------------------------------------------- reading
+
+    async def get_info(self, request: GetInfoRequest, context: Context) -> GetInfoResponse:
+        async with measured(self._clock, "GetInfo"):
+            await self._barrier()
+            facts = self._facts
+            return queries.info(self._store, node_id=facts.node_id, version=facts.version)
+
+    async def get(self, request: GetRequest, context: Context) -> GetResponse:
+        async with measured(self._clock, "Get"):
+            await self._barrier()
+            return queries.get(self._store, request)
+
+    async def list(self, request: ListRequest, context: Context) -> ListResponse:
+        async with measured(self._clock, "List"):
+            await self._barrier()
+            return queries.list_objects(self._store, request)
+
+    async def explain_task(
+        self, request: ExplainTaskRequest, context: Context
+    ) -> ExplainTaskResponse:
+        async with measured(self._clock, "ExplainTask"):
+            await self._barrier()
+            return queries.explain_task(self._store, request.task)
+
+    # -------------------------------------------------------------- changing
+
+    async def create(self, request: CreateRequest, context: Context) -> CreateResponse:
+        async with measured(self._clock, "Create"):
+            done = await self._apply_when_free(
+                lambda draft: mutations.create(
+                    draft, request, new_id=self._new_id, sealer=self._sealer
+                )
+            )
+            self._audit(context, done)
+            return CreateResponse(id=done.id, version=self._version(done), warnings=done.warnings)
+
+    async def update(self, request: UpdateRequest, context: Context) -> UpdateResponse:
+        async with measured(self._clock, "Update"):
+            done = await self._apply(
+                lambda draft: mutations.update(draft, request, sealer=self._sealer)
+            )
+            self._audit(context, done)
+            return UpdateResponse(version=self._version(done), warnings=done.warnings)
+
+    async def remove(self, request: RemoveRequest, context: Context) -> RemoveResponse:
+        async with measured(self._clock, "Remove"):
+            done = await self._apply(lambda draft: mutations.remove(draft, request))
+            self._audit(context, done, force=request.force)
+            return RemoveResponse(id=done.id)
+
+    async def deploy_stack(
+        self, request: DeployStackRequest, context: Context
+    ) -> DeployStackResponse:
+        async with measured(self._clock, "DeployStack"):
+            spec = request.spec
+            if spec is None:
+                raise errors.Invalid("the stack's spec is missing")
+            response = await self._apply_when_free(
+                lambda draft: deploy(
+                    draft,
+                    spec,
+                    prune=request.prune,
+                    registry_auth=request.registry_auth,
+                    new_id=self._new_id,
+                    sealer=self._sealer,
+                )
+            )
+            actions = [c.action for c in response.changes]
+            log.info(
+                "change",
+                who=_who(context.identity),
+                what="deploy",
+                kind="stack",
+                name=spec.name,
+                id=response.stack_id,
+                stack_revision=response.revision,
+                revision=self._store.revision,
+                **{a: actions.count(a) for a in ("created", "updated", "removed")},
+            )
+            return response
+
+    async def get_join_tokens(
+        self, request: GetJoinTokensRequest, context: Context
+    ) -> GetJoinTokensResponse:
+        async with measured(self._clock, "GetJoinTokens"):
+            worker, manager = request.rotate_worker, request.rotate_manager
+            if worker or manager:
+                await self._tokens.rotate(worker=worker, manager=manager)
+                log.info(
+                    "change",
+                    who=_who(context.identity),
+                    what="rotate",
+                    kind="join_token",
+                    worker=worker,
+                    manager=manager,
+                    revision=self._store.revision,
+                )
+            return GetJoinTokensResponse(
+                worker=self._tokens.worker(),
+                manager=self._tokens.manager(),
+                addr=self._facts.advertise_addr or next(iter(manager_addrs(self._store)), ""),
+            )
+
+    # -------------------------------------------------------------- streams
+
+    async def watch_services(
+        self, request: WatchServicesRequest, context: Context
+    ) -> AsyncIterator[WatchServicesResponse]:
+        async with measured(self._clock, "WatchServices", stream=True):
+            await self._barrier()
+            async for response in watch_services(self._store, request):
+                yield response
+
+    async def watch(self, request: WatchRequest, context: Context) -> AsyncIterator[WatchResponse]:
+        async with measured(self._clock, "Watch", stream=True):
+            async for response in watch_objects(self._store, request):
+                yield response
+
+    async def logs(self, request: LogsRequest, context: Context) -> AsyncIterator[LogsResponse]:
+        async with measured(self._clock, "Logs", stream=True):
+            await self._barrier()
+            reader = LogReader(self._store, self._relays, self._clock, request)
+            async for response in reader.read():
+                yield response
+
+    async def exec(
+        self, request: AsyncIterator[ExecInput], context: Context
+    ) -> AsyncIterator[ExecOutput]:
+        async with measured(self._clock, "Exec", stream=True):
+            await self._barrier()
+            async for output in run_exec(
+                self._store, self._relays, request, who=_who(context.identity)
+            ):
+                yield output
+
+    # -------------------------------------------------------------- helpers
+
+    def _new_id(self) -> str:
+        return new_id(self._rng)
+
+    def _version(self, done: Done) -> int:
+        """The version of the object as it is now; 0: gone already."""
+        o = self._store.get(done.cls, done.id)
+        return o.meta.version if o is not None else 0  # type: ignore[attr-defined]  # all have meta
+
+    async def _apply(self, change: Callable[[Draft], R]) -> R:
+        async with self._giving_out:
+            return await self._store.update(change)
+
+    async def _apply_when_free(self, change: Callable[[Draft], R]) -> R:
+        """As `_apply`; where an earlier removal is in the way, waits until it is done, but not for
+        ever.
+        """
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + self._removal_wait_s
+        while True:
+            try:
+                return await self._apply(change)
+            except RemovalPending as pending:
+                try:
+                    async with asyncio.timeout_at(until_s):
+                        await self._wait_gone(pending.waits_for)
+                except TimeoutError:
+                    raise pending from None
+
+    async def _wait_gone(self, ids: frozenset[str]) -> None:
+        async with dirty(self._store, (("kind", Kind.SERVICE), ("kind", Kind.STACK))) as changed:
+            while any(self._store.get(Service, i) or self._store.get(Stack, i) for i in ids):
+                await changed.wait()
+                changed.clear()
+
+    def _audit(self, context: Context, done: Done, **more: object) -> None:
+        log.info(
+            "change",
+            who=_who(context.identity),
+            what=done.action,
+            kind=done.kind.name.lower(),
+            name=done.name,
+            id=done.id,
+            revision=self._store.revision,
+            **more,
+        )
+
+
+def _who(identity: Identity) -> str:
+    """The caller in the log: "local", "admin ada", "manager ID"."""
+    role = identity.caller.name.lower()
+    name = identity.name if identity.caller == Caller.ADMIN else identity.node_id
+    return f"{role} {name}".strip()

@@ -1,0 +1,301 @@
+"""Changes of services, as functions over a draft: create, update, roll back, ask for removal.
+
+Everything here happens inside one transaction; nothing awaits. Each change of a spec makes a
+ServiceRevision, which tasks refer to; `task_version` moves only when running tasks no longer fit
+the spec, so that scaling, labels and the like restart nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from msgspec import structs
+
+from manager.allocator import allocate_ports, ports_taken
+from manager.api.lookup import quoted, spec_of
+from manager.api.problems import Finder, Problems
+from manager.api.references import resolve
+from manager.api.validate import check_service, complete, mode_name
+from manager.ca import Sealer
+from manager.store import Draft, View
+from swarm import errors
+from swarm.v1 import (
+    Endpoint,
+    PortConfig,
+    Service,
+    ServiceRevision,
+    ServiceSpec,
+    UpdateState,
+    UpdateStatus,
+)
+
+PAUSED = (UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED)
+JOB_MODES = ("replicated-job", "global-job")
+
+
+class RemovalPending(errors.Conflict):
+    """What is asked for is still held by services or stacks that are on their way out, named by
+    id; it can be had once these are gone.
+    """
+
+    def __init__(self, message: str, waits_for: Collection[str]) -> None:
+        super().__init__(message)
+        self.waits_for = frozenset(waits_for)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What an image is pulled with: `auth` as the client sends it (empty: as before)."""
+
+    auth: str
+    sealer: Sealer
+
+    def check(self, problems: Problems) -> None:
+        """Notes anything but base64 of Docker's auth JSON."""
+        if not self.auth:
+            return
+        try:
+            padded = self.auth + "=" * (-len(self.auth) % 4)
+            decoded = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+        except (binascii.Error, ValueError):
+            decoded = None
+        if not isinstance(decoded, dict):
+            problems.of("registry auth").add(
+                "", "this is not the base64 form of Docker's auth JSON"
+            )
+
+    def seal(self, before: bytes) -> bytes:
+        """What is stored; the same bytes as before where the credentials are the same."""
+        if not self.auth:
+            return before
+        data = self.auth.encode()
+        return before if before and self.sealer.open(before) == data else self.sealer.seal(data)
+
+
+# ---------------------------------------------------------------- checking
+
+
+def prepare(
+    find: Finder, view: View, spec: ServiceSpec, *, others: Collection[str] = ()
+) -> ServiceSpec:
+    """The spec completed and resolved; everything wrong with it is noted. `others`: names of
+    services that come with it.
+    """
+    spec = complete(spec)
+    check_service(find, spec)
+    spec = resolve(find, view, spec)
+    for i, dependency in enumerate(spec.depends_on):
+        known = dependency.service in others or view.by(Service, "name", dependency.service)
+        if dependency.required and dependency.service and not known:
+            find.add(f"depends_on[{i}]", f"service {dependency.service!r} not found")
+    return spec
+
+
+def _endpoint(
+    find: Finder, draft: Draft, spec: ServiceSpec, service: Service | None
+) -> Endpoint | None:
+    """The spec's ports with the published ones filled in; ports that others have are noted."""
+    if spec.endpoint is None:
+        return None
+    before: tuple[PortConfig, ...] = ()
+    if service is not None and service.endpoint is not None:
+        before = service.endpoint.ports
+    taken = ports_taken(draft, but=service.id if service is not None else "")
+    ports, clashes = allocate_ports(spec.endpoint.ports, before=before, taken=taken)
+    for clash in clashes:
+        port = clash.port
+        theirs = "ingress" if port.publish_mode == "host" else "published"
+        find.add(
+            f"ports[{clash.index}].published",
+            f"port {port.published_port}/{port.protocol or 'tcp'} is already in use by "
+            f"{quoted(clash.holder)} ({clash.holder.id}) as a {theirs} port; choose another",
+        )
+    return Endpoint(
+        spec=spec.endpoint,
+        ports=ports,
+        virtual_ips=service.endpoint.virtual_ips if service and service.endpoint else (),
+    )
+
+
+def _check_name_free(draft: Draft, name: str) -> None:
+    for other in draft.by(Service, "name", name):
+        if other.pending_delete:
+            raise RemovalPending(
+                f'service "{name}" is still being removed: its tasks are stopping; try again when '
+                "they are gone, or choose another name",
+                {other.id},
+            )
+        raise errors.Conflict(
+            f'service "{name}" exists already ({other.id}); choose another name, or update it'
+        )
+
+
+# ---------------------------------------------------------------- changing
+
+
+def create_service(
+    find: Finder,
+    draft: Draft,
+    spec: ServiceSpec,
+    *,
+    new_id: str,
+    credentials: Credentials,
+    stack_id: str = "",
+) -> Service:
+    """Puts a new service with a prepared spec; ports that others have are noted. Raises Conflict
+    for a name that is taken.
+    """
+    _check_name_free(draft, spec.name)
+    service = Service(
+        id=new_id,
+        spec=spec,
+        spec_version=1,
+        task_version=1,
+        endpoint=_endpoint(find, draft, spec, None),
+        stack_id=stack_id,
+    )
+    _put_revision(draft, service, credentials.seal(b""))
+    return draft.put(service)
+
+
+def update_service(
+    find: Finder, draft: Draft, service: Service, spec: ServiceSpec, *, credentials: Credentials
+) -> bool:
+    """Gives the service a prepared spec; False: it has it already and nothing was changed.
+
+    Without changes, an update whose roll-out is paused is taken up again, as in Docker. Raises
+    Conflict while the service is being removed, Unsupported for a rename or a change of mode.
+    """
+    _check_changeable(service, spec)
+    current = _revision(draft, service, service.spec_version)
+    before = current.sealed_registry_auth if current is not None else b""
+    sealed = credentials.seal(before)
+    if spec == spec_of(service):
+        if sealed != before and current is not None:
+            draft.put(structs.replace(current, sealed_registry_auth=sealed))
+        paused = service.update_status is not None and service.update_status.state in PAUSED
+        if paused:
+            draft.put(structs.replace(service, update_status=None))
+        return paused or sealed != before
+    _put_next(find, draft, service, spec, sealed, status=None)
+    return True
+
+
+def roll_back(draft: Draft, service: Service) -> None:
+    """Back to the previous spec, with the credentials it had. Raises Invalid where there is none,
+    or where what it uses is gone.
+    """
+    previous = _revision(draft, service, service.previous_spec_version)
+    if not service.previous_spec_version or previous is None or previous.spec is None:
+        raise errors.Invalid(
+            f"{quoted(service)} ({service.id}) does not have a previous spec to go back to: it was "
+            "not updated since it was created"
+        )
+    problems = Problems()
+    find = problems.of(f"previous spec of {quoted(service)}")
+    spec = prepare(find, draft, previous.spec)
+    problems.raise_any()
+    _check_changeable(service, spec)
+    status = UpdateStatus(
+        state=UpdateState.ROLLBACK_STARTED,
+        started_at_ns=draft.now_ns,
+        message="manually requested rollback",
+    )
+    _put_next(find, draft, service, spec, previous.sealed_registry_auth, status=status)
+    problems.raise_any()
+
+
+def ask_removal(draft: Draft, service: Service) -> None:
+    """The control loop stops the tasks, then removes the service. Asking again changes nothing."""
+    if not service.pending_delete:
+        draft.put(structs.replace(service, pending_delete=True))
+
+
+def _check_changeable(service: Service, spec: ServiceSpec) -> None:
+    if service.pending_delete:
+        raise RemovalPending(
+            f"{quoted(service)} is being removed: it cannot be changed any more", {service.id}
+        )
+    before = spec_of(service)
+    if spec.name != before.name:
+        raise errors.Unsupported(
+            f"renaming services is not supported ({before.name!r} to {spec.name!r}); create a "
+            "service with the new name and remove the old one"
+        )
+    was = mode_name(before.mode) if before.mode else "replicated"
+    becomes = mode_name(spec.mode) if spec.mode else "replicated"
+    if was != becomes:
+        raise errors.Unsupported(
+            f"{quoted(service)}: service mode change is not allowed (it is {was}, asked for is "
+            f"{becomes}); remove the service and create it again"
+        )
+
+
+def _put_next(
+    find: Finder,
+    draft: Draft,
+    service: Service,
+    spec: ServiceSpec,
+    sealed: bytes,
+    *,
+    status: UpdateStatus | None,
+) -> None:
+    """The next version of the service; its roll-out begins anew where tasks must be replaced."""
+    number = service.spec_version + 1
+    replaces = needs_new_tasks(spec_of(service), spec)
+    is_job = spec.mode is not None and mode_name(spec.mode) in JOB_MODES
+    changed = structs.replace(
+        service,
+        spec=spec,
+        spec_version=number,
+        previous_spec_version=service.spec_version,
+        task_version=number if replaces else service.task_version,
+        endpoint=_endpoint(find, draft, spec, service),
+        update_status=status if replaces or status else service.update_status,
+        job_iteration=service.job_iteration + (1 if is_job else 0),
+    )
+    _put_revision(draft, changed, sealed)
+    draft.put(changed)
+
+
+def needs_new_tasks(before: ServiceSpec, after: ServiceSpec) -> bool:
+    """Whether running tasks no longer fit the spec: their template changed, or the ports that they
+    were started with. (SwarmKit replaces tasks for any change of ports; a new published port for an
+    unchanged target needs none, as nodes balance to the target.)
+    """
+    return before.task != after.task or _task_ports(before) != _task_ports(after)
+
+
+def _task_ports(spec: ServiceSpec) -> set[tuple[str, int, int, str]]:
+    """What of the published ports a task itself has to do with."""
+    return {
+        (p.protocol or "tcp", p.target_port, p.published_port, p.host_ip)
+        if p.publish_mode == "host"
+        else (p.protocol or "tcp", p.target_port, 0, "ingress")
+        for p in (spec.endpoint.ports if spec.endpoint else ())
+    }
+
+
+def _revision(view: View, service: Service, number: int) -> ServiceRevision | None:
+    return view.get(ServiceRevision, f"{service.id}.{number}")
+
+
+def previous_revision(view: View, service: Service) -> ServiceRevision | None:
+    """The spec that a rollback returns to."""
+    return _revision(view, service, service.previous_spec_version)
+
+
+def _put_revision(draft: Draft, service: Service, sealed: bytes) -> None:
+    draft.put(
+        ServiceRevision(
+            id=f"{service.id}.{service.spec_version}",
+            service_id=service.id,
+            spec_version=service.spec_version,
+            spec=service.spec,
+            sealed_registry_auth=sealed,
+        )
+    )

@@ -1,0 +1,186 @@
+"""What the specs of secrets, configs, networks, volumes, nodes and the cluster may say."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from manager.allocator import overlap
+from manager.api.names import (
+    PREDEFINED_NETWORKS,
+    check_labels,
+    check_network_name,
+    check_secret_name,
+)
+from manager.api.problems import Finder
+from swarm.clock import SECOND_NS
+from swarm.v1 import (
+    Availability,
+    Cluster,
+    ClusterSpec,
+    ConfigSpec,
+    IpamConfig,
+    NetworkSpec,
+    NodeRole,
+    NodeSpec,
+    SecretSpec,
+    VolumeSpec,
+)
+
+SECRET_BYTES_MAX = 512_000  # as SwarmKit
+CONFIG_BYTES_MAX = 1_024_000  # as SwarmKit
+NODE_CERT_EXPIRY_NS_MIN = 3600 * SECOND_NS
+HEARTBEAT_NS_MIN = SECOND_NS // 10
+NETWORK_DRIVERS = ("overlay", "bridge")
+_AVAILABILITIES = "active, pause or drain"
+
+
+def check_secret(find: Finder, spec: SecretSpec) -> None:
+    check_secret_name(find, spec.name)
+    check_labels(find, spec.labels)
+    if spec.driver is not None and spec.driver.name:
+        find.add(
+            "driver",
+            f"secret drivers ({spec.driver.name!r}) are not offered; give the data itself",
+        )
+    if not 0 < len(spec.data) <= SECRET_BYTES_MAX:
+        find.add(
+            "data",
+            f"a secret holds 1 to {SECRET_BYTES_MAX} bytes, this one {len(spec.data)}",
+        )
+    _check_templating(find, spec.templating.name if spec.templating else "")
+
+
+def check_config(find: Finder, spec: ConfigSpec) -> None:
+    check_secret_name(find, spec.name)
+    check_labels(find, spec.labels)
+    if len(spec.data) > CONFIG_BYTES_MAX:
+        find.add(
+            "data",
+            f"a config holds up to {CONFIG_BYTES_MAX} bytes, this one {len(spec.data)}; put larger "
+            "files into the image or a volume",
+        )
+    _check_templating(find, spec.templating.name if spec.templating else "")
+
+
+def _check_templating(find: Finder, name: str) -> None:
+    find.one_of("template_driver", name, ("golang",))
+
+
+def check_volume(find: Finder, spec: VolumeSpec) -> None:
+    check_network_name(find, spec.name)
+    check_labels(find, spec.labels)
+
+
+# ---------------------------------------------------------------- networks
+
+
+def check_network(find: Finder, spec: NetworkSpec) -> None:
+    check_network_name(find, spec.name)
+    check_labels(find, spec.labels)
+    if spec.name in PREDEFINED_NETWORKS:
+        find.add("name", f"{spec.name!r} is a network that every engine has; choose another name")
+    driver = spec.driver.name if spec.driver else ""
+    find.one_of("driver", driver, NETWORK_DRIVERS)
+    find.one_of("scope", spec.scope, ("swarm", "local"))
+    if spec.config_only or spec.config_from:
+        find.add("config_only", "networks made from other networks' settings are not offered")
+    if spec.ingress:
+        find.add("ingress", "the routing mesh needs no network here: every node listens by itself")
+    if spec.ipv4 is False and not spec.ipv6:
+        find.add("ipv4", "a network without IPv4 needs ipv6: true and an IPv6 subnet")
+    _check_ipam(find, spec)
+
+
+def _check_ipam(find: Finder, spec: NetworkSpec) -> None:
+    configs = spec.ipam.configs if spec.ipam else ()
+    ipam_driver = spec.ipam.driver.name if spec.ipam and spec.ipam.driver else ""
+    find.one_of("ipam.driver", ipam_driver, ("default",))
+    subnets: list[tuple[int, ipaddress.IPv4Network | ipaddress.IPv6Network]] = []
+    for i, config in enumerate(configs):
+        subnet = _check_ipam_config(find.at(f"ipam.config[{i}]"), config)
+        if subnet is None:
+            continue
+        for j, other in subnets:
+            if overlap(subnet, other):
+                find.add(
+                    f"ipam.config[{i}].subnet", f"{subnet} overlaps with config[{j}] ({other})"
+                )
+        subnets.append((i, subnet))
+    if spec.ipv6 and not any(s.version == 6 for _, s in subnets):
+        find.add("ipv6", "an IPv6 network needs an IPv6 subnet; add one to ipam.config")
+
+
+def _check_ipam_config(
+    find: Finder, config: IpamConfig
+) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    if not config.subnet:
+        if config.gateway or config.range or config.aux_addresses:
+            find.add("subnet", "a gateway, range or address is given without its subnet")
+        return None
+    try:
+        subnet = ipaddress.ip_network(config.subnet)
+    except ValueError as error:
+        find.add("subnet", f"{config.subnet!r} is not a subnet such as 10.1.0.0/24 ({error})")
+        return None
+    for field, text in (("gateway", config.gateway), *sorted(config.aux_addresses.items())):
+        if text and not _inside(text, subnet):
+            find.add(field, f"{text!r} is not an address of {subnet}")
+    if config.range and not _is_part(config.range, subnet):
+        find.add("ip_range", f"{config.range!r} is not a part of {subnet}")
+    return subnet
+
+
+def _inside(text: str, subnet: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+    try:
+        return ipaddress.ip_address(text) in subnet
+    except ValueError:
+        return False
+
+
+def _is_part(text: str, subnet: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+    try:
+        part = ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return (
+        part.version == subnet.version
+        and part.network_address in subnet
+        and part.broadcast_address in subnet
+    )
+
+
+# ---------------------------------------------------------------- node, cluster
+
+
+def check_node(find: Finder, spec: NodeSpec) -> None:
+    if spec.name:
+        check_network_name(find, spec.name)
+    check_labels(find, spec.labels)
+    if spec.availability == Availability.UNSPECIFIED:
+        find.add("availability", f"the availability is missing; give {_AVAILABILITIES}")
+    if spec.role == NodeRole.UNSPECIFIED:
+        find.add("role", "the role is missing; give worker or manager")
+
+
+def check_cluster(find: Finder, spec: ClusterSpec, before: Cluster) -> None:
+    """The new spec against the cluster as it is: some settings exist in Docker and are not offered
+    here, so changing them is refused rather than ignored.
+    """
+    old = before.spec or ClusterSpec()
+    check_labels(find, spec.labels)
+    if spec.name != old.name:
+        find.add("name", f"a cluster keeps its name ({old.name!r})")
+    find.not_negative("task_history_limit", spec.task_history_limit, "a number of tasks")
+    if spec.heartbeat_period_ns and spec.heartbeat_period_ns < HEARTBEAT_NS_MIN:
+        find.add("heartbeat_period", "a heartbeat period is at least 100ms, or 0 to have it chosen")
+    if 0 < spec.node_cert_expiry_ns < NODE_CERT_EXPIRY_NS_MIN or spec.node_cert_expiry_ns < 0:
+        find.add("cert_expiry", "certificates live for at least 1h")
+    for field, new, was, what in (
+        ("autolock", spec.autolock_managers, old.autolock_managers, "locking managers"),
+        ("external_ca", spec.external_cas, old.external_cas, "external CAs"),
+        ("ca_rotate", spec.ca_force_rotate, old.ca_force_rotate, "rotating the root CA"),
+        ("ca_cert", spec.signing_ca_cert, old.signing_ca_cert, "a root CA of your own"),
+        ("ca_key", spec.signing_ca_key, old.signing_ca_key, "a root CA of your own"),
+    ):
+        if new != was:
+            find.add(field, f"{what} is not offered yet; leave it as it is")
