@@ -82,7 +82,8 @@ def open_locked(path: Path, clock: Clock) -> sqlite3.Connection:
         _check_header(path)
         unclean = size(_beside(path, "-wal")) > 0
         db = _connect(path)
-        _check_format(path, db)
+        # Again: a later version's change of format may be in the WAL still.
+        _check_format(path, _pragma(db, "application_id"), _pragma(db, "user_version"))
         if unclean:
             _check_pages(path, db, clock)
     except BaseException as error:
@@ -179,7 +180,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
         db.execute(f"PRAGMA journal_size_limit={WAL_BYTES_MAX}")
         db.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
-        (synchronous,) = db.execute("PRAGMA synchronous").fetchone()
+        synchronous = _pragma(db, "synchronous")
         if mode != "wal" or synchronous != 2:
             raise errors.Unavailable(
                 f"SQLite keeps {path} in mode {mode}, synchronous {synchronous}, where a commit "
@@ -191,11 +192,16 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
+def _pragma(db: sqlite3.Connection, name: str) -> int:
+    (value,) = db.execute(f"PRAGMA {name}").fetchone()
+    return int(value)
+
+
 def _check_header(path: Path) -> None:
     """What SQLite would mend or misread in silence: an empty or short file is a new one to it."""
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
-    if not header.startswith(_MAGIC):
+    if not header.startswith(_MAGIC) or len(header) < _HEADER_BYTES:
         found = f"begins with {header[:16]!r}" if header else "is empty"
         raise damaged(path, f"it {found}, which no state file does")
     page_bytes = int.from_bytes(header[16:18], "big")
@@ -204,11 +210,15 @@ def _check_header(path: Path) -> None:
     # With a WAL beside it the file may rightly be shorter than its header says.
     if size(path) < pages * page_bytes and not size(_beside(path, "-wal")):
         raise damaged(path, f"it was cut off: {size(path)} bytes of {pages * page_bytes}")
+    # Here and not only through SQLite, for opening would turn a foreign file to WAL.
+    _check_format(
+        path,
+        int.from_bytes(header[68:72], "big", signed=True),
+        int.from_bytes(header[60:64], "big", signed=True),
+    )
 
 
-def _check_format(path: Path, db: sqlite3.Connection) -> None:
-    (application,) = db.execute("PRAGMA application_id").fetchone()
-    (found,) = db.execute("PRAGMA user_version").fetchone()
+def _check_format(path: Path, application: int, found: int) -> None:
     if application != APPLICATION_ID:
         raise Corrupt(
             f"{path} is a SQLite file of another program (application id "
