@@ -1,0 +1,7 @@
+"""The leader's control loop and its pure stages; and how far services have come."""
+
+from manager.control.controller import Controller, Tick
+from manager.control.loop import ControlLoop
+from manager.control.status import service_status, up_to_date
+
+__all__ = ["ControlLoop", "Controller", "Tick", "service_status", "up_to_date"]

@@ -1,0 +1,420 @@
+"""What the control loop remembers between ticks, and one tick. Pure: no await, no clock of its own.
+
+Everything durable is in the objects; the Controller holds what makes a tick cheap (which services
+have to be looked at, when, the node table, who waits for a node) and can be made afresh from a view
+at any time (`reset`). `observe` takes committed changes, `tick` writes one tick's changes into a
+draft; then either `done` (the draft was committed) or `undo` (it was not) must follow.
+
+    observe(change)... -> tick(draft): for each dirty service
+                             scale -> follow_nodes -> restart -> update -> promote -> reap
+                          then place what waits  -> done | undo
+
+A tick's cost: the tasks of the dirty services, and the nodes once for each group that is placed.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec import structs
+
+from manager.control.gates import closed_gates
+from manager.control.history import (
+    forget_orphans,
+    keep_versions,
+    reap_tasks,
+    remove_service,
+)
+from manager.control.nodes import follow_nodes
+from manager.control.restart import promote, restart
+from manager.control.scale import scale
+from manager.control.template import (
+    PAUSED,
+    UPDATING,
+    mode_of,
+    monitor_ns,
+    state_of,
+    update_config,
+)
+from manager.control.update import update
+from manager.control.work import Budget, Work, is_unplaced
+from manager.scheduler import Group, NodeTable, account, place, reason
+from manager.store import Change, Draft, View
+from swarm import errors, ids, states
+from swarm.clock import SECOND_NS
+from swarm.v1 import Cluster, Kind, Node, Service, Task, TaskState, TaskStatus
+
+CREATED_MAX = 5_000  # tasks that one tick may create: some 0.1 s of work, one commit of 2 MB
+# How often the reason of a task that stays pending is written anew when only its numbers change.
+REASON_INTERVAL_NS = 5 * SECOND_NS
+
+
+@dataclass(slots=True)
+class Tick:
+    """What one tick did, until it is known whether it was committed."""
+
+    services: tuple[str, ...] = ()
+    unfinished: set[str] = field(default_factory=set)
+    wakes: dict[str, int] = field(default_factory=dict)
+    gates: dict[str, set[str]] = field(default_factory=dict)
+    touched: list[str] = field(default_factory=list)
+    placed: int = 0
+    created: int = 0
+    retried: bool = False
+
+
+class Controller:
+    """The mutable part of the control loop."""
+
+    def __init__(self, rng: ids.Rng, *, created_max: int = CREATED_MAX) -> None:
+        self._rng = rng
+        self._created_max = created_max
+        self.table = NodeTable()
+        self.dirty: set[str] = set()  # services to look at
+        self._freed = True  # something may fit now that did not before
+        self._pending: dict[str, set[str]] = {}  # service -> tasks without a node
+        self._per_node: set[str] = set()  # services with one task a node
+        # Service name -> services whose gates look at it.
+        self._gates: dict[str, set[str]] = {}
+        self._wake: dict[str, int] = {}  # service -> when to look at it
+        self._heap: list[tuple[int, str]] = []
+        # Of services in a roll-out: since when tasks run, and which have outlived the monitor.
+        self._running: dict[str, int] = {}
+        self._survived: set[str] = set()
+        self._tick: Tick | None = None
+
+    # -------------------------------------------------------------- taking in changes
+
+    def reset(self, view: View) -> None:
+        """Forgets everything and begins with this view; all services are dirty."""
+        self.table = NodeTable.build(view)
+        self.dirty = {s.id for s in view.all(Service)}
+        self._freed = True
+        self._pending, self._per_node, self._gates = {}, set(), {}
+        self._wake, self._heap = {}, []
+        self._running, self._survived = {}, set()
+        self._tick = None
+        for service in view.all(Service):
+            self._note_service(service)
+        rolling = {s.id for s in view.all(Service) if _rolling(s)}
+        for task in view.all(Task):
+            if task.service_id not in self.dirty:
+                self.dirty.add(task.service_id)  # its service is gone
+            if is_unplaced(task):
+                self._pending.setdefault(task.service_id, set()).add(task.id)
+            if task.service_id in rolling and state_of(task) == TaskState.RUNNING:
+                self._running[task.id] = task.meta.updated_at_ns if task.meta else 0
+
+    def observe(self, change: Change, view: View, *, own: bool = False) -> None:
+        """Takes one committed change, in order. `own`: the tick itself made it, so it leaves
+        nothing to do.
+        """
+        self.table.apply(change, view)
+        match change.kind:
+            case Kind.TASK:
+                self._observe_task(change.old, change.new, view, own=own)
+            case Kind.NODE:
+                self._observe_node(change, view)
+            case Kind.SERVICE:
+                if change.new is not None:
+                    self._note_service(change.new)
+                else:
+                    self._per_node.discard(change.id)
+                for name in {o.spec.name for o in (change.old, change.new) if o and o.spec}:
+                    self.dirty |= self._gates.get(name, set())
+                if not own:
+                    self.dirty.add(change.id)
+            case Kind.CLUSTER:
+                if _history_limit(change.old) != _history_limit(change.new):
+                    self.dirty.update(s.id for s in view.all(Service))
+
+    def _note_service(self, service: Service) -> None:
+        if mode_of(service.spec).per_node:
+            self._per_node.add(service.id)
+        else:
+            self._per_node.discard(service.id)
+
+    def _observe_task(self, old: Task | None, new: Task | None, view: View, *, own: bool) -> None:
+        task = new or old
+        assert task is not None
+        waiting = self._pending.get(task.service_id, set())
+        if new is not None and is_unplaced(new):
+            self._pending.setdefault(task.service_id, waiting).add(task.id)
+        elif task.id in waiting:
+            waiting.discard(task.id)
+            if not waiting:
+                del self._pending[task.service_id]
+        before = state_of(old) if old is not None else TaskState.NEW
+        after = state_of(new) if new is not None else before
+        held = old is not None and bool(old.node_id) and not states.ended(before)
+        if held and (new is None or states.ended(after)):
+            self._freed = True
+        if old is not None and new is not None and before == after:
+            if old.desired_state != new.desired_state:
+                self._freed = True  # max_replicas counts by desired state
+                if not own:
+                    self.dirty.add(task.service_id)
+            return
+        if own:
+            return
+        service = view.get(Service, task.service_id)
+        if after == TaskState.RUNNING or states.ended(after):
+            self._watch(service, task, before, after, new)
+            if service is not None and service.spec is not None:
+                self.dirty |= self._gates.get(service.spec.name, set())
+        elif after == TaskState.STARTING and service is not None and service.spec is not None:
+            self.dirty |= self._gates.get(service.spec.name, set())
+        rolling = service is not None and _rolling(service)
+        if (
+            old is None
+            or new is None
+            or states.ended(after)
+            or (after == TaskState.RUNNING and rolling)
+        ):
+            self.dirty.add(task.service_id)
+
+    def _watch(
+        self,
+        service: Service | None,
+        task: Task,
+        before: TaskState,
+        after: TaskState,
+        new: Task | None,
+    ) -> None:
+        """Notes how long the tasks of a roll-out have run."""
+        now_ns = new.meta.updated_at_ns if new is not None and new.meta else 0
+        if service is None or not _rolling(service) or new is None:
+            self._running.pop(task.id, None)
+            self._survived.discard(task.id)
+        elif after == TaskState.RUNNING:
+            if before != TaskState.RUNNING:
+                self._running[task.id] = now_ns
+        else:
+            since_ns = self._running.pop(task.id, None)
+            if since_ns is not None and now_ns - since_ns > monitor_ns(update_config(service)):
+                self._survived.add(task.id)
+
+    def _observe_node(self, change: Change, view: View) -> None:
+        if _matters(change.old) == _matters(change.new):
+            return
+        self._freed = True
+        self.dirty |= self._per_node
+        self.dirty.update(t.service_id for t in view.by(Task, "node", change.id))
+
+    # -------------------------------------------------------------- time
+
+    def next_wake_ns(self) -> int | None:
+        """When the next tick is due though nothing changes; None: never."""
+        while self._heap and self._wake.get(self._heap[0][1]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def has_work(self, now_ns: int) -> bool:
+        """Whether a tick would have something to look at."""
+        due_ns = self.next_wake_ns()
+        due = due_ns is not None and due_ns <= now_ns
+        return bool(self.dirty) or due or (self._freed and bool(self._pending))
+
+    def _set_wake(self, service_id: str, at_ns: int) -> None:
+        if at_ns:
+            self._wake[service_id] = at_ns
+            heapq.heappush(self._heap, (at_ns, service_id))
+        else:
+            self._wake.pop(service_id, None)
+
+    # -------------------------------------------------------------- one tick
+
+    def tick(self, draft: Draft) -> Tick:
+        """Works out what to change at the draft's time, and writes it into the draft."""
+        errors.invariant(self._tick is None, "a tick before the last one was done or undone")
+        now_ns = draft.now_ns
+        while (due_ns := self.next_wake_ns()) is not None and due_ns <= now_ns:
+            service_id = heapq.heappop(self._heap)[1]
+            del self._wake[service_id]
+            self.dirty.add(service_id)
+        self.table.sync_nodes(draft)
+        tick = self._tick = Tick(services=tuple(sorted(self.dirty)), retried=self._freed)
+        budget = Budget(self._created_max)
+        waiting: list[Task] = []
+        for service_id in tick.services:
+            waiting.extend(self._service(draft, service_id, budget, tick))
+        tick.created = self._created_max - budget.tasks
+        if self._freed:
+            done = set(tick.services)
+            for service_id in sorted(self._pending):
+                if service_id not in done:
+                    waiting.extend(self._still_pending(draft, service_id))
+        if waiting:
+            self._place(draft, waiting, tick)
+        return tick
+
+    def _service(self, draft: Draft, service_id: str, budget: Budget, tick: Tick) -> Iterable[Task]:
+        """Runs the stages for one service; returns its tasks that wait for a node."""
+        service = draft.get(Service, service_id)
+        if service is None:
+            keep_versions(draft, service_id, forget_orphans(draft, service_id))
+            self._sync(draft, [t.id for t in draft.by(Task, "service", service_id)], tick)
+            return ()
+        work = Work(draft, service, self.table, self._rng, budget, survived=self._survived)
+        if service.pending_delete:
+            gone = remove_service(work)
+            self._flush(work, tick)
+            if gone:
+                draft.delete(Service, service_id)
+            keep_versions(draft, service_id, list(work.tasks.values()))
+            return ()
+        gates = closed_gates(draft, service)
+        if gates and service.spec is not None:
+            for gate in service.spec.depends_on:
+                tick.gates.setdefault(gate.service, set()).add(service_id)
+            keep_versions(draft, service_id, [])
+            return ()
+        scale(work)
+        follow_nodes(work)
+        restart(work)
+        update(work)
+        promote(work)
+        reap_tasks(work)
+        unplaced = work.unplaced()
+        self._flush(work, tick)
+        keep_versions(draft, service_id, list(work.tasks.values()))
+        if work.unfinished:
+            tick.unfinished.add(service_id)
+        tick.wakes[service_id] = work.wake_ns
+        return unplaced
+
+    def _flush(self, work: Work, tick: Tick) -> None:
+        """Writes the service's changes, except of tasks that wait for a node: `_place` does."""
+        draft = work.draft
+        changed = [t for t in work.changed() if not is_unplaced(t)]
+        for task in changed:
+            draft.put(task)
+        deleted = work.deleted()
+        for task_id in deleted:
+            draft.delete(Task, task_id)
+        self._sync(draft, [*(t.id for t in changed), *deleted], tick)
+
+    def _sync(self, draft: Draft, task_ids: list[str], tick: Tick) -> None:
+        for task_id in task_ids:
+            self.table.sync_task(task_id, draft.get(Task, task_id), draft)
+        tick.touched.extend(task_ids)
+
+    def _still_pending(self, draft: Draft, service_id: str) -> list[Task]:
+        found = (draft.get(Task, i) for i in sorted(self._pending[service_id]))
+        return [t for t in found if t is not None and is_unplaced(t)]
+
+    def _place(self, draft: Draft, waiting: list[Task], tick: Tick) -> None:
+        """Gives the waiting tasks nodes, longest waiting group first, and notes why others wait."""
+        grouped: dict[tuple[str, int, str], list[Task]] = {}
+        for task in waiting:
+            key = (task.service_id, task.spec_version, task.node_id)
+            grouped.setdefault(key, []).append(task)
+        groups = [
+            Group(
+                service_id=key[0],
+                spec_version=key[1],
+                requirement=self.table.requirement_of_version(key[0], key[1], draft),
+                tasks=sorted(tasks, key=lambda t: (t.slot, t.id)),
+                node_id=key[2],
+            )
+            for key, tasks in grouped.items()
+        ]
+        for group in sorted(groups, key=lambda g: (_oldest(g, draft.now_ns), g.service_id)):
+            result = place(self.table, group, draft, draft.now_ns)
+            for task in result.placed:
+                draft.put(task)
+            tick.touched.extend(t.id for t in result.placed)
+            tick.placed += len(result.placed)
+            if result.left:
+                self._note_reason(draft, group, result.left, tick)
+
+    def _note_reason(self, draft: Draft, group: Group, left: tuple[Task, ...], tick: Tick) -> None:
+        why = reason(account(self.table, group.requirement, group.service_id, group.node_id))
+        now_ns = draft.now_ns
+        for task in left:
+            status = task.status or TaskStatus()
+            again_ns = status.timestamp_ns + REASON_INTERVAL_NS
+            if task.meta is not None and status.err == why:
+                pass
+            elif task.meta is not None and status.err and now_ns < again_ns:
+                earlier = tick.wakes.get(task.service_id, 0)
+                tick.wakes[task.service_id] = min(earlier or again_ns, again_ns)
+            else:
+                status = structs.replace(status, timestamp_ns=now_ns, err=why)
+                task = structs.replace(task, status=status)
+            if draft.get(Task, task.id) is not task:
+                draft.put(task)
+
+    # -------------------------------------------------------------- after the commit
+
+    def done(self) -> None:
+        """The tick's draft was committed (or had nothing in it)."""
+        tick = self._tick
+        errors.invariant(tick is not None, "done without a tick")
+        assert tick is not None
+        self._tick = None
+        self.dirty = (self.dirty - set(tick.services)) | tick.unfinished
+        if tick.retried:
+            self._freed = False
+        for service_id in tick.services:
+            self._set_wake(service_id, tick.wakes.get(service_id, 0))
+        for service_id in tick.wakes.keys() - set(tick.services):
+            self._set_wake(service_id, tick.wakes[service_id])
+        for waiting in self._gates.values():
+            waiting.difference_update(tick.services)
+        for name, waiting in tick.gates.items():
+            self._gates.setdefault(name, set()).update(waiting)
+        self._gates = {name: waiting for name, waiting in self._gates.items() if waiting}
+
+    def undo(self, view: View) -> None:
+        """The tick's draft came to nothing; the node table goes back to what the view says."""
+        tick = self._tick
+        errors.invariant(tick is not None, "undo without a tick")
+        assert tick is not None
+        self._tick = None
+        for task_id in tick.touched:
+            self.table.sync_task(task_id, view.get(Task, task_id), view)
+        # Services whose time had come have lost their timer; they stay in `dirty`.
+
+    @property
+    def pending(self) -> int:
+        """Tasks that wait for a node."""
+        return sum(len(waiting) for waiting in self._pending.values())
+
+    def check_invariants(self, view: View) -> None:
+        """The memory agrees with the view, once all its changes were observed; for tests."""
+        self.table.check_invariants(view)
+        unplaced: dict[str, set[str]] = {}
+        for task in view.all(Task):
+            if is_unplaced(task):
+                unplaced.setdefault(task.service_id, set()).add(task.id)
+        errors.invariant(self._pending == unplaced, "tasks that wait for a node are off")
+
+
+def _rolling(service: Service) -> bool:
+    status = service.update_status
+    return status is not None and (status.state in UPDATING or status.state in PAUSED)
+
+
+def _oldest(group: Group, now_ns: int) -> int:
+    return min(t.meta.created_at_ns if t.meta else now_ns for t in group.tasks)
+
+
+def _matters(node: Node | None) -> Any:
+    """What of a node tasks depend on."""
+    if node is None:
+        return None
+    d, s = node.description, node.spec
+    return (
+        node.status and (node.status.state, node.status.addr),
+        s and (s.labels, s.role, s.availability),
+        d and (d.hostname, d.platform, d.resources, d.engine, d.runtimes, d.gpus),
+        node.revoked,
+    )
+
+
+def _history_limit(cluster: Cluster | None) -> int | None:
+    return cluster.spec.task_history_limit if cluster and cluster.spec else None

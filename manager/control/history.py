@@ -1,0 +1,104 @@
+"""What is forgotten: ended tasks beyond the history limit, and versions that nothing refers to.
+
+Of each slot the newest `task_history_limit` ended tasks are kept (Docker's default 5; negative:
+all), and in a slot where nothing should run its newest task whatever the limit: it tells that the
+slot has come to its end. Tasks with a node are told to be removed there, and deleted when the node
+says so; those without are deleted at once.
+"""
+
+from __future__ import annotations
+
+from msgspec import structs
+
+from manager.control.template import state_of
+from manager.control.work import Work, slot_order
+from manager.store import Draft
+from swarm import states
+from swarm.v1 import Cluster, Node, Service, ServiceRevision, Task, TaskState
+
+DEFAULT_HISTORY_LIMIT = 5
+
+
+def reap_tasks(work: Work) -> None:
+    """Forgets ended tasks beyond the limit, slot by slot."""
+    limit = history_limit(work.draft)
+    for slot in sorted(work.slots, key=slot_order):
+        tasks = list(work.slots[slot])
+        for task in tasks:
+            if task.desired_state == TaskState.REMOVE:
+                work.remove(task)  # deletes it if its node is gone
+        if work.mode.per_node and work.draft.get(Node, str(slot)) is None:
+            for task in tasks:
+                work.remove(task)
+            continue
+        if limit >= 0:
+            _reap_slot(work, slot, limit)
+
+
+def _reap_slot(work: Work, slot: int | str, limit: int) -> None:
+    kept = [t for t in work.slots.get(slot, ()) if t.desired_state != TaskState.REMOVE]
+    past = [t for t in kept if states.ended(state_of(t))]
+    if not work.live(slot) and past and past[-1] is kept[-1]:
+        limit = max(1, limit)
+    if work.mode.job:
+        past = [t for t in past if state_of(t) != TaskState.COMPLETE]
+    for task in past[: max(0, len(past) - limit)]:
+        work.remove(task)
+
+
+def history_limit(draft: Draft) -> int:
+    """The cluster's limit."""
+    for cluster in draft.all(Cluster):
+        if cluster.spec is not None:
+            return cluster.spec.task_history_limit
+    return DEFAULT_HISTORY_LIMIT
+
+
+def remove_service(work: Work) -> bool:
+    """Stops and forgets all tasks of a service that is to go; True once it can be deleted.
+
+    It does not wait for nodes that are down: their tasks keep their versions (keep_versions) and go
+    when the nodes are back or given up.
+    """
+    for task in list(work.tasks.values()):
+        work.remove(task)
+    return all(work.lost(task) for task in work.tasks.values())
+
+
+def keep_versions(draft: Draft, service_id: str, tasks: list[Task]) -> None:
+    """Deletes the service's versions except the present, the previous and those of tasks; makes
+    sure that the present one is kept.
+    """
+    service = draft.get(Service, service_id)
+    used = {task.spec_version for task in tasks}
+    if service is not None:
+        used |= {service.spec_version, service.previous_spec_version}
+    revisions = draft.by(ServiceRevision, "service", service_id)
+    for revision in sorted(revisions, key=lambda r: r.spec_version):
+        if revision.spec_version not in used:
+            draft.delete(ServiceRevision, revision.id)
+    if service is not None and service.spec is not None:
+        present = f"{service_id}.{service.spec_version}"
+        if draft.get(ServiceRevision, present) is None:
+            draft.put(
+                ServiceRevision(
+                    id=present,
+                    service_id=service_id,
+                    spec_version=service.spec_version,
+                    spec=service.spec,
+                )
+            )
+
+
+def forget_orphans(draft: Draft, service_id: str) -> list[Task]:
+    """For tasks whose service is gone: they are removed as well; returns those that stay."""
+    left = []
+    for task in sorted(draft.by(Task, "service", service_id), key=lambda t: t.id):
+        gone = not task.node_id or draft.get(Node, task.node_id) is None
+        if gone or state_of(task) < TaskState.ASSIGNED:
+            draft.delete(Task, task.id)
+            continue
+        left.append(task)
+        if task.desired_state != TaskState.REMOVE:
+            draft.put(structs.replace(task, desired_state=TaskState.REMOVE))
+    return left

@@ -1,0 +1,91 @@
+"""What becomes of tasks when something becomes of their node.
+
+| node | tasks that should run there |
+|---|---|
+| object gone | ORPHANED; replaced at once |
+| down, left, or removed by force | told to stop when it is back; replaced at once, elsewhere |
+| down for 24 h | the same, and ORPHANED: given up |
+| drained, or no longer within the constraints | stopped; the replacement starts when it has |
+| paused, unknown | nothing |
+
+SwarmKit does the same in several places (orchestrator/*, constraintenforcer, taskreaper; the 24 h
+are its defaultOrphanTimeout), with its restart delay for tasks lost with their node, which has no
+purpose: the delay is there to slow crash loops down.
+In services with one task a node there is no elsewhere: the slot stays empty until it may be used.
+"""
+
+from __future__ import annotations
+
+from manager.control.template import state_of
+from manager.control.work import Work, is_live, is_lost, slot_of
+from swarm import states
+from swarm.clock import SECOND_NS
+from swarm.v1 import Availability, Node, Task, TaskState
+
+ORPHAN_AFTER_NS = 24 * 3600 * SECOND_NS
+
+
+def follow_nodes(work: Work) -> None:
+    """Applies the table above to all tasks of the service."""
+    for task in list(work.tasks.values()):
+        if state_of(task) < TaskState.ASSIGNED:
+            if work.mode.per_node and is_live(task) and not work.may_create(slot_of(task)):
+                work.stop(task)
+            continue
+        if states.ended(state_of(task)):
+            continue
+        node = work.node(task)
+        if node is None:
+            task = work.orphan(task, "its node was removed from the cluster")
+            if states.wanted(task.desired_state):
+                _replace(work, task, wait=False)
+        elif is_lost(node):
+            if states.wanted(task.desired_state):
+                _replace(work, task, wait=False)
+            _give_up_late(work, work.tasks.get(task.id, task), node)
+        elif states.wanted(task.desired_state) and _must_leave(work, task, node):
+            _replace(work, task, wait=True)
+
+
+def _must_leave(work: Work, task: Task, node: Node) -> bool:
+    if node.spec is not None and node.spec.availability == Availability.DRAIN:
+        return True
+    # Tasks that are out of date are the roll-out's: it decides when they go.
+    return work.up_to_date(task) and not all(c.matches(node) for c in work.need.constraints)
+
+
+def _give_up_late(work: Work, task: Task, node: Node) -> None:
+    since_ns = node.status.since_ns if node.status else 0
+    if not since_ns:
+        return
+    if work.now_ns >= since_ns + ORPHAN_AFTER_NS:
+        work.orphan(task, "its node has been down for 24 hours")
+    else:
+        work.wake(since_ns + ORPHAN_AFTER_NS)
+
+
+def _replace(work: Work, task: Task, *, wait: bool) -> None:
+    """Stops the task and puts the next one in its slot; `wait`: it starts when this one has
+    stopped. Restarts that count are carried on.
+    """
+    slot = slot_of(task)
+    others = [t for t in work.live(slot) if t.id != task.id]
+    if not others and work.may_create(slot):
+        made = work.create(
+            slot,
+            version=replacement_version(work, task),
+            ready_first=wait,
+            restarts_ns=task.restarts_ns,
+        )
+        if made is None:
+            return  # the next tick comes back to it
+    work.stop(task)
+
+
+def replacement_version(work: Work, task: Task) -> int:
+    """What a replacement runs: what it replaces. Only a roll-out moves slots to another version, so
+    that its pace, its watch over failures and its pause hold whatever happens meanwhile.
+    """
+    if work.up_to_date(task) or not work.knows_version(task.spec_version):
+        return work.service.spec_version
+    return task.spec_version

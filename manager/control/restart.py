@@ -1,0 +1,158 @@
+"""What follows a task that has ended by itself.
+
+The policy is Docker's: condition (none, on-failure, any), delay, max_attempts, window. The
+replacement is made at once, so that it is placed and prepared during the delay; it has desired
+state READY and `start_after_ns`, and becomes RUNNING when it is due and its predecessor has
+stopped. All of it stands in the objects: a new leader goes on where the old one was.
+
+The window, and a departure: SwarmKit counts the restarts of the last `window`. With a window
+shorter than the delay none is ever counted, and max_attempts does nothing. Here the time spent
+waiting for delays does not count as part of the window, so it measures running.
+
+A slot whose task ended for good keeps that task as its newest; whether it has, is decided again
+from the same facts each time, so a changed policy or template brings it back to life.
+"""
+
+from __future__ import annotations
+
+from msgspec import structs
+
+from manager.control.nodes import replacement_version
+from manager.control.template import (
+    DEFAULT_RESTART_DELAY_NS,
+    restart_policy,
+    state_of,
+    stop_grace_ns,
+)
+from manager.control.work import Slot, Work, is_live
+from swarm import states
+from swarm.clock import SECOND_NS
+from swarm.v1 import RestartPolicy, Task, TaskState
+
+# How long a replacement waits for a predecessor that does not stop, beyond its grace period
+# (SwarmKit's OldTaskTimeout is the minute alone).
+OLD_TASK_TIMEOUT_NS = 60 * SECOND_NS
+_BY_ITSELF = frozenset({TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED})
+
+
+def restart(work: Work) -> None:
+    """Replaces what has ended, slot by slot, where the policy says so."""
+    for slot in work.used_slots():
+        newest = work.newest(slot)
+        assert newest is not None
+        live = work.live(slot)
+        if any(work.up_to_date(t) for t in live):
+            _retire(work, slot)
+            continue
+        # With start-first the old task goes on beside a new one that failed.
+        if live and (is_live(newest) or not work.up_to_date(newest)):
+            _retire(work, slot)
+            continue
+        if not work.may_create(slot) or not _replaced(work, newest):
+            _retire(work, slot)
+            continue
+        if _next_attempt(work, slot, newest):
+            _retire(work, slot)
+
+
+def _retire(work: Work, slot: Slot) -> None:
+    """Tasks that ended by themselves are not asked to run any more. A job's successes stay."""
+    for task in list(work.slots[slot]):
+        if not states.ended(state_of(task)) or not states.wanted(task.desired_state):
+            continue
+        if not (work.mode.job and state_of(task) == TaskState.COMPLETE):
+            work.stop(task)
+
+
+def _next_attempt(work: Work, slot: Slot, ended: Task) -> bool:
+    policy = restart_policy(work.service.spec)
+    version = replacement_version(work, ended)
+    if _ended_by_itself(ended) and not work.lost(ended):
+        due_ns = work.now_ns + _delay_ns(policy)
+        restarts = _counted(ended, policy, work.now_ns)
+        limit = policy.max_attempts or 0
+        made = work.create(
+            slot,
+            version=version,
+            ready_first=True,
+            start_after_ns=due_ns,
+            restarts_ns=(*restarts, due_ns)[-limit:] if limit else (),
+        )
+    else:
+        made = work.create(
+            slot,
+            version=version,
+            ready_first=not states.ended(state_of(ended)) and not work.lost(ended),
+            restarts_ns=ended.restarts_ns,
+        )
+    return made is not None
+
+
+def _ended_by_itself(task: Task) -> bool:
+    if not states.ended(state_of(task)) or state_of(task) == TaskState.ORPHANED:
+        return False
+    return states.wanted(task.desired_state) or state_of(task) in _BY_ITSELF
+
+
+def _replaced(work: Work, task: Task) -> bool:
+    """Whether the slot's newest task, which does not run, gets a successor."""
+    if not _ended_by_itself(task):
+        return True
+    policy = restart_policy(work.service.spec)
+    if state_of(task) == TaskState.COMPLETE:
+        again = not work.mode.job and policy.condition in ("", "any")
+    else:
+        again = policy.condition != "none"
+    if not again:
+        return False
+    limit = policy.max_attempts or 0
+    if not limit:
+        return True
+    # Decided now, or decided when its desired state was changed: the same moment either way.
+    decided_ns = work.now_ns
+    if not states.wanted(task.desired_state) and task.meta is not None:
+        decided_ns = task.meta.updated_at_ns
+    return len(_counted(task, policy, decided_ns)) < limit
+
+
+def _counted(task: Task, policy: RestartPolicy, at_ns: int) -> tuple[int, ...]:
+    """The restarts that count at a time, oldest first."""
+    window_ns = policy.window_ns or 0
+    if not window_ns:
+        return task.restarts_ns
+    delay_ns = _delay_ns(policy)
+    newest_first = reversed(task.restarts_ns)
+    kept = [r for i, r in enumerate(newest_first) if at_ns - r - i * delay_ns <= window_ns]
+    return tuple(reversed(kept))
+
+
+def _delay_ns(policy: RestartPolicy) -> int:
+    return DEFAULT_RESTART_DELAY_NS if policy.delay_ns is None else policy.delay_ns
+
+
+def promote(work: Work) -> None:
+    """Lets tasks start that are due and whose predecessors have stopped."""
+    for task in list(work.tasks.values()):
+        if task.desired_state != TaskState.READY or states.ended(state_of(task)):
+            continue
+        if task.start_after_ns > work.now_ns:
+            work.wake(task.start_after_ns)
+            continue
+        if _predecessors_stop(work, task):
+            continue
+        work.put(structs.replace(task, desired_state=work.target))
+
+
+def _predecessors_stop(work: Work, task: Task) -> bool:
+    """Whether a task of the same slot is still on its way out, and worth waiting for."""
+    made_ns = task.meta.created_at_ns if task.meta else work.now_ns
+    until_ns = made_ns + OLD_TASK_TIMEOUT_NS + stop_grace_ns(work.service.spec)
+    if work.now_ns >= until_ns:
+        return False
+    slot = task.slot or task.node_id
+    for other in work.slots[slot]:
+        stopping = other.desired_state == TaskState.SHUTDOWN
+        if stopping and not states.ended(state_of(other)) and not work.lost(other):
+            work.wake(until_ns)
+            return True
+    return False

@@ -1,0 +1,269 @@
+"""One service in one tick: what the stages read and change.
+
+A `Work` lays the stages' changes over the draft and writes each task once, at the end. The stages
+(replicated, per_node, jobs, nodes, restart, update, history) are functions over it. Invariants that
+they keep together:
+
+- A task that should run is told to stop only in the same tick in which its slot gets its next task,
+  unless the slot is given up; so a slot without a task that should run has come to its end.
+- A task that never reached a node is deleted, not stopped: nobody would report its end.
+- A replacement whose predecessor still has to stop begins with desired state READY.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from msgspec import structs
+
+from manager.control.template import (
+    Mode,
+    Templates,
+    attachments,
+    mode_of,
+    spec_of_version,
+    state_of,
+)
+from manager.scheduler import NodeTable, Requirement, requirement_of, unavailable, unsuitable
+from manager.store import Draft
+from swarm import ids, states
+from swarm.v1 import NetworkAttachment, Node, NodeState, Service, Task, TaskState, TaskStatus
+
+Slot = int | str
+"""A slot's number; in services with one task a node the node's id."""
+
+LOST_STATES = frozenset({NodeState.DOWN, NodeState.DISCONNECTED})
+PENDING_MESSAGE = "pending task scheduling"
+
+
+class Budget:
+    """How many tasks one tick may still create, so that a tick and its commit stay short."""
+
+    def __init__(self, tasks: int) -> None:
+        self.tasks = tasks
+
+
+class Work:
+    """One service and its tasks, as changed so far in this tick."""
+
+    def __init__(
+        self,
+        draft: Draft,
+        service: Service,
+        table: NodeTable,
+        rng: ids.Rng,
+        budget: Budget,
+        *,
+        survived: Collection[str] = (),
+    ) -> None:
+        self.draft = draft
+        self.service = service
+        self.table = table
+        self.now_ns = draft.now_ns
+        # Tasks known to have outlived the monitor period of the roll-out that made them.
+        self.survived = survived
+        self.wake_ns = (
+            0  # the earliest time at which the service has to be looked at again; 0: none
+        )
+        self.unfinished = False  # the budget ran out
+        self._rng = rng
+        self._budget = budget
+        self._before = {t.id: t for t in draft.by(Task, "service", service.id)}
+        self.tasks: dict[str, Task] = {}
+        self.slots: dict[Slot, list[Task]] = {}
+        for task in sorted(self._before.values(), key=self._age):
+            self.tasks[task.id] = task
+            self.slots.setdefault(slot_of(task), []).append(task)
+        self._networks: dict[int, tuple[NetworkAttachment, ...]] = {}
+        self.use(service)
+
+    def use(self, service: Service) -> None:
+        """Goes on with another version of the service object."""
+        self.service = service
+        self.mode: Mode = mode_of(service.spec)
+        self.target = TaskState.COMPLETE if self.mode.job else TaskState.RUNNING
+        self.templates = Templates(self.draft, service)
+        self.need: Requirement = requirement_of(service.spec)
+
+    def _age(self, task: Task) -> tuple[int, str]:
+        return (task.meta.created_at_ns if task.meta else self.now_ns, task.id)
+
+    # -------------------------------------------------------------- reading
+
+    def live(self, slot: Slot) -> list[Task]:
+        """The slot's tasks that should run and have not ended, oldest first."""
+        return [t for t in self.slots.get(slot, ()) if is_live(t)]
+
+    def newest(self, slot: Slot) -> Task | None:
+        """The slot's last task that is not to be forgotten."""
+        kept = [t for t in self.slots.get(slot, ()) if t.desired_state != TaskState.REMOVE]
+        return kept[-1] if kept else None
+
+    def used_slots(self) -> list[Slot]:
+        """Slots with a task that is not to be forgotten, in order."""
+        return sorted((s for s in self.slots if self.newest(s) is not None), key=slot_order)
+
+    def up_to_date(self, task: Task) -> bool:
+        """Whether the task fits the service's present spec."""
+        return self.templates.up_to_date(task)
+
+    def knows_version(self, version: int) -> bool:
+        """Whether the spec of a version is still kept."""
+        return spec_of_version(self.draft, self.service, version) is not None
+
+    def node(self, task: Task) -> Node | None:
+        """The task's node, if it is there."""
+        return self.draft.get(Node, task.node_id) if task.node_id else None
+
+    def lost(self, task: Task) -> bool:
+        """Whether the task's node cannot be asked any more."""
+        if not task.node_id or state_of(task) < TaskState.ASSIGNED:
+            return False
+        node = self.node(task)
+        return node is None or is_lost(node)
+
+    def eligible(self, node: Node) -> bool:
+        """Whether the node may get new tasks of the service."""
+        return unavailable(node) is None and unsuitable(node, self.need) is None
+
+    def may_create(self, slot: Slot) -> bool:
+        """Whether the slot may get a new task: slots that are nodes may be closed."""
+        if not self.mode.per_node:
+            return True
+        node = self.draft.get(Node, str(slot))
+        return node is not None and self.eligible(node)
+
+    # -------------------------------------------------------------- changing
+
+    def put(self, task: Task) -> Task:
+        """A task as it should be from now on."""
+        siblings = self.slots.setdefault(slot_of(task), [])
+        for i, sibling in enumerate(siblings):
+            if sibling.id == task.id:
+                siblings[i] = task
+                break
+        else:
+            siblings.append(task)
+        self.tasks[task.id] = task
+        return task
+
+    def _drop(self, task: Task) -> None:
+        del self.tasks[task.id]
+        slot = slot_of(task)
+        self.slots[slot] = [t for t in self.slots[slot] if t.id != task.id]
+        if not self.slots[slot]:
+            del self.slots[slot]
+
+    def stop(self, task: Task) -> None:
+        """The task ends and stays as history."""
+        if state_of(task) < TaskState.ASSIGNED:
+            self._drop(task)
+        elif task.desired_state < TaskState.SHUTDOWN:
+            self.put(structs.replace(task, desired_state=TaskState.SHUTDOWN))
+
+    def remove(self, task: Task) -> None:
+        """The task ends and is forgotten, by its node or, where there is none, at once."""
+        if state_of(task) < TaskState.ASSIGNED or self.node(task) is None:
+            self._drop(task)
+        elif task.desired_state != TaskState.REMOVE:
+            self.put(structs.replace(task, desired_state=TaskState.REMOVE))
+
+    def orphan(self, task: Task, err: str) -> Task:
+        """The task is given up: nobody will ever report its end."""
+        status = task.status or TaskStatus()
+        status = structs.replace(
+            status,
+            state=TaskState.ORPHANED,
+            timestamp_ns=self.now_ns,
+            message="task is orphaned",
+            err=err,
+        )
+        return self.put(structs.replace(task, status=status))
+
+    def create(
+        self,
+        slot: Slot,
+        *,
+        version: int = 0,
+        ready_first: bool = False,
+        start_after_ns: int = 0,
+        restarts_ns: tuple[int, ...] = (),
+    ) -> Task | None:
+        """A new task in the slot; None when this tick may make no more.
+
+        `version` 0: the present one. `ready_first`: it waits until it is due and its predecessor
+        has stopped.
+        """
+        if self._budget.tasks <= 0:
+            self.unfinished = True
+            return None
+        self._budget.tasks -= 1
+        version = version or self.service.spec_version
+        networks = self._networks.get(version)
+        if networks is None:
+            spec = spec_of_version(self.draft, self.service, version)
+            networks = self._networks[version] = attachments(self.draft, spec)
+        return self.put(
+            Task(
+                id=ids.new_id(self._rng),
+                service_id=self.service.id,
+                spec_version=version,
+                slot=slot if isinstance(slot, int) else 0,
+                node_id=slot if isinstance(slot, str) else "",
+                desired_state=TaskState.READY if ready_first else self.target,
+                status=TaskStatus(
+                    state=TaskState.PENDING, timestamp_ns=self.now_ns, message=PENDING_MESSAGE
+                ),
+                networks=networks,
+                start_after_ns=start_after_ns,
+                restarts_ns=restarts_ns,
+                job_iteration=self.service.job_iteration,
+            )
+        )
+
+    def wake(self, at_ns: int) -> None:
+        """Looks at the service again then, if not before."""
+        if at_ns > self.now_ns and (not self.wake_ns or at_ns < self.wake_ns):
+            self.wake_ns = at_ns
+
+    # -------------------------------------------------------------- result
+
+    def changed(self) -> Iterable[Task]:
+        """Tasks that are new or differ from the draft."""
+        for task_id, task in self.tasks.items():
+            if self._before.get(task_id) is not task:
+                yield task
+
+    def deleted(self) -> list[str]:
+        """Ids of tasks to be deleted."""
+        return sorted(i for i in self._before if i not in self.tasks)
+
+    def unplaced(self) -> list[Task]:
+        """Tasks that should run and have no place, in order of slot."""
+        waiting = (t for t in self.tasks.values() if is_unplaced(t))
+        return sorted(waiting, key=lambda t: (slot_order(slot_of(t)), t.id))
+
+
+def slot_of(task: Task) -> Slot:
+    """The task's slot within its service."""
+    return task.slot or task.node_id
+
+
+def slot_order(slot: Slot) -> tuple[int, str]:
+    """Sorts slots: numbers, then nodes."""
+    return (slot, "") if isinstance(slot, int) else (0, slot)
+
+
+def is_live(task: Task) -> bool:
+    """Whether the task should run and has not ended."""
+    return states.wanted(task.desired_state) and not states.ended(state_of(task))
+
+
+def is_unplaced(task: Task) -> bool:
+    """Whether the task should run and waits for a node."""
+    return states.wanted(task.desired_state) and state_of(task) < TaskState.ASSIGNED
+
+
+def is_lost(node: Node) -> bool:
+    """Whether what runs on the node counts as lost."""
+    return node.revoked or (node.status is not None and node.status.state in LOST_STATES)
