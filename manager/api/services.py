@@ -256,7 +256,7 @@ def _put_next(
         task_version=number if replaces else service.task_version,
         endpoint=_endpoint(find, draft, spec, service),
         update_status=status if replaces or status else service.update_status,
-        job_iteration=service.job_iteration + (1 if is_job else 0),
+        job_iteration=service.job_iteration + (1 if is_job and replaces else 0),
     )
     _put_revision(draft, changed, sealed)
     draft.put(changed)
