@@ -1,0 +1,226 @@
+"""One `exec`: a command beside a running task, with streams or a terminal, until it ends.
+
+The command is a child of a helper of ours that enters the task's namespaces; it dies with the
+helper, and the helper with the agent. Output waits in a bounded queue: a client that does not read
+makes the command wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+import termios
+from collections.abc import AsyncIterator
+from typing import Any
+
+from agent.runtime import process_spawn
+from agent.runtime.base import Rejected
+from swarm.v1 import ExecInput, ExecOutput, WindowSize
+
+CHUNK_BYTES = 32_768
+CHUNKS_MAX = 16  # waiting for the client
+# Output that a killed or finished command leaves in a pipe that something else still holds is not
+# waited for longer than this.
+DRAIN_S = 2.0
+
+
+async def run(
+    plan: dict[str, Any], size: WindowSize | None, stdin: AsyncIterator[ExecInput]
+) -> AsyncIterator[ExecOutput]:
+    """Output as it comes; the last has the exit code. Raises Rejected when it cannot be run."""
+    session = _Terminal(plan, size) if plan["tty"] else _Streams(plan)
+    feeding: asyncio.Task[None] | None = None
+    try:
+        await session.start()
+        yield ExecOutput(started=True)
+        feeding = asyncio.create_task(session.feed(stdin))
+        async for output in session.outputs():
+            yield output
+        yield ExecOutput(exit_code=await session.process.wait())
+    finally:
+        if feeding is not None:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+        await session.close()
+
+
+class _Session:
+    """The helper process; subclasses say what its streams are."""
+
+    process: asyncio.subprocess.Process
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self._plan = plan
+        self._queue: asyncio.Queue[ExecOutput | None] = asyncio.Queue(CHUNKS_MAX)
+
+    async def start(self) -> None:
+        ours, theirs = socket.socketpair()
+        loop = asyncio.get_running_loop()
+        with ours, theirs:
+            ours.setblocking(False)
+            await self._spawn(theirs.fileno())
+            theirs.close()
+            with contextlib.suppress(ConnectionError):
+                await loop.sock_sendall(ours, process_spawn.packed(self._plan))
+            problem = await loop.sock_recv(ours, 4096)
+        if problem:
+            await self.process.wait()
+            raise Rejected(
+                f"exec {self._plan['argv'][0]}: {problem.decode(errors='replace').lower()}"
+            )
+
+    async def _spawn(self, plan_fd: int) -> None:
+        raise NotImplementedError
+
+    async def feed(self, stdin: AsyncIterator[ExecInput]) -> None:
+        raise NotImplementedError
+
+    async def outputs(self) -> AsyncIterator[ExecOutput]:
+        raise NotImplementedError
+        yield
+
+    async def close(self) -> None:
+        process = getattr(self, "process", None)
+        if process is not None:
+            await process_spawn.end(process)
+
+
+class _Streams(_Session):
+    """Three pipes."""
+
+    async def _spawn(self, plan_fd: int) -> None:
+        pipe = asyncio.subprocess.PIPE
+        self.process = await asyncio.create_subprocess_exec(
+            *process_spawn.command("exec", str(plan_fd)),
+            pass_fds=[plan_fd],
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+        )
+
+    async def feed(self, stdin: AsyncIterator[ExecInput]) -> None:
+        writer = self.process.stdin
+        assert writer is not None
+        try:
+            async for given in stdin:
+                if given.stdin:
+                    writer.write(given.stdin)
+                    await writer.drain()
+                if given.stdin_closed:
+                    break
+        except ConnectionError:
+            return  # the command does not read; its exit is reported as usual
+        finally:
+            writer.close()
+
+    async def outputs(self) -> AsyncIterator[ExecOutput]:
+        readers = [
+            asyncio.create_task(self._read(self.process.stdout, error=False)),
+            asyncio.create_task(self._read(self.process.stderr, error=True)),
+        ]
+        waiter = asyncio.create_task(self._end(readers))
+        try:
+            while (output := await self._queue.get()) is not None:
+                yield output
+        finally:
+            for task in (waiter, *readers):
+                task.cancel()
+            await asyncio.gather(waiter, *readers, return_exceptions=True)
+
+    async def _end(self, readers: list[asyncio.Task[None]]) -> None:
+        await self.process.wait()
+        # Something the command left behind may hold the pipes for ever. While the queue is full the
+        # client is the one who is slow, and the clock does not run.
+        while any(not r.done() for r in readers):
+            done, _ = await asyncio.wait(readers, timeout=DRAIN_S)
+            if not done and not self._queue.full():
+                break
+            if len(done) == len(readers):
+                break
+        await self._queue.put(None)
+
+    async def _read(self, stream: asyncio.StreamReader | None, *, error: bool) -> None:
+        assert stream is not None
+        while data := await stream.read(CHUNK_BYTES):
+            await self._queue.put(ExecOutput(stderr=data) if error else ExecOutput(stdout=data))
+
+
+class _Terminal(_Session):
+    """A pseudo-terminal; everything comes as stdout."""
+
+    def __init__(self, plan: dict[str, Any], size: WindowSize | None) -> None:
+        super().__init__(plan)
+        self._size = size
+        self._master = -1
+
+    async def _spawn(self, plan_fd: int) -> None:
+        self._master, slave = os.openpty()
+        os.set_blocking(self._master, False)
+        try:
+            if self._size is not None:
+                self._resize(self._size)
+            self.process = await asyncio.create_subprocess_exec(
+                *process_spawn.command("exec", str(plan_fd)),
+                pass_fds=[plan_fd],
+                stdin=slave,
+                stdout=slave,
+                stderr=slave,
+            )
+        finally:
+            os.close(slave)
+
+    def _resize(self, size: WindowSize) -> None:
+        data = struct.pack("HHHH", size.rows, size.columns, 0, 0)
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, data)
+
+    async def feed(self, stdin: AsyncIterator[ExecInput]) -> None:
+        async for given in stdin:
+            if given.resize is not None:
+                self._resize(given.resize)
+            if given.stdin:
+                await self._write(given.stdin)
+            if given.stdin_closed:
+                await self._write(b"\x04")  # what a person types for the end of input
+
+    async def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._master, view) :]
+            except BlockingIOError:
+                await _ready(self._master, write=True)
+            except OSError:
+                return  # nobody reads any more
+
+    async def outputs(self) -> AsyncIterator[ExecOutput]:
+        while True:
+            try:
+                data = os.read(self._master, CHUNK_BYTES)
+            except BlockingIOError:
+                await _ready(self._master, write=False)
+                continue
+            except OSError:  # EIO: the last process has closed its side
+                return
+            if not data:
+                return
+            yield ExecOutput(stdout=data)
+
+    async def close(self) -> None:
+        await super().close()
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
+
+
+async def _ready(fd: int, *, write: bool) -> None:
+    loop = asyncio.get_running_loop()
+    event = asyncio.Event()
+    (loop.add_writer if write else loop.add_reader)(fd, event.set)
+    try:
+        await event.wait()
+    finally:
+        (loop.remove_writer if write else loop.remove_reader)(fd)
