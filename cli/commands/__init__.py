@@ -1,0 +1,1 @@
+"""swarmctl's commands: one module each, imported when the command is used."""

@@ -1,0 +1,281 @@
+"""`swarmctl node`: the cluster's hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+import msgspec
+
+from cli.connection import Connection, call
+from cli.format import Record, print_rows
+from cli.lazy import Group
+from cli.objects import get_each, inspect_all, list_objects, name_of, raise_all, remove_all
+from cli.options import (
+    Ref,
+    filter_option,
+    format_option,
+    key_values,
+    list_options,
+    make_filters,
+    no_trunc_option,
+    quiet_option,
+)
+from cli.pretty import describe_node
+from cli.settings import settings
+from cli.tasks import fetch_tasks, print_tasks
+from swarm.errors import Conflict, Invalid, NotFound, SwarmError
+from swarm.v1 import (
+    Availability,
+    GetInfoRequest,
+    GetRequest,
+    Kind,
+    Node,
+    NodeRole,
+    NodeSpec,
+    Spec,
+    UpdateRequest,
+)
+
+COLUMNS = (
+    ("ID", "_ID"),
+    ("HOSTNAME", "Hostname"),
+    ("STATUS", "Status"),
+    ("AVAILABILITY", "Availability"),
+    ("MANAGER STATUS", "ManagerStatus"),
+    ("ENGINE VERSION", "EngineVersion"),
+)
+ATTEMPTS = 5  # of an update against concurrent ones
+NODES = click.argument("nodes", nargs=-1, required=True, type=Ref("node"), metavar="NODE...")
+
+
+@click.group(cls=Group)
+def group() -> None:
+    """Manage nodes."""
+
+
+@group.command("ls")
+@list_options("id", "name", "label", "node.label", "role", "membership")
+def ls(filters: tuple[tuple[str, str], ...], form: str, *, quiet: bool) -> None:
+    """List nodes; * marks the one that answers."""
+
+    async def work(connection: Connection) -> tuple[list[Node], str]:
+        nodes = await list_objects(connection, Kind.NODE, filters=make_filters(filters))
+        info = await connection.control.get_info(GetInfoRequest())
+        return nodes, info.node_id
+
+    nodes, self_id = call(work)
+    rows = [node_row(node, self_id) for node in nodes]
+    rows.sort(key=lambda row: (str(row["Hostname"]), str(row["ID"])))
+    if form == "json":
+        rows = [Record({k: v for k, v in row.items() if not k.startswith("_")}) for row in rows]
+    print_rows(rows, COLUMNS, form=form, quiet=quiet, terminal=settings().terminal())
+
+
+def node_row(node: Node, self_id: str) -> Record:
+    """A row of `node ls`."""
+    description, status, manager = node.description, node.status, node.manager_status
+    assert node.spec is not None
+    engine = description.engine if description else None
+    mine = node.id == self_id
+    labels = node.spec.labels
+    return Record(
+        _ID=f"{node.id} {'*' if mine else ''}",
+        ID=node.id,
+        Self=mine,
+        Hostname=name_of(node),
+        Status=status.state.name.capitalize() if status else "Unknown",
+        Availability=node.spec.availability.name.capitalize(),
+        ManagerStatus=""
+        if manager is None
+        else "Leader"
+        if manager.leader
+        else manager.reachability.name.capitalize(),
+        EngineVersion=engine.version if engine else "",
+        Engine=engine.name if engine else "",
+        AgentVersion=description.agent_version if description else "",
+        Runtimes=",".join(description.runtimes) if description else "",
+        Addr=status.addr if status else "",
+        Message=status.message if status else "",
+        Role=node.spec.role.name.lower(),
+        Labels=",".join(f"{k}={v}" for k, v in sorted(labels.items())),
+        Label=lambda key: labels.get(key, ""),
+    )
+
+
+@group.command()
+@click.argument("nodes", nargs=-1, type=Ref("node"), metavar="[NODE...]")
+@filter_option("id", "name", "label", "desired-state")
+@format_option
+@quiet_option
+@no_trunc_option
+@click.option("--no-resolve", is_flag=True, help="Show ids instead of names.")
+def ps(
+    nodes: tuple[str, ...],
+    filters: tuple[tuple[str, str], ...],
+    form: str,
+    *,
+    quiet: bool,
+    no_trunc: bool,
+    no_resolve: bool,
+) -> None:
+    """List the tasks of nodes; of the one that answers when none is named."""
+
+    async def work(connection: Connection) -> list[SwarmError]:
+        refs = await _with_self(connection, nodes or ("self",))
+        found, problems = await get_each(connection, Kind.NODE, refs)
+        ids = [answer.object.node.id for answer in found if answer.object and answer.object.node]
+        if ids:
+            asked = make_filters(filters, node=ids)
+            tasks, lookup = await fetch_tasks(connection, asked, resolve=not no_resolve)
+            print_tasks(tasks, lookup, settings(), form=form, quiet=quiet, no_trunc=no_trunc)
+        return problems
+
+    raise_all(call(work))
+
+
+async def _with_self(connection: Connection, refs: tuple[str, ...]) -> list[str]:
+    """The references with `self` replaced by the answering node's id."""
+    if "self" not in refs:
+        return list(refs)
+    info = await connection.control.get_info(GetInfoRequest())
+    return [info.node_id if ref == "self" else ref for ref in refs]
+
+
+@group.command()
+@click.argument("nodes", nargs=-1, required=True, type=Ref("node"), metavar="self|NODE...")
+@format_option
+@click.option("--pretty", is_flag=True, help="Print for people.")
+def inspect(nodes: tuple[str, ...], form: str, *, pretty: bool) -> None:
+    """Show nodes; self is the one that answers."""
+    refs = list(nodes)
+    if "self" in refs:
+
+        async def work(connection: Connection) -> list[str]:
+            return await _with_self(connection, nodes)
+
+        refs = call(work)
+    inspect_all(Kind.NODE, refs, form=form, pretty=describe_node if pretty else None)
+
+
+@group.command()
+@click.argument("node", type=Ref("node"))
+@click.option(
+    "--availability",
+    type=click.Choice(["active", "pause", "drain"]),
+    help="active takes tasks; pause takes no new ones; drain moves its tasks away.",
+)
+@click.option("--role", type=click.Choice(["worker", "manager"]), help="Role of the node.")
+@click.option("--label-add", multiple=True, metavar="KEY=VALUE", help="Add or change a label.")
+@click.option("--label-rm", multiple=True, metavar="KEY", help="Remove a label.")
+def update(
+    node: str,
+    availability: str | None,
+    role: str | None,
+    label_add: tuple[str, ...],
+    label_rm: tuple[str, ...],
+) -> None:
+    """Change a node's availability, role or labels."""
+    added = key_values(label_add, option="--label-add")
+
+    def change(spec: NodeSpec) -> NodeSpec:
+        labels = dict(spec.labels)
+        for key in label_rm:
+            if key not in labels:
+                raise NotFound(
+                    f"node {node!r} has no label {key!r} (labels: "
+                    f"{', '.join(sorted(labels)) or 'none'})"
+                )
+            del labels[key]
+        return msgspec.structs.replace(
+            spec,
+            labels=labels | added,
+            role=NodeRole[role.upper()] if role else spec.role,
+            availability=Availability[availability.upper()] if availability else spec.availability,
+        )
+
+    if not (availability or role or label_add or label_rm):
+        raise Invalid("nothing to change: give --availability, --role, --label-add or --label-rm")
+
+    async def work(connection: Connection) -> None:
+        await _change(connection, node, change)
+
+    call(work)
+    click.echo(node)
+
+
+async def _change(connection: Connection, ref: str, change: Callable[[NodeSpec], NodeSpec]) -> bool:
+    """Changes a node's spec against its current version; False when nothing changes. Repeats when
+    somebody else was faster.
+    """
+    for attempt in range(ATTEMPTS):
+        [ref_] = await _with_self(connection, (ref,))
+        answer = await connection.control.get(GetRequest(kind=Kind.NODE, ref=ref_))
+        found = answer.object.node if answer.object else None
+        assert found is not None and found.spec is not None and found.meta is not None
+        spec = change(found.spec)
+        if spec == found.spec:
+            return False
+        request = UpdateRequest(
+            kind=Kind.NODE, id=found.id, version=found.meta.version, spec=Spec(node=spec)
+        )
+        try:
+            await connection.control.update(request)
+        except Conflict:
+            if attempt == ATTEMPTS - 1 or not await _moved(connection, found):
+                raise
+        else:
+            return True
+    return False
+
+
+async def _moved(connection: Connection, before: Node) -> bool:
+    """Whether the node has changed since; else a conflict has another cause and repeats."""
+    answer = await connection.control.get(GetRequest(kind=Kind.NODE, ref=before.id))
+    return answer.object is not None and answer.object.node != before
+
+
+@group.command()
+@NODES
+def promote(nodes: tuple[str, ...]) -> None:
+    """Make nodes managers."""
+    _set_role(nodes, NodeRole.MANAGER)
+
+
+@group.command()
+@NODES
+def demote(nodes: tuple[str, ...]) -> None:
+    """Make managers workers."""
+    _set_role(nodes, NodeRole.WORKER)
+
+
+def _set_role(nodes: tuple[str, ...], role: NodeRole) -> None:
+    def change(spec: NodeSpec) -> NodeSpec:
+        return msgspec.structs.replace(spec, role=role)
+
+    async def work(connection: Connection) -> list[SwarmError]:
+        problems: list[SwarmError] = []
+        for ref in nodes:
+            try:
+                changed = await _change(connection, ref, change)
+            except SwarmError as error:
+                problems.append(error)
+                continue
+            name = role.name.lower()
+            if not changed:
+                click.echo(f"Node {ref} is already a {name}.")
+            elif role is NodeRole.MANAGER:
+                click.echo(f"Node {ref} promoted to a manager in the swarm.")
+            else:
+                click.echo(f"Manager {ref} demoted in the swarm.")
+        return problems
+
+    raise_all(call(work))
+
+
+@group.command()
+@NODES
+@click.option("-f", "--force", is_flag=True, help="Although the node is up.")
+def rm(nodes: tuple[str, ...], *, force: bool) -> None:
+    """Remove nodes that have left or are lost."""
+    remove_all(Kind.NODE, nodes, force=force)

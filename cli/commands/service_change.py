@@ -1,0 +1,307 @@
+"""`swarmctl service create | update | scale | rollback`: changes services, waits for the result."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+import msgspec
+
+from cli.connection import Connection, call
+from cli.converge import started, wait_and_report
+from cli.lazy import Command
+from cli.options import Ref, detach_options
+from cli.registry import auth_for
+from cli.service_flags import (
+    Resolved,
+    create_options,
+    edit,
+    new_mode,
+    references,
+    update_options,
+)
+from cli.services import warn
+from cli.settings import settings
+from cli.spec_paths import put
+from swarm.errors import EXIT_INTERRUPTED, Conflict, Invalid
+from swarm.ids import new_id, system_rng
+from swarm.v1 import (
+    ContainerSpec,
+    CreateRequest,
+    GetRequest,
+    Kind,
+    Service,
+    ServiceSpec,
+    Spec,
+    TaskSpec,
+    UpdateRequest,
+    WatchServicesRequest,
+)
+
+ATTEMPTS = 5  # of a change against concurrent ones
+
+
+@click.command(cls=Command, context_settings={"allow_interspersed_args": False})
+@create_options
+@detach_options
+@click.argument("image")
+@click.argument("arguments", nargs=-1, metavar="[COMMAND] [ARG...]")
+def create(image: str, arguments: tuple[str, ...], **flags: Any) -> int:
+    """Make a service from an image, and wait until it runs.
+
+    With --runtime process there is no image: what stands in its place is the command.
+    """
+    if flags["runtime"] == "process":
+        container = ContainerSpec(args=(image, *arguments))
+    else:
+        container = ContainerSpec(image=image, args=arguments)
+    spec = ServiceSpec(
+        name=flags["name"] or f"service-{new_id(system_rng())[:8]}",
+        task=TaskSpec(container=container),
+        mode=new_mode(flags),
+    )
+    auth = _auth(container.image, flags)
+
+    async def work(connection: Connection) -> int:
+        resolved = await _resolve(connection, flags)
+        wanted = edit(spec, flags, resolved, os.environ)
+        answer = await connection.control.create(
+            CreateRequest(spec=Spec(service=wanted), registry_auth=auth)
+        )
+        warn(answer.warnings)
+        click.echo(answer.id)
+        if flags["detach"]:
+            return 0
+        return await _wait(connection, {answer.id: 0}, answer.version, flags, wanted.name)
+
+    return _run(work)
+
+
+@click.command(cls=Command)
+@update_options
+@detach_options
+@click.argument("service", type=Ref("service"))
+def update(service: str, **flags: Any) -> int:
+    """Change a service: only what is given changes. Waits until the new tasks run."""
+    changing = _given(flags)
+    if not changing:
+        raise Invalid("nothing to change: give at least one flag; --force makes new tasks")
+    if flags["rollback"] and changing != {"rollback"}:
+        other = sorted(changing - {"rollback"})[0].replace("_", "-")
+        raise click.UsageError(f"--rollback and --{other} exclude each other.")
+
+    async def work(connection: Connection) -> int:
+        resolved = await _resolve(connection, flags)
+
+        def change(spec: ServiceSpec) -> ServiceSpec:
+            wanted = edit(spec, flags, resolved, os.environ)
+            return set_numbers(
+                wanted, replicas=flags["replicas"], concurrent=flags["max_concurrent"]
+            )
+
+        return await _apply(connection, service, change, flags, rollback=flags["rollback"])
+
+    return _run(work)
+
+
+def _given(flags: Mapping[str, Any]) -> set[str]:
+    """Names of the flags that ask for a change."""
+    aside = {"detach", "timeout_ns", "quiet", "with_registry_auth", "no_resolve_image"}
+    return {
+        name
+        for name, value in flags.items()
+        if name not in aside and value is not None and value is not False and value not in ((), [])
+    }
+
+
+@click.command(cls=Command)
+@click.argument("service", type=Ref("service"))
+@click.option("-q", "--quiet", is_flag=True, help="No progress display.")
+@detach_options
+def rollback(service: str, **flags: Any) -> int:
+    """Go back to the spec before the last update, and wait until its tasks run."""
+
+    async def work(connection: Connection) -> int:
+        return await _apply(connection, service, lambda spec: spec, flags, rollback=True)
+
+    return _run(work)
+
+
+@click.command(cls=Command)
+@click.argument(
+    "scales", nargs=-1, required=True, type=Ref("service"), metavar="SERVICE=REPLICAS..."
+)
+@detach_options
+def scale(scales: tuple[str, ...], **flags: Any) -> int:
+    """Set the number of replicas of services, and wait until they run."""
+    wanted: dict[str, int] = {}
+    for text in scales:
+        name, separator, number = text.rpartition("=")
+        if not separator or not name or not number.isdecimal():
+            raise click.BadParameter(f"{text!r}: write SERVICE=REPLICAS, such as web=5.")
+        wanted[name] = int(number)
+    flags["quiet"] = False
+
+    async def work(connection: Connection) -> int:
+        before: dict[str, int] = {}
+        version = 0
+        for name, number in wanted.items():
+
+            def change(spec: ServiceSpec, number: int = number) -> ServiceSpec:
+                return set_numbers(spec, replicas=number, concurrent=None)
+
+            found, reached = await _change(connection, name, change)
+            before[found.id] = started(found)
+            version = max(version, reached)
+            click.echo(f"{name} scaled to {number}")
+        if flags["detach"]:
+            return 0
+        return await _wait(connection, before, version, flags, ", ".join(wanted))
+
+    return _run(work)
+
+
+def set_numbers(spec: ServiceSpec, *, replicas: int | None, concurrent: int | None) -> ServiceSpec:
+    """The spec with another number of tasks. Raises Invalid where the mode has none."""
+    mode = spec.mode
+    if replicas is None and concurrent is None:
+        return spec
+    if mode is not None and (mode.global_service is not None or mode.global_job is not None):
+        raise Invalid(
+            f"service {spec.name!r} is global: it has one task on each node and cannot be scaled"
+        )
+    if mode is not None and mode.replicated_job is not None:
+        job = mode.replicated_job
+        if replicas is not None:
+            job = msgspec.structs.replace(job, total_completions=replicas)
+        if concurrent is not None:
+            job = msgspec.structs.replace(job, max_concurrent=concurrent)
+        return put(spec, "mode.replicated_job", job)
+    if concurrent is not None:
+        raise Invalid(
+            f"service {spec.name!r} is replicated; --max-concurrent is for replicated jobs"
+        )
+    from swarm.v1 import Replicated, ServiceMode
+
+    return put(spec, "mode", ServiceMode(replicated=Replicated(replicas=replicas)))
+
+
+# ------------------------------------------------------------------ shared
+
+
+def _run(work: Callable[[Connection], Any]) -> int:
+    try:
+        return int(call(work))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+async def _resolve(connection: Connection, flags: Mapping[str, Any]) -> Resolved:
+    """Ids of what the flags name. Raises NotFound."""
+    secrets, configs, networks = references(flags)
+
+    async def ids(kind: Kind, names: set[str]) -> dict[str, str]:
+        found = {}
+        for name in sorted(names):
+            answer = await connection.control.get(GetRequest(kind=kind, ref=name))
+            assert answer.object is not None
+            found[name] = str(getattr(answer.object, kind.name.lower()).id)
+        return found
+
+    return Resolved(
+        await ids(Kind.SECRET, secrets),
+        await ids(Kind.CONFIG, configs),
+        await ids(Kind.NETWORK, networks),
+    )
+
+
+def _auth(image: str, flags: Mapping[str, Any]) -> str:
+    return auth_for(image, os.environ) if flags.get("with_registry_auth") and image else ""
+
+
+async def _change(
+    connection: Connection,
+    ref: str,
+    change: Callable[[ServiceSpec], ServiceSpec],
+    *,
+    rollback: bool = False,
+    flags: Mapping[str, Any] | None = None,
+) -> tuple[Service, int]:
+    """Changes a service against its current version; the service as it was, and the new version.
+    Repeats when somebody else was faster.
+    """
+    attempt = 0
+    while True:
+        attempt += 1
+        answer = await connection.control.get(GetRequest(kind=Kind.SERVICE, ref=ref))
+        found = answer.object.service if answer.object else None
+        assert found is not None and found.spec is not None and found.meta is not None
+        spec = change(found.spec)
+        container = spec.task.container if spec.task else None
+        request = UpdateRequest(
+            kind=Kind.SERVICE,
+            id=found.id,
+            version=found.meta.version,
+            spec=None if rollback else Spec(service=spec),
+            rollback=rollback,
+            registry_auth=_auth(container.image if container else "", flags or {}),
+        )
+        try:
+            done = await connection.control.update(request)
+        except Conflict:
+            if attempt == ATTEMPTS or rollback:
+                raise
+            now = await connection.control.get(GetRequest(kind=Kind.SERVICE, ref=found.id))
+            if now.object is None or now.object.service is None or now.object.service == found:
+                raise  # nobody else changed it: the conflict has another cause
+            continue
+        warn(done.warnings)
+        return found, done.version
+
+
+async def _apply(
+    connection: Connection,
+    ref: str,
+    change: Callable[[ServiceSpec], ServiceSpec],
+    flags: Mapping[str, Any],
+    *,
+    rollback: bool,
+) -> int:
+    found, version = await _change(connection, ref, change, rollback=rollback, flags=flags)
+    click.echo(ref)
+    if flags["detach"]:
+        return 0
+    return await _wait(
+        connection, {found.id: started(found)}, version, flags, ref, rollback=rollback
+    )
+
+
+async def _wait(
+    connection: Connection,
+    before: Mapping[str, int],
+    version: int,
+    flags: Mapping[str, Any],
+    names: str,
+    *,
+    rollback: bool = False,
+) -> int:
+    try:
+        return await wait_and_report(
+            connection,
+            settings(),
+            WatchServicesRequest(services=tuple(before)),
+            revision=version,
+            before=before,
+            timeout_ns=flags["timeout_ns"],
+            subject=f"service {names!r}",
+            rollback=rollback,
+            quiet=flags["quiet"],
+        )
+    except asyncio.CancelledError:
+        click.echo(
+            f"\nThe change goes on; `swarmctl service ps {names}` shows how far it is.", err=True
+        )
+        raise

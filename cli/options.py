@@ -1,0 +1,241 @@
+"""Option types and options that several commands share.
+
+Values are parsed into the contract's units here, once; a wrong one is a usage error that names the
+option, the value and the accepted forms.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from swarm import quantities
+from swarm.errors import Invalid, NotFound, SwarmError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from swarm.v1 import Filter, Kind
+
+__all__ = [
+    "BYTES",
+    "CPUS",
+    "DURATION",
+    "Ref",
+    "detach_options",
+    "filter_option",
+    "format_option",
+    "key_values",
+    "list_options",
+    "make_filters",
+    "no_trunc_option",
+    "quiet_option",
+    "read_input",
+]
+
+# click's types became generic in 8.2; older ones cannot be subscripted.
+if TYPE_CHECKING:
+    _IntType = click.ParamType[int]
+    _TextType = click.ParamType[str]
+else:
+    _IntType = _TextType = click.ParamType
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Quantity(_IntType):
+    """A number with a unit, parsed by swarm.quantities."""
+
+    def __init__(self, name: str, parse: Callable[[str], int]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
+
+
+BYTES = Quantity("bytes", quantities.parse_bytes)
+CPUS = Quantity("cpus", quantities.parse_cpus)
+DURATION = Quantity("duration", quantities.parse_duration)
+
+
+class Ref(_TextType):
+    """A name, id or id prefix of objects of a kind; completes names."""
+
+    def __init__(self, kind: str, *more: str) -> None:
+        self.name = kind
+        self._kinds = (kind, *more)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        try:
+            names = [name for kind in self._kinds for name in _names(ctx, kind)]
+        except SwarmError:
+            # A completion has nowhere to show an error; the command itself will.
+            return []
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def _names(ctx: click.Context, kind: str) -> list[str]:
+    """Names of all objects of a kind, for completion."""
+    import os
+
+    from cli.connection import Connection, resolve
+    from cli.settings import Settings
+    from swarm.v1 import Kind, ListRequest
+
+    root = ctx.find_root()
+    settings = Settings.from_environment(
+        os.environ,
+        host=root.params.get("host"),
+        context_name=root.params.get("context_name"),
+        debug=False,
+    )
+
+    async def work() -> list[str]:
+        async with Connection(resolve(settings)) as connection:
+            answer = await connection.control.list(
+                ListRequest(kind=Kind[kind.upper()]), timeout_s=2.0
+            )
+        found = []
+        for item in answer.objects:
+            thing = getattr(item, kind)
+            if kind == "node":
+                found.append(thing.spec.name or thing.description.hostname)
+            else:
+                found.append(thing.id if kind == "task" else thing.spec.name)
+        return found
+
+    import asyncio
+
+    return asyncio.run(work())
+
+
+# ------------------------------------------------------------------ shared options
+
+format_option = click.option(
+    "--format",
+    "form",
+    default="",
+    metavar="FORMAT",
+    help="table, json, yaml, a Go template, or `table TEMPLATE`.",
+)
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
+no_trunc_option = click.option("--no-trunc", is_flag=True, help="Print whole ids and digests.")
+
+
+def filter_option(*keys: str) -> Callable[[F], F]:
+    """`--filter key=value`, repeatable; the keys are named in the help."""
+    return click.option(
+        "-f",
+        "--filter",
+        "filters",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help=f"Only those that match; keys: {', '.join(keys)}.",
+        callback=lambda ctx, param, values: _check_filters(values, keys),
+    )
+
+
+def _check_filters(values: Sequence[str], keys: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    pairs: list[tuple[str, str]] = []
+    for text in values:
+        key, separator, value = text.partition("=")
+        if not separator or not value:
+            raise click.BadParameter(f"{text!r}: write KEY=VALUE, such as {keys[0]}=web.")
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise click.BadParameter(
+                f"{text!r}: there is no filter {key!r}{hint} (keys: {', '.join(keys)})."
+            )
+        pairs.append((key, value))
+    return tuple(pairs)
+
+
+def make_filters(pairs: Iterable[tuple[str, str]], **more: Sequence[str]) -> tuple[Filter, ...]:
+    """The request's filters; values of one key together."""
+    from swarm.v1 import Filter
+
+    values: dict[str, list[str]] = {key: list(extra) for key, extra in more.items()}
+    for key, value in pairs:
+        values.setdefault(key, []).append(value)
+    return tuple(Filter(key=key, values=tuple(many)) for key, many in values.items())
+
+
+def list_options(*keys: str) -> Callable[[F], F]:
+    """--filter, --format and -q of a list command."""
+
+    def decorate(function: F) -> F:
+        return filter_option(*keys)(format_option(quiet_option(function)))
+
+    return decorate
+
+
+def detach_options(function: F) -> F:
+    """-d and --timeout of commands that wait for convergence."""
+    function = click.option(
+        "--timeout",
+        "timeout_ns",
+        type=DURATION,
+        default="10m",
+        show_default=True,
+        help="How long to wait for convergence; 0: without end.",
+    )(function)
+    return click.option(
+        "-d",
+        "--detach",
+        is_flag=True,
+        help="Do not wait for convergence.",
+    )(function)
+
+
+# ------------------------------------------------------------------ helpers
+
+
+def key_values(texts: Iterable[str], *, option: str) -> dict[str, str]:
+    """`k=v` or `k` (an empty value), as labels are written."""
+    found: dict[str, str] = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        if not key:
+            raise click.BadParameter(
+                f"{text!r}: the key is empty; write KEY=VALUE.", param_hint=option
+            )
+        found[key] = value
+    return found
+
+
+def read_input(path: str, *, what: str) -> bytes:
+    """A file's content, or standard input's for "-". Raises NotFound, Invalid."""
+    if path == "-":
+        if sys.stdin.isatty():
+            click.echo(f"Reading the {what} from the terminal; end it with Ctrl-D.", err=True)
+        source: IO[bytes] = sys.stdin.buffer
+        return source.read()
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise NotFound(f"{path}: there is no such file for the {what}") from None
+    except OSError as error:
+        raise Invalid(f"{path}: {(error.strerror or str(error)).lower()}") from None
+
+
+def kind_of(name: str) -> Kind:
+    """The contract's kind of a name such as "service"."""
+    from swarm.v1 import Kind
+
+    return Kind[name.upper()]

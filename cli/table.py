@@ -1,0 +1,98 @@
+"""Tables as Docker's CLI draws them: columns at least 10 wide, 3 spaces apart, no lines.
+
+The method is Go's text/tabwriter with minwidth 10 and padding 3, except that spaces at the end of a
+line are left out. A column that holds sentences (ERROR) is never cut: where the table is wider than
+the terminal it is wrapped, and where that leaves too little room its text stands under the row.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import unicodedata
+from collections.abc import Sequence
+
+__all__ = ["layout", "text_width"]
+
+MIN_WIDTH = 10  # characters; tabwriter's minwidth in Docker's CLI
+PADDING = 3  # characters between columns
+WRAP_MIN = 28  # a narrower column of sentences is hard to read
+_INDENT = "    "
+
+
+def text_width(text: str) -> int:
+    """Columns the text takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    width = 0
+    for letter in text:
+        if unicodedata.combining(letter):
+            continue
+        width += 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+    return width
+
+
+def layout(
+    rows: Sequence[Sequence[str]], *, width: int | None = None, sentences: int | None = None
+) -> list[str]:
+    """The lines of a table; the first row is the header. `width` is the terminal's in characters
+    (None: no limit); `sentences` is the index of the column that may be wrapped.
+    """
+    if not rows:
+        return []
+    widths = _widths(rows)
+    if width is None or sentences is None or _longest(rows) <= width:
+        return [_line(row, widths) for row in rows]
+    without = [[c for i, c in enumerate(row) if i != sentences] for row in rows]
+    room = width - _longest(without) - PADDING
+    if room >= WRAP_MIN:
+        return _wrapped(rows, sentences, room)
+    return _below(rows, without, sentences, width)
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    count = max(len(row) for row in rows)
+    return [
+        max(MIN_WIDTH, *(text_width(row[i]) + PADDING for row in rows if i < len(row)))
+        for i in range(count)
+    ]
+
+
+def _longest(rows: Sequence[Sequence[str]]) -> int:
+    widths = _widths(rows)
+    return max(text_width(_line(row, widths)) for row in rows)
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    cells = [cell + " " * (widths[i] - text_width(cell)) for i, cell in enumerate(row[:-1])]
+    return "".join([*cells, row[-1]]).rstrip() if row else ""
+
+
+def _wrapped(rows: Sequence[Sequence[str]], column: int, room: int) -> list[str]:
+    """Each row as several rows: the wrapped column's text goes on under itself."""
+    split: list[list[str]] = []
+    for row in rows:
+        pieces = textwrap.wrap(row[column], room) or [""]
+        for number, piece in enumerate(pieces):
+            cells = [cell if number == 0 else "" for cell in row]
+            cells[column] = piece
+            split.append(cells)
+    widths = _widths(split)
+    return [_line(row, widths) for row in split]
+
+
+def _below(
+    rows: Sequence[Sequence[str]], without: Sequence[Sequence[str]], column: int, width: int
+) -> list[str]:
+    widths = _widths(without)
+    lines: list[str] = []
+    for row, rest in zip(rows, without, strict=True):
+        lines.append(_line(rest, widths))
+        if row is not rows[0] and row[column]:
+            text = f"{rows[0][column].lower()}: {row[column]}"
+            lines += textwrap.wrap(
+                text,
+                max(width, 20),
+                initial_indent=_INDENT,
+                subsequent_indent=_INDENT * 2,
+            )
+    return lines

@@ -1,0 +1,183 @@
+"""Tasks as `service ps`, `stack ps`, `node ps` and `task ls` list them.
+
+The newest task of each slot stands first; those before it follow under ` \\_ `. Source: Docker
+CLI's command/task/print.go. Errors are shown whole; a narrow terminal wraps them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cli.connection import Connection
+from cli.format import Record, print_rows, short_id
+from cli.objects import list_objects, name_of
+from cli.settings import Settings
+from cli.times import age
+from swarm.errors import NotFound
+from swarm.states import label
+from swarm.v1 import Filter, GetRequest, Kind, Node, PortConfig, Service, Task
+
+__all__ = ["Lookup", "fetch_tasks", "print_tasks", "task_rows"]
+
+COLUMNS = (
+    ("ID", "ID"),
+    ("NAME", "Name"),
+    ("IMAGE", "Image"),
+    ("NODE", "Node"),
+    ("DESIRED STATE", "DesiredState"),
+    ("CURRENT STATE", "CurrentState"),
+    ("ERROR", "Error"),
+    ("PORTS", "Ports"),
+)
+LOOKUPS_MAX = 16  # Get calls in flight for specs that are no longer current
+_DIGITS = re.compile(r"(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """What names tasks: services and nodes by id, images by service and spec version."""
+
+    services: dict[str, Service]
+    nodes: dict[str, Node]
+    images: dict[tuple[str, int], str]
+    resolve: bool = True
+
+    def service(self, task: Task) -> str:
+        found = self.services.get(task.service_id)
+        return name_of(found) if found and self.resolve else task.service_id
+
+    def node(self, task: Task) -> str:
+        found = self.nodes.get(task.node_id)
+        return name_of(found) if found and self.resolve else task.node_id
+
+
+async def fetch_tasks(
+    connection: Connection, filters: Sequence[Filter], *, resolve: bool = True
+) -> tuple[list[Task], Lookup]:
+    """The tasks and what names them, with as few calls as there are kinds, plus one for each old
+    spec that is still shown.
+    """
+    tasks, services, nodes = await asyncio.gather(
+        list_objects(connection, Kind.TASK, filters=filters),
+        list_objects(connection, Kind.SERVICE),
+        list_objects(connection, Kind.NODE),
+    )
+    lookup = Lookup({s.id: s for s in services}, {n.id: n for n in nodes}, {}, resolve)
+    samples: dict[tuple[str, int], Task] = {}
+    for task in tasks:
+        key = (task.service_id, task.spec_version)
+        service = lookup.services.get(task.service_id)
+        if service is not None and service.spec_version == task.spec_version:
+            lookup.images[key] = image_of(service.spec)
+        elif key not in lookup.images:
+            samples.setdefault(key, task)
+    limit = asyncio.Semaphore(LOOKUPS_MAX)
+
+    async def look(key: tuple[str, int], task: Task) -> None:
+        async with limit:
+            try:
+                answer = await connection.control.get(GetRequest(kind=Kind.TASK, ref=task.id))
+            except NotFound:
+                return  # reaped since the list: its image is not known any more
+        if answer.revision is not None:
+            lookup.images[key] = image_of(answer.revision.spec)
+
+    async with asyncio.TaskGroup() as group:
+        for key, task in samples.items():
+            group.create_task(look(key, task))
+    return tasks, lookup
+
+
+def image_of(spec: Any) -> str:
+    """The image of a service's spec; empty for a process."""
+    container = spec.task.container if spec and spec.task else None
+    return str(container.image) if container else ""
+
+
+def shown_image(image: str, *, whole: bool) -> str:
+    """The image without its digest where it has a tag, unless all is wanted."""
+    name, separator, _ = image.partition("@")
+    return name if separator and not whole else image
+
+
+def task_name(task: Task, service: str) -> str:
+    """ "web.3"; in global services the node stands for the slot."""
+    return f"{service}.{task.slot}" if task.slot else f"{service}.{task.node_id}"
+
+
+def task_rows(
+    tasks: Iterable[Task], lookup: Lookup, *, now_ns: int, no_trunc: bool
+) -> list[Record]:
+    """Rows in order of name, newest first; earlier tasks of a slot are marked."""
+
+    def created(task: Task) -> int:
+        return task.meta.created_at_ns if task.meta else 0
+
+    named = sorted(
+        ((task_name(task, lookup.service(task)), task) for task in tasks),
+        key=lambda pair: (natural(pair[0]), -created(pair[1])),
+    )
+    rows: list[Record] = []
+    before = ""
+    for name, task in named:
+        status = task.status
+        state = label(status.state).capitalize() if status else "New"
+        when = age(status.timestamp_ns, now_ns) if status else ""
+        ports = task.host_ports or (status.ports if status else ())
+        error = status.err if status else ""
+        image = lookup.images.get((task.service_id, task.spec_version), "")
+        rows.append(
+            Record(
+                ID=short_id(task.id, whole=no_trunc),
+                Name=f" \\_ {name}" if name == before else name,
+                Image=shown_image(image, whole=no_trunc),
+                Node=lookup.node(task),
+                DesiredState=label(task.desired_state).capitalize(),
+                CurrentState=f"{state} {when}".strip(),
+                Error=f'"{error}"' if error else "",
+                Ports=host_ports(ports),
+            )
+        )
+        before = name
+    return rows
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """A key that sorts web.2 before web.10."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in _DIGITS.split(text)]
+
+
+def host_ports(ports: Iterable[PortConfig]) -> str:
+    """ "*:8080->80/tcp,…"."""
+    return ",".join(
+        f"{port.host_ip or '*'}:{port.published_port}->{port.target_port}/{port.protocol or 'tcp'}"
+        for port in ports
+        if port.published_port
+    )
+
+
+def print_tasks(
+    tasks: Sequence[Task],
+    lookup: Lookup,
+    settings: Settings,
+    *,
+    form: str,
+    quiet: bool,
+    no_trunc: bool,
+) -> None:
+    """Prints the list to stdout."""
+    if quiet and not form:
+        no_trunc = True  # Docker's -q prints whole ids
+    rows = task_rows(tasks, lookup, now_ns=settings.clock.now_ns(), no_trunc=no_trunc)
+    print_rows(
+        rows,
+        COLUMNS,
+        form=form,
+        quiet=quiet,
+        terminal=settings.terminal(),
+        sentences="Error",
+    )
