@@ -15,6 +15,7 @@ from manager.api.lookup import find, name_of, spec_of, task_of, word
 from manager.api.problems import nearest
 from manager.api.references import users
 from manager.api.validate import mode_name
+from manager.control import up_to_date
 from manager.store import STACK_LABEL, View
 from swarm import errors, states
 from swarm.v1 import (
@@ -169,7 +170,7 @@ def _up_to_date(view: View, values: Sequence[str]) -> Test:
 
     def test(task: Task) -> bool:
         service = view.get(Service, task.service_id)
-        return (service is not None and task.spec_version >= service.task_version) in wanted
+        return (service is not None and up_to_date(view, service, task)) in wanted
 
     return test
 

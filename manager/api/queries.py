@@ -25,6 +25,7 @@ from swarm.v1 import (
     NodeState,
     Service,
     ServiceRevision,
+    ServiceStatus,
     Stack,
     Task,
     TaskState,
@@ -81,7 +82,7 @@ def list_objects(view: View, request: ListRequest) -> ListResponse:
     test = compile_filters(view, request.kind, request.filters)
     found = [o for o in candidates(view, request.kind, cls, request.filters) if test(o)]
     found.sort(key=_task_order(view) if request.kind == Kind.TASK else _order)
-    statuses = ()
+    statuses: tuple[ServiceStatus, ...] = ()
     if request.with_status and request.kind == Kind.SERVICE:
         statuses = tuple(service_status(view, s) for s in found)
     return ListResponse(

@@ -10,7 +10,7 @@ from msgspec import structs
 
 from manager.api import ControlService, NodeFacts, Relay
 from manager.ca import Sealer
-from manager.store import Store
+from manager.store import Draft, Store
 from manager.store.engines.memory import MemoryEngine
 from swarm import errors
 from swarm.clock import ManualClock
@@ -147,12 +147,23 @@ class Api:
 
     async def drop(self, *objects: Any) -> None:
         """Removes objects past the API."""
-        await self.store.update(lambda draft: [draft.delete(type(o), o.id) for o in objects])
+
+        def change(draft: Draft) -> None:
+            for o in objects:
+                draft.delete(type(o), o.id)
+
+        await self.store.update(change)
 
     def one(self, cls: type[Any], name: str) -> Any:
         found = self.store.by(cls, "name", name)
         assert len(found) == 1, f"{cls.__name__} {name}: {found}"
         return found[0]
+
+    def stored(self, cls: type[Any], id_: str) -> Any:
+        return self.store.get(cls, id_)
+
+    def all(self, cls: type[Any]) -> list[Any]:
+        return list(self.store.all(cls))
 
     def names(self, cls: type[Any]) -> list[str]:
         return sorted(o.spec.name for o in self.store.all(cls))
@@ -195,7 +206,9 @@ class Api:
             ListRequest(
                 kind=kind,
                 filters=tuple(
-                    Filter(key=k.replace("__", "."), values=(v,) if isinstance(v, str) else tuple(v))
+                    Filter(
+                        key=k.replace("__", "."), values=(v,) if isinstance(v, str) else tuple(v)
+                    )
                     for k, v in filters.items()
                 ),
             ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from msgspec import structs
@@ -57,6 +58,10 @@ def app(**fields) -> StackSpec:
 
 def actions(response) -> dict[str, str]:
     return {c.name: c.action for c in response.changes}
+
+
+def everything(api: Api) -> list[Any]:
+    return [o for cls in (Service, Network, Secret, Stack) for o in api.all(cls)]
 
 
 async def finish(api: Api, *services: str) -> None:
@@ -163,9 +168,7 @@ async def test_pruned_network_that_nothing_uses_goes_at_once(api: Api):
 
 async def test_renamed_service_takes_the_port_over(api: Api):
     await api.deploy(app(services=(service("app_web", ports=[port(8080)]),)))
-    response = await api.deploy(
-        app(services=(service("app_www", ports=[port(8080)]),)), prune=True
-    )
+    response = await api.deploy(app(services=(service("app_www", ports=[port(8080)]),)), prune=True)
     assert actions(response)["app_www"] == "created"
 
 
@@ -175,7 +178,7 @@ async def test_renamed_service_takes_the_port_over(api: Api):
 async def test_changed_secret_becomes_a_new_object_and_rolls_its_users(api: Api):
     await api.deploy(app())
     old = api.one(Secret, "app_key")
-    before = {s.spec.name: s.task_version for s in api.store.all(Service)}
+    before = {s.spec.name: s.task_version for s in api.all(Service)}
     response = await api.deploy(app(secrets=(secret("app_key", b"other"),)))
     assert {n: a for n, a in actions(response).items() if a != "unchanged"} == {
         "app_key": "updated",
@@ -197,7 +200,7 @@ async def test_rollback_goes_back_to_the_earlier_secret(api: Api):
     await api.update(api.one(Service, "app_web"), rollback=True)
     reference = api.one(Service, "app_web").spec.task.container.secrets[0]
     assert reference.secret_id == old.id
-    assert api.sealer.open(api.store.get(Secret, reference.secret_id).sealed) == b"s3cret"
+    assert api.sealer.open(api.stored(Secret, reference.secret_id).sealed) == b"s3cret"
 
 
 async def test_earlier_secret_goes_when_no_spec_refers_to_it(api: Api):
@@ -206,8 +209,8 @@ async def test_earlier_secret_goes_when_no_spec_refers_to_it(api: Api):
     await api.deploy(app(secrets=(secret("app_key", b"other"),)))
     assert api.one(Stack, "app").leftover_ids == (old.id,)
     web = api.one(Service, "app_web")
-    await api.drop(api.store.get(ServiceRevision, f"{web.id}.1"))
-    await until(api, lambda: api.store.get(Secret, old.id) is None)
+    await api.drop(api.stored(ServiceRevision, f"{web.id}.1"))
+    await until(api, lambda: api.stored(Secret, old.id) is None)
     assert api.names(Secret) == ["app_key"]
     assert api.one(Stack, "app").leftover_ids == ()
 
@@ -279,7 +282,7 @@ async def test_one_problem_stops_all_of_it(api: Api, spec: StackSpec, message: s
         await api.deploy(spec)
     assert message in caught.value.message
     assert api.store.revision == before
-    assert list(api.store.all(Network)) == []
+    assert list(api.all(Network)) == []
 
 
 async def test_all_problems_of_all_objects_are_told(api: Api):
@@ -300,12 +303,12 @@ async def test_all_problems_of_all_objects_are_told(api: Api):
 
 async def test_failed_commit_of_an_update_leaves_the_earlier_stack(api: Api):
     await api.deploy(app())
-    before = {o.id: o for cls in (Service, Network, Secret, Stack) for o in api.store.all(cls)}
+    before = {o.id: o for o in everything(api)}
     api.engine.failing = errors.Unavailable("disk is full; free some space")
     with pytest.raises(errors.Unavailable):
         await api.deploy(app(services=(service("app_new"),)), prune=True)
     api.engine.failing = None
-    after = {o.id: o for cls in (Service, Network, Secret, Stack) for o in api.store.all(cls)}
+    after = {o.id: o for o in everything(api)}
     assert after == before
 
 
@@ -346,7 +349,7 @@ async def test_removal_ends_with_nothing_left(api: Api):
     await api.deploy(app())
     await api.put(task("t1", api.one(Service, "app_web")))
     await api.remove(Kind.STACK, "app")
-    assert all(s.pending_delete for s in api.store.all(Service))
+    assert all(s.pending_delete for s in api.all(Service))
     assert api.names(Network) == ["app_net"]
     await finish(api, "app_db")
     assert api.names(Stack) == ["app"]
@@ -361,7 +364,7 @@ async def test_removal_is_refused_while_others_use_its_network(api: Api):
     other = service("other", task={"networks": (NetworkAttachmentSpec(target="app_net"),)})
     await api.create(service=other)
     before = api.store.revision
-    with pytest.raises(errors.Conflict, match='network \'app_net\' is in use by service "other"'):
+    with pytest.raises(errors.Conflict, match="network 'app_net' is in use by service \"other\""):
         await api.remove(Kind.STACK, "app")
     assert api.store.revision == before
 
@@ -372,7 +375,7 @@ async def test_deploy_waits_until_the_stack_is_gone(api: Api):
     await api.remove(Kind.STACK, "app")
     deploying = asyncio.create_task(api.deploy(app()))
     await finish(api, "app_web", "app_db")
-    await until(api, lambda: api.store.get(Stack, old.id) is None)
+    await until(api, lambda: api.stored(Stack, old.id) is None)
     response = await deploying
     assert response.revision == 1
     assert response.stack_id != old.id

@@ -76,27 +76,45 @@ BAD: dict[str, tuple[ServiceSpec, str]] = {
     "name that ends in a dash": (service("web-"), "letter or digit first and last"),
     "name too long": (service("a" * 64), "at most 63 characters"),
     "label without a name": (service(labels={"": "x"}), "labels: a label has no name"),
-    "no image": (container(image=""), "image: no image is given; name one, or set runtime: process"),
+    "no image": (
+        container(image=""),
+        "image: no image is given; name one, or set runtime: process",
+    ),
     "image with spaces": (container(image="nginx 1"), "image: 'nginx 1' holds white space"),
-    "image as a URL": (container(image="https://x/y"), "is a URL; write the image without https://"),
+    "image as a URL": (
+        container(image="https://x/y"),
+        "is a URL; write the image without https://",
+    ),
     "process without a command": (
         service(task={"runtime": "process"}, container={"image": ""}),
         "command: runtime: process needs a command",
     ),
-    "plugin runtime": (service(task={"docker_runtime": "plugin"}), "'plugin' tasks are not offered"),
+    "plugin runtime": (
+        service(task={"docker_runtime": "plugin"}),
+        "'plugin' tasks are not offered",
+    ),
     # mode
     "two modes": (
         service(mode=ServiceMode(replicated=Replicated(replicas=1), global_service=Global())),
         "mode: exactly one of replicated, global, replicated-job and global-job must be set",
     ),
     "no mode": (service(mode=ServiceMode()), "mode: exactly one of"),
-    "too many replicas": (service(replicas=10**6), "1000000 tasks are more than the limit of 500000"),
+    "too many replicas": (
+        service(replicas=10**6),
+        "1000000 tasks are more than the limit of 500000",
+    ),
     "job of nothing at once": (
         service(mode=ServiceMode(replicated_job=ReplicatedJob(max_concurrent=0))),
         "max_concurrent: a job must run at least 1 task at once",
     ),
-    "job with an update": (service(mode=JOB, update=UpdateConfig()), "a job is not updated in steps"),
-    "job with ingress ports": (service(mode=JOB, ports=[port(80)]), "a job cannot publish ports in mode ingress"),
+    "job with an update": (
+        service(mode=JOB, update=UpdateConfig()),
+        "a job is not updated in steps",
+    ),
+    "job with ingress ports": (
+        service(mode=JOB, ports=[port(80)]),
+        "a job cannot publish ports in mode ingress",
+    ),
     "job that restarts always": (
         service(mode=JOB, task={"restart": RestartPolicy(condition="any")}),
         "restart_policy.condition: a job runs to completion; use none or on-failure",
@@ -123,21 +141,40 @@ BAD: dict[str, tuple[ServiceSpec, str]] = {
         "is not a share from 0 to 1",
     ),
     "negative delay": (
-        service(update=UpdateConfig(delay_ns=-1)), "update_config.delay: a duration cannot be negative",
+        service(update=UpdateConfig(delay_ns=-1)),
+        "update_config.delay: a duration cannot be negative",
     ),
-    "negative monitor": (service(update=UpdateConfig(monitor_ns=-1)), "update_config.monitor: a duration"),
+    "negative monitor": (
+        service(update=UpdateConfig(monitor_ns=-1)),
+        "update_config.monitor: a duration",
+    ),
     "restart condition": (
         service(task={"restart": RestartPolicy(condition="sometimes")}),
         "restart_policy.condition: 'sometimes' is not one of none, on-failure, any",
     ),
-    "restart delay": (service(task={"restart": RestartPolicy(delay_ns=-5)}), "restart_policy.delay: a duration"),
+    "restart delay": (
+        service(task={"restart": RestartPolicy(delay_ns=-5)}),
+        "restart_policy.delay: a duration",
+    ),
     # resources
-    "cpus too small": (limits(cpu_nano=999_999), "limits.cpus: 0.000999999 is too little; at least 0.001"),
-    "cpus negative": (limits(cpu_nano=-10**9), "limits.cpus: -1 is too little"),
-    "memory too small": (limits(memory_bytes=MIB), "limits.memory: 1 MiB is too little; at least 4 MiB"),
-    "reserved memory too small": (reserved(memory_bytes=5), "reservations.memory: 5 B is too little"),
+    "cpus too small": (
+        limits(cpu_nano=999_999),
+        "limits.cpus: 0.000999999 is too little; at least 0.001",
+    ),
+    "cpus negative": (limits(cpu_nano=-(10**9)), "limits.cpus: -1 is too little"),
+    "memory too small": (
+        limits(memory_bytes=MIB),
+        "limits.memory: 1 MiB is too little; at least 4 MiB",
+    ),
+    "reserved memory too small": (
+        reserved(memory_bytes=5),
+        "reservations.memory: 5 B is too little",
+    ),
     "pids negative": (limits(pids=-1), "limits.pids: a number of processes cannot be negative"),
-    "pids reserved": (reserved(pids=5), "reservations.pids: processes can be limited, not reserved"),
+    "pids reserved": (
+        reserved(pids=5),
+        "reservations.pids: processes can be limited, not reserved",
+    ),
     "devices limited": (
         limits(generic=(GenericResource(kind="gpu", count=1),)),
         "limits.devices: devices and generic resources are reserved, not limited",
@@ -169,12 +206,16 @@ BAD: dict[str, tuple[ServiceSpec, str]] = {
         reserved(devices=(DeviceRequest(count=1, device_ids=("0",), capabilities=("gpu",)),)),
         "count and device_ids exclude each other",
     ),
-    "devices of no kind": (reserved(devices=(DeviceRequest(count=1),)), "say which devices are wanted"),
+    "devices of no kind": (
+        reserved(devices=(DeviceRequest(count=1),)),
+        "say which devices are wanted",
+    ),
     # placement
     "constraint": (placed(constraints=("node.role=manager",)), "placement.constraints[0]: "),
     "constraint key": (placed(constraints=("node.rol == manager",)), "did you mean node.role?"),
     "preference": (
-        placed(preferences=(PlacementPreference(spread="zone"),)), "placement.preferences[0].spread: ",
+        placed(preferences=(PlacementPreference(spread="zone"),)),
+        "placement.preferences[0].spread: ",
     ),
     "max replicas of a global": (
         service(
@@ -184,7 +225,10 @@ BAD: dict[str, tuple[ServiceSpec, str]] = {
     ),
     # ports
     "target port 0": (service(ports=[port(80, target=0)]), "ports[0].target: 0 is not a port"),
-    "published port too high": (service(ports=[port(99999)]), "ports[0].published: 99999 is not a port"),
+    "published port too high": (
+        service(ports=[port(99999)]),
+        "ports[0].published: 99999 is not a port",
+    ),
     "port twice": (
         service(ports=[port(80), port(80, target=81)]),
         "ports[1].published: port 80/tcp is published twice (also ports[0])",
@@ -193,18 +237,30 @@ BAD: dict[str, tuple[ServiceSpec, str]] = {
         service(ports=[port(80, publish_mode="host", host_ip="127.0.0.1"), port(80)]),
         "ports[1].published: port 80/tcp is published twice (also ports[0])",
     ),
-    "protocol": (service(ports=[port(80, protocol="icmp")]), "ports[0].protocol: 'icmp' is not one of tcp, udp, sctp"),
-    "sctp over nodes": (service(ports=[port(80, protocol="sctp")]), "sctp cannot be balanced over nodes"),
+    "protocol": (
+        service(ports=[port(80, protocol="icmp")]),
+        "ports[0].protocol: 'icmp' is not one of tcp, udp, sctp",
+    ),
+    "sctp over nodes": (
+        service(ports=[port(80, protocol="sctp")]),
+        "sctp cannot be balanced over nodes",
+    ),
     "port mode": (
         service(ports=[port(80, publish_mode="ingres")]),
         "ports[0].mode: 'ingres' is not one of ingress, host; did you mean 'ingress'?",
     ),
-    "address of an ingress port": (service(ports=[port(80, host_ip="10.0.0.1")]), "an address needs mode: host"),
+    "address of an ingress port": (
+        service(ports=[port(80, host_ip="10.0.0.1")]),
+        "an address needs mode: host",
+    ),
     "dnsrr with ingress": (
         service(endpoint=EndpointSpec(mode="dnsrr", ports=(port(80),))),
         "ports[0].mode: endpoint_mode dnsrr has no ingress ports",
     ),
-    "endpoint mode": (service(endpoint=EndpointSpec(mode="x")), "endpoint_mode: 'x' is not one of vip, dnsrr"),
+    "endpoint mode": (
+        service(endpoint=EndpointSpec(mode="x")),
+        "endpoint_mode: 'x' is not one of vip, dnsrr",
+    ),
     "host network and its own port": (
         service(container={"network_mode": "host"}, ports=[port(80, target=80)]),
         "ports[0].published: with network_mode: host the task itself listens on port 80",
@@ -218,50 +274,100 @@ BAD: dict[str, tuple[ServiceSpec, str]] = {
         mounted(Mount(type="volume", source="v", target="data")),
         "mounts[0].target: 'data' must be an absolute path",
     ),
-    "mount without a target": (mounted(Mount(type="volume")), "mounts[0].target: the path inside the task is missing"),
-    "mount over the root": (mounted(Mount(type="tmpfs", target="/")), "cannot take the place of the task's root"),
-    "bind without a source": (mounted(Mount(type="bind", target="/d")), "mounts[0].source: a bind mount needs the path on the node"),
+    "mount without a target": (
+        mounted(Mount(type="volume")),
+        "mounts[0].target: the path inside the task is missing",
+    ),
+    "mount over the root": (
+        mounted(Mount(type="tmpfs", target="/")),
+        "cannot take the place of the task's root",
+    ),
+    "bind without a source": (
+        mounted(Mount(type="bind", target="/d")),
+        "mounts[0].source: a bind mount needs the path on the node",
+    ),
     "bind with a relative source": (
         mounted(Mount(type="bind", source="./d", target="/d")),
         "mounts[0].source: './d' must be an absolute path on the node",
     ),
-    "tmpfs with a source": (mounted(Mount(type="tmpfs", source="x", target="/d")), "a tmpfs mount has no source"),
-    "volume with a path": (mounted(Mount(type="volume", source="/x", target="/d")), "is a path; a volume has a name"),
-    "mount type": (mounted(Mount(type="nfs", target="/d")), "mounts[0].type: 'nfs' is not one of bind, volume, tmpfs, image"),
+    "tmpfs with a source": (
+        mounted(Mount(type="tmpfs", source="x", target="/d")),
+        "a tmpfs mount has no source",
+    ),
+    "volume with a path": (
+        mounted(Mount(type="volume", source="/x", target="/d")),
+        "is a path; a volume has a name",
+    ),
+    "mount type": (
+        mounted(Mount(type="nfs", target="/d")),
+        "mounts[0].type: 'nfs' is not one of bind, volume, tmpfs, image",
+    ),
     "cluster mount": (mounted(Mount(type="cluster", target="/d")), "are not offered"),
     "mount target twice": (
         mounted(Mount(type="tmpfs", target="/d"), Mount(type="tmpfs", target="/d/")),
         "mounts[1].target: /d is a target twice (also mounts[0])",
     ),
     "options of another mount": (
-        mounted(Mount(type="bind", source="/s", target="/d", tmpfs_options=TmpfsOptions(size_bytes=1))),
+        mounted(
+            Mount(type="bind", source="/s", target="/d", tmpfs_options=TmpfsOptions(size_bytes=1))
+        ),
         "mounts[0].tmpfs_options: a bind mount has no tmpfs options",
     ),
     "propagation": (
-        mounted(Mount(type="bind", source="/s", target="/d", bind_options=BindOptions(propagation="x"))),
+        mounted(
+            Mount(type="bind", source="/s", target="/d", bind_options=BindOptions(propagation="x"))
+        ),
         "mounts[0].bind.propagation: 'x' is not one of private",
     ),
     # container
     "env": (container(env=("=x",)), "environment[0]: '=x' is not of the form NAME=value or NAME"),
-    "hosts": (container(hosts=("db 10.0.0.5",)), "extra_hosts[0]: 'db 10.0.0.5' is not an address and a name"),
-    "dns": (container(dns=DnsConfig(nameservers=("one.one",))), "dns[0]: 'one.one' is not an IP address"),
+    "hosts": (
+        container(hosts=("db 10.0.0.5",)),
+        "extra_hosts[0]: 'db 10.0.0.5' is not an address and a name",
+    ),
+    "dns": (
+        container(dns=DnsConfig(nameservers=("one.one",))),
+        "dns[0]: 'one.one' is not an IP address",
+    ),
     "signal": (container(stop_signal="SIGNOPE"), "stop_signal: 'SIGNOPE' is not a signal"),
-    "grace": (container(stop_grace_period_ns=-1), "stop_grace_period: a duration cannot be negative"),
+    "grace": (
+        container(stop_grace_period_ns=-1),
+        "stop_grace_period: a duration cannot be negative",
+    ),
     "working dir": (container(dir="app"), "working_dir: 'app' must be an absolute path"),
-    "pull policy": (container(pull_policy="ifnotpresent"), "pull_policy: 'ifnotpresent' is not one of"),
-    "network mode": (container(network_mode="bridge"), "network_mode: 'bridge' is not one of host, none"),
+    "pull policy": (
+        container(pull_policy="ifnotpresent"),
+        "pull_policy: 'ifnotpresent' is not one of",
+    ),
+    "network mode": (
+        container(network_mode="bridge"),
+        "network_mode: 'bridge' is not one of host, none",
+    ),
     "oom score": (container(oom_score_adj=2000), "oom_score_adj: 2000 is not from -1000 to 1000"),
     "ulimit": (
         container(ulimits=(Ulimit(name="nofile", soft=10, hard=5),)),
         "ulimits[0]: nofile: soft (10) is above hard (5)",
     ),
     "ulimit twice": (
-        container(ulimits=(Ulimit(name="nofile"), Ulimit(name="nofile"))), "ulimits: 'nofile' is given twice",
+        container(ulimits=(Ulimit(name="nofile"), Ulimit(name="nofile"))),
+        "ulimits: 'nofile' is given twice",
     ),
-    "health test": (health(test=("true",)), "healthcheck.test: 'true' must be NONE, CMD or CMD-SHELL"),
-    "health test of nothing": (health(test=("CMD",)), "healthcheck.test: CMD needs a command after it"),
-    "health interval": (health(interval_ns=10), "healthcheck.interval: a duration below 1ms is too short"),
-    "health retries": (health(retries=-1), "healthcheck.retries: a number of tries cannot be negative"),
+    "health test": (
+        health(test=("true",)),
+        "healthcheck.test: 'true' must be NONE, CMD or CMD-SHELL",
+    ),
+    "health test of nothing": (
+        health(test=("CMD",)),
+        "healthcheck.test: CMD needs a command after it",
+    ),
+    "health interval": (
+        health(interval_ns=10),
+        "healthcheck.interval: a duration below 1ms is too short",
+    ),
+    "health retries": (
+        health(retries=-1),
+        "healthcheck.retries: a number of tries cannot be negative",
+    ),
     # what it refers to
     "network": (
         service(task={"networks": (NetworkAttachmentSpec(target="front"),)}),
@@ -272,18 +378,32 @@ BAD: dict[str, tuple[ServiceSpec, str]] = {
         "set network_mode: host",
     ),
     "network twice": (
-        service(task={"networks": (NetworkAttachmentSpec(target="a"), NetworkAttachmentSpec(target="a"))}),
+        service(
+            task={
+                "networks": (NetworkAttachmentSpec(target="a"), NetworkAttachmentSpec(target="a"))
+            }
+        ),
         "networks[1]: network 'a' is named twice",
     ),
     "secret": (
         container(secrets=(SecretReference(secret_name="key"),)),
         "secrets[0]: secret 'key' not found; create it first",
     ),
-    "config": (with_config(FileTarget(name="/c")), "configs[0]: config 'c' not found; create it first"),
-    "file path": (with_config(FileTarget(name="../c")), "configs[0].target: '../c' must not contain '..'"),
-    "file owner": (with_config(FileTarget(name="/c", uid="root")), "configs[0].uid: 'root' is not a number"),
+    "config": (
+        with_config(FileTarget(name="/c")),
+        "configs[0]: config 'c' not found; create it first",
+    ),
+    "file path": (
+        with_config(FileTarget(name="../c")),
+        "configs[0].target: '../c' must not contain '..'",
+    ),
+    "file owner": (
+        with_config(FileTarget(name="/c", uid="root")),
+        "configs[0].uid: 'root' is not a number",
+    ),
     "runtime config with a file": (
-        with_config(FileTarget(name="/c"), runtime=True), "a config that the runtime uses does not appear as a file",
+        with_config(FileTarget(name="/c"), runtime=True),
+        "a config that the runtime uses does not appear as a file",
     ),
     "file twice": (
         container(
@@ -366,7 +486,14 @@ async def test_all_problems_are_told_at_once(api: Api):
     lines = caught.value.message.splitlines()
     assert lines[0] == "6 problems:"
     fields = [line.strip().split(": ")[1] for line in lines[1:]]
-    assert fields == ["name", "image", "environment[0]", "update_config.order", "ports[0].published", "ports[1].protocol"]
+    assert fields == [
+        "name",
+        "image",
+        "environment[0]",
+        "update_config.order",
+        "ports[0].published",
+        "ports[1].protocol",
+    ]
 
 
 async def test_message_of_very_many_problems_stays_short(api: Api):
