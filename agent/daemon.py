@@ -295,7 +295,10 @@ class Swarmd:
                 request,
                 listen_addr=listen,
                 advertise_addr=local.advertise_address(
-                    request.advertise_addr, listen, machine_addresses()
+                    request.advertise_addr,
+                    listen,
+                    # pyroute2 runs an event loop of its own.
+                    await asyncio.to_thread(machine_addresses),
                 ),
                 clock=self._clock,
                 rng=self._rng,

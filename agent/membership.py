@@ -22,7 +22,7 @@ from agent.description import About
 from agent.ingress import Ingress
 from agent.proxy import Proxy
 from agent.runtime.base import Runtime
-from agent.runtime.docker import DockerRuntime
+from agent.runtime.docker_engine import DockerRuntime
 from agent.runtime.process import ProcessRuntime
 from agent.session import Session
 from agent.state import StateFile
