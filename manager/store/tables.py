@@ -292,7 +292,7 @@ class Draft:
             self._claim_name(schema, cls, id_, spec.name)
         old: Meta | None = cast("Any", before).meta if before is not None else None
         meta = Meta(
-            version=old.version if old else 0,
+            version=expected,
             created_at_ns=old.created_at_ns if old else self.now_ns,
             updated_at_ns=self.now_ns,
         )
