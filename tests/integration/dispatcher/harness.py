@@ -284,6 +284,7 @@ class Agent:
         shutil.copytree(self.folder, copy)
         self.folder = copy
         await self.stop()
+        self.ingress = FakeIngress()
 
     async def stop(self) -> None:
         if self._running is not None:
