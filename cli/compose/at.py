@@ -14,7 +14,7 @@ from decimal import Decimal
 
 from cli.compose.keys import Key, Support, place_of
 from cli.compose.problems import Mark, Report, listed, nearest
-from cli.compose.tree import Node, Value, resolve
+from cli.compose.tree import FAILED_TAG, Node, Value, resolve
 from swarm.quantities import parse_bytes, parse_cpus, parse_duration
 
 MEMORY_MIN = 4 * 1024 * 1024  # Docker's least memory limit
@@ -41,11 +41,19 @@ class At:
         return self.node.mark
 
     def fail(self, message: str, hint: str = "") -> None:
-        self.report.error(self.mark, f"{self.path}: {message}", hint)
+        if self.node.tag == FAILED_TAG:
+            return
+        self.report.error(self.mark, f"{self.path}: {message}" if self.path else message, hint)
 
     def fail_key(self, key: str, message: str, hint: str = "") -> None:
         """Like `fail`, at a key of this mapping."""
-        self.report.error(self.node.key_mark(key), f"{self.path}: {message}", hint)
+        text = f"{self.path}: {message}" if self.path else message
+        self.report.error(self.node.key_mark(key), text, hint)
+
+    def lacks(self, key: str, hint: str) -> None:
+        """Reports a key that is needed, unless an unknown key has been reported beside it."""
+        if not self.report.is_misspelt(self.mark):
+            self.fail(f"{key} is missing", hint)
 
     def warn(self, message: str) -> None:
         self.report.warn(self.mark, f"{self.path}: {message}")
@@ -134,6 +142,7 @@ class At:
             hint = f"known here: {', '.join(sorted(usable))}"
         else:
             hint = "to keep data of your own here, begin the key with x-"
+        self.report.misspelt(self.mark)
         self.fail_key(name, f'unknown key "{name}"', hint)
 
     # ------------------------------------------------------------------ scalars

@@ -235,7 +235,7 @@ def _devices(at: At) -> tuple[DeviceMapping, ...]:
     for device in found.elements() if found is not None else ():
         source, target, rights = (device.set_at(k) for k in ("source", "target", "permissions"))
         if source is None:
-            device.fail("source is missing", "add source: /dev/NAME")
+            device.lacks("source", "add source: /dev/NAME")
             continue
         permissions = rights.text() if rights is not None else ""
         if not set(permissions) <= set("rwm"):
@@ -273,7 +273,7 @@ def _security(at: At) -> tuple[str, ...]:
         return ()
     options = []
     for each in found.elements():
-        text = each.text(empty=False)
+        text = each.text()
         name, separator, value = text.replace(":", "=", 1).partition("=")
         if "=" in text:
             name, separator, value = text.partition("=")

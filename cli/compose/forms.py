@@ -9,6 +9,7 @@ convert's.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -167,7 +168,7 @@ def _references(at: At, context: Context) -> Node | None:
         if isinstance(entry.node.value, dict):
             if entry.check_keys(keys.FILE_REFERENCE, context="secrets and configs of a service"):
                 if entry.set_at("source") is None:
-                    entry.fail("source is missing", "add source: and the name of the object")
+                    entry.lacks("source", "add source: and the name of the object")
                 else:
                     found.append(entry.node)
         elif name := entry.text():
@@ -194,7 +195,8 @@ def _ulimits(at: At, context: Context) -> Node | None:
             value.check_keys(keys.ULIMIT, context="ulimits")
             found[name] = value.node
         else:
-            found[name] = made(value.node, {"soft": value.node, "hard": value.node})
+            number = value.integer(least=-1, what="a number, or {soft: 1024, hard: 65536}")
+            found[name] = made(value.node, {"soft": number, "hard": number})
     return at.node.made(dict(found))
 
 
@@ -291,6 +293,30 @@ def _devices(at: At, context: Context) -> Node | None:
     return at.node.made(found)
 
 
+def _security(at: At, context: Context) -> Node | None:
+    """Reads seccomp profiles: the engine takes a profile's content, a file names its path."""
+    if not at.is_list("- no-new-privileges:true"):
+        return None
+    found: list[Node] = []
+    for entry in at.elements():
+        match = re.fullmatch(r"seccomp[=:](.+)", entry.text())
+        if match is None or match[1] in ("unconfined", "builtin") or match[1].startswith("{"):
+            found.append(entry.node)
+            continue
+        path = absolute(match[1], context.base, context.home)
+        try:
+            profile = json.loads(envfile.read_text(Path(path)))
+        except FileNotFoundError:
+            entry.fail(f"no such file: {path}", "name a seccomp profile, or write unconfined")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            entry.fail(f"{path} is no seccomp profile: {reason}", "a profile is a JSON file")
+        else:
+            text = json.dumps(profile, separators=(",", ":"))
+            found.append(entry.node.made(f"seccomp={text}"))
+    return at.node.made(found)
+
+
 def _deploy(at: At, context: Context) -> Node | None:
     if not at.check_keys(keys.DEPLOY, context="deploy"):
         return None
@@ -333,6 +359,7 @@ _FORMS: dict[str, Callable[[At, Context], Node | None]] = {
     "networks": _named,
     "ports": _ports,
     "secrets": _references,
+    "security_opt": _security,
     "storage_opt": pairs,
     "sysctls": pairs,
     "tmpfs": _strings,
@@ -394,7 +421,7 @@ def _env_files(at: At, context: Context) -> dict[str, Node]:
             continue
         path, required, form = each.set_at("path"), each.set_at("required"), each.set_at("format")
         if path is None:
-            each.fail("path is missing", "add path: FILE")
+            each.lacks("path", "add path: FILE")
             continue
         dotenv = form is None or form.choice(("dotenv", "raw")) != "raw"
         must = required is None or required.truth()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from cli.compose.problems import Mark, Report
-from cli.compose.tree import Node
+from cli.compose.tree import FAILED_TAG, Node
 
 NESTING_MAX = 20
 _FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
@@ -186,6 +186,7 @@ def _fill(node: Node, text: str, variables: Mapping[str, str], report: Report) -
     except BadTemplate as error:
         report.error(place_in(node, text, error.offset), str(error), error.hint)
         node.value = ""
+        node.tag = FAILED_TAG
     node.text = node.value
     node.plain = False
 

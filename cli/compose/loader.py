@@ -312,7 +312,7 @@ def _extended(
     elif extends.check_keys(keys.EXTENDS, context="extends"):
         found = extends.set_at("service")
         if found is None:
-            extends.fail("service is missing", "add service: and the name to start from")
+            extends.lacks("service", "add service: and the name to start from")
             return node
         other_at, file_at = found, extends.set_at("file")
     else:
@@ -400,7 +400,7 @@ def _included(state: _Load, at: At, context: Context, *, depth: int) -> Node | N
             return None
         path, directory, env = (at.set_at(k) for k in ("path", "project_directory", "env_file"))
         if path is None:
-            at.fail("path is missing", "add path: FILE")
+            at.lacks("path", "add path: FILE")
             return None
         listed = strings(path, context)
         paths = list(At(listed, path.path, at.report).elements()) if listed is not None else []
@@ -452,7 +452,7 @@ def _stack(
         services=frozenset(chosen),
         left_out=frozenset(places) - frozenset(chosen),
     )
-    if not chosen:
+    if not chosen and not report.failed:
         root.fail(
             "there are no services" if not places else "no service is active: all have profiles",
             "add services: and one service below it"

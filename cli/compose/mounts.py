@@ -28,15 +28,20 @@ _PATH_STARTS = (".", "/", "~", "\\")
 
 def is_path(source: str) -> bool:
     """Whether a short form's source is a path of the host and not a volume's name."""
-    return source.startswith(_PATH_STARTS) or (
-        len(source) > 2 and source[1] == ":" and source[0].isalpha() and source[2] in "\\/"
-    )
+    return source.startswith(_PATH_STARTS) or _has_drive(source)
+
+
+def _has_drive(path: str) -> bool:
+    """C:\\dir. With a forward slash it is a volume's name and a path, as in v:/data."""
+    return len(path) > 2 and path[0].isalpha() and path[1:3] == ":\\"
 
 
 def absolute(path: str, base: Path, home: str) -> str:
     """A host path against the project's folder; ~ is the caller's home."""
     if path == "~" or path.startswith("~/"):
         return posixpath.normpath(home + path[1:]) if home else path
+    if _has_drive(path):
+        return path
     return posixpath.normpath(posixpath.join(base.as_posix(), path))
 
 
@@ -68,7 +73,7 @@ def _long(at: At, base: Path, home: str) -> Node | None:
             options.check_keys(known, context=f"volumes.{key}")
     kind, source = at.set_at("type"), at.set_at("source")
     if kind is None:
-        at.fail("type is missing", "add type: volume, bind or tmpfs")
+        at.lacks("type", "add type: volume, bind or tmpfs")
         return None
     if kind.node.value == "bind" and source is not None:
         assert isinstance(at.node.value, dict)
@@ -88,7 +93,7 @@ def _split(text: str) -> list[str]:
     parts: list[str] = []
     for part in text.split(":"):
         drive = bool(parts) and len(parts[-1]) == 1 and parts[-1].isalpha()
-        if drive and (part[:1] == "\\" or (part[:1] == "/" and len(parts) == 1)):
+        if drive and part[:1] == "\\":
             parts[-1] += ":" + part
             continue
         parts.append(part)

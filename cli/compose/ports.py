@@ -94,7 +94,7 @@ def _entry(at: At) -> Iterator[Node]:
     if isinstance(at.node.value, dict):
         if at.check_keys(PORT, context="ports"):
             if at.set_at("target") is None:
-                at.fail("target is missing", "add the port inside the container, target: 80")
+                at.lacks("target", "add the port inside the container, target: 80")
             else:
                 yield at.node
         return

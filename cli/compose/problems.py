@@ -88,6 +88,7 @@ class Report:
     def __init__(self) -> None:
         self._problems: dict[tuple[int, int, int, str], Problem] = {}
         self._warnings: dict[str, None] = {}
+        self._misspelt: set[Mark] = set()
 
     def error(self, mark: Mark, message: str, hint: str = "") -> None:
         """Records a problem; the same one at the same place counts once (anchors are read more than
@@ -99,6 +100,13 @@ class Report:
             self._problems[key] = Problem(
                 message, source.name, line, column, source.line(line), hint
             )
+
+    def misspelt(self, mapping: Mark) -> None:
+        """Remembers a mapping that has an unknown key: what it lacks may be what was meant."""
+        self._misspelt.add(mapping)
+
+    def is_misspelt(self, mapping: Mark) -> bool:
+        return mapping in self._misspelt
 
     def warn(self, mark: Mark, message: str) -> None:
         self._warnings[f"{mark}: {message}"] = None

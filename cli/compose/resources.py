@@ -168,8 +168,8 @@ def _generic(at: At | None) -> tuple[GenericResource, ...]:
             continue
         spec = each.set_at("discrete_resource_spec")
         if spec is None:
-            each.fail(
-                "discrete_resource_spec is missing",
+            each.lacks(
+                "discrete_resource_spec",
                 "write - discrete_resource_spec: {kind: gpu, value: 1}",
             )
             continue
@@ -206,7 +206,7 @@ def _device(at: At, implied: tuple[str, ...]) -> DeviceRequest | None:
     if implied and implied[0] not in capabilities:
         capabilities = (*implied, *capabilities)
     if not capabilities:
-        at.fail("capabilities is missing", "add capabilities: [gpu]")
+        at.lacks("capabilities", "add capabilities: [gpu]")
     count = None
     if count_at is not None:
         word = count_at.node.value
@@ -313,7 +313,7 @@ def placement(at: At) -> Placement:
                 continue
             spread = each.set_at("spread")
             if spread is None:
-                each.fail("spread is missing", "write - spread: node.labels.zone")
+                each.lacks("spread", "write - spread: node.labels.zone")
             else:
                 preferences.append(PlacementPreference(spread=spread.text(empty=False)))
     return Placement(

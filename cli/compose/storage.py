@@ -71,7 +71,7 @@ def _mount(at: At, around: Surroundings) -> Mount | None:
     source = source_at.text() if source_at is not None else ""
     target = target_at.text() if target_at is not None else ""
     if not target:
-        at.fail("target is missing", "add target: and the path inside the container")
+        at.lacks("target", "add target: and the path inside the container")
     elif not target.startswith("/") and not (len(target) > 1 and target[1] == ":"):
         (target_at or at).fail(f'the target "{target}" is not an absolute path', f"/{target}")
     readonly, consistency = at.set_at("read_only"), at.set_at("consistency")

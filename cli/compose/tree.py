@@ -20,7 +20,9 @@ from cli.compose.problems import Mark, Report, Source
 NODES_MAX = 1_000_000  # nodes after aliases are expanded
 DEPTH_MAX = 100  # nested collections
 BYTES_MAX = 32 * 1024 * 1024
-SPECIAL_TAGS = {"!reset": "!reset", "!override": "!override"}
+SPECIAL_TAGS = ("!reset", "!override")
+# Not in any file: the value could not be filled in, which is reported already.
+FAILED_TAG = "!failed"
 _CORE = "tag:yaml.org,2002:"
 _FIXED: dict[str, bool | float | None] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
@@ -81,7 +83,9 @@ class Node:
 
     def made(self, value: Value) -> Node:
         """Another value at the same place."""
-        text = value if isinstance(value, str) else str(value)
+        text = ""
+        if not isinstance(value, list | dict):
+            text = value if isinstance(value, str) else str(value)
         return Node(value, self.source, self.line, self.column, text=text)
 
     def __repr__(self) -> str:
