@@ -79,6 +79,8 @@ class Session:
         self.connected = False
         # Why there is no session.
         self.problem = "not connected yet"
+        # Streams that managers have asked for and that go on.
+        self.relays = 0
         # Set once a manager has taken the node up for the first time.
         self.first = asyncio.Event()
 
@@ -157,7 +159,6 @@ class _Conversation:
         self._heartbeats = 0
         self._sequence = 0  # of the last assignments
         self._told: NodeDescription | None = None
-        self._relays: set[asyncio.Task[None]] = set()
         self.welcomed = False
         self.superseded = False
 
@@ -268,13 +269,17 @@ class _Conversation:
         self, request: RelayRequest, client: DispatcherClient, group: asyncio.TaskGroup
     ) -> None:
         refused = ""
-        if len(self._relays) >= RELAYS_MAX:
+        if self._session.relays >= RELAYS_MAX:
             refused = f"the node already serves {RELAYS_MAX} streams of logs and exec; try later"
-        task = group.create_task(
-            relay.serve(client, request, self._worker.runtime_of, refused=refused)
-        )
-        self._relays.add(task)
-        task.add_done_callback(self._relays.discard)
+
+        async def serve() -> None:
+            self._session.relays += 1
+            try:
+                await relay.serve(client, request, self._worker.runtime_of, refused=refused)
+            finally:
+                self._session.relays -= 1
+
+        group.create_task(serve())
 
     def _goodbye(self, reason: str) -> None:
         match reason:

@@ -19,9 +19,8 @@ class Pipe(Generic[T]):
         self._closed = False
         self._changed = asyncio.Condition()
 
-    @property
-    def closed(self) -> bool:
-        return self._closed
+    def __len__(self) -> int:
+        return len(self._items)
 
     async def put(self, item: T) -> bool:
         """Waits for room; False when the pipe is closed, the item is dropped then."""
