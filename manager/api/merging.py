@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
-from swarm.clock import Clock
 from swarm.v1 import LogLine
 
 HOLD_S = 0.15
@@ -45,8 +44,7 @@ class Source:
 class Merger:
     """Takes lines of many sources, gives batches of one stream."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._open: set[Source] = set()
         self._silent = 0  # open sources without a line
         # One entry per source that has lines: time of its first one, a number against ties.
@@ -74,7 +72,7 @@ class Merger:
         self._woken.set()
 
     def take(self, source: Source, line: LogLine) -> None:
-        source.lines.append((self._clock.monotonic_s(), line))
+        source.lines.append((_now_s(), line))
         if len(source.lines) == 1:
             self._silent -= 1
             self._push(source)
@@ -88,7 +86,7 @@ class Merger:
             self._silent -= not source.lines
         self.wake()
 
-    async def batches(self) -> AsyncIterator[tuple[LogLine, ...]]:
+    async def batches(self) -> AsyncGenerator[tuple[LogLine, ...], None]:
         """Batches of lines until every source is closed and empty; may be empty when woken."""
         while True:
             self._woken.clear()
@@ -107,7 +105,7 @@ class Merger:
             await self._woken.wait()
             return
         arrived_s = self._heads[0][2].lines[0][0]
-        left_s = max(0.0, HOLD_S - (self._clock.monotonic_s() - arrived_s))
+        left_s = max(0.0, HOLD_S - (_now_s() - arrived_s))
         try:
             async with asyncio.timeout(left_s):
                 await self._woken.wait()
@@ -131,8 +129,13 @@ class Merger:
         if not self._silent:
             return True
         arrived_s = self._heads[0][2].lines[0][0]
-        return self._clock.monotonic_s() - arrived_s >= HOLD_S
+        return _now_s() - arrived_s >= HOLD_S
 
     def _push(self, source: Source) -> None:
         self._count += 1
         heapq.heappush(self._heads, (source.lines[0][1].timestamp_ns, self._count, source))
+
+
+def _now_s() -> float:
+    """The event loop's time, on which the waits are measured as well."""
+    return asyncio.get_running_loop().time()

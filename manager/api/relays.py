@@ -9,8 +9,8 @@ and the rest goes on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Protocol
 
 import structlog
@@ -21,7 +21,6 @@ from manager.api.merging import Merger, Source
 from manager.api.watching import dirty, stack_name
 from manager.store import Store, Topic, View
 from swarm import errors, states
-from swarm.clock import Clock
 from swarm.v1 import (
     ExecInput,
     ExecOutput,
@@ -72,7 +71,7 @@ class Relays(Protocol):
 class LogReader:
     """One logs call: which tasks, their relays, and what they have said."""
 
-    def __init__(self, store: Store, relays: Relays, clock: Clock, request: LogsRequest) -> None:
+    def __init__(self, store: Store, relays: Relays, request: LogsRequest) -> None:
         self._store = store
         self._relays = relays
         self._request = request
@@ -80,12 +79,12 @@ class LogReader:
         self._services, self._tasks = _chosen(store, request)
         self._seen: set[str] = set()
         self._readers: set[asyncio.Task[None]] = set()
-        self._merger = Merger(clock)
+        self._merger = Merger()
         self._problems: list[str] = []
         self._full = False
         self._failure: BaseException | None = None  # a defect of ours, for the caller's log
 
-    async def read(self) -> AsyncIterator[LogsResponse]:
+    async def read(self) -> AsyncGenerator[LogsResponse, None]:
         """Lines until all tasks have said what they had; with `follow`, until the services are gone
         or the caller ends the call.
         """
@@ -95,12 +94,13 @@ class LogReader:
             if self._options.follow and self._services:
                 self._merger.hold_open()
                 watcher = asyncio.create_task(self._follow(), name="logs follow")
-            async for lines in self._merger.batches():
-                if self._failure is not None:
-                    raise self._failure
-                if lines or self._problems:
-                    problems, self._problems = tuple(self._problems), []
-                    yield LogsResponse(lines=lines, problems=problems)
+            async with aclosing(self._merger.batches()) as batches:
+                async for lines in batches:
+                    if self._failure is not None:
+                        raise self._failure
+                    if lines or self._problems:
+                        problems, self._problems = tuple(self._problems), []
+                        yield LogsResponse(lines=lines, problems=problems)
             if self._problems:
                 yield LogsResponse(problems=tuple(self._problems))
         finally:
@@ -245,7 +245,7 @@ def _has_begun(task: Task) -> bool:
 
 async def run_exec(
     view: View, relays: Relays, inputs: AsyncIterator[ExecInput], *, who: str
-) -> AsyncIterator[ExecOutput]:
+) -> AsyncGenerator[ExecOutput, None]:
     """Runs a command inside a task; relays both ways until it ends. Raises Invalid, NotFound,
     Conflict (the task does not run, or the command could not be started), Unavailable.
     """
@@ -281,8 +281,15 @@ async def run_exec(
 
 
 async def _send_inputs(relay: Relay, inputs: AsyncIterator[ExecInput]) -> None:
+    """Until the caller has no more to say, which closes the command's input even if it did not say
+    so.
+    """
+    closed = False
     async for message in inputs:
+        closed = closed or bool(message.stdin_closed)
         await relay.send(RelayFrame(input=message))
+    if not closed:
+        await relay.send(RelayFrame(input=ExecInput(stdin_closed=True)))
 
 
 def _exec_target(view: View, ref: str) -> Task:

@@ -9,7 +9,8 @@ cannot choose the same; other managers are kept apart by the store's preconditio
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -250,33 +251,42 @@ class ControlService:
 
     async def watch_services(
         self, request: WatchServicesRequest, context: Context
-    ) -> AsyncIterator[WatchServicesResponse]:
+    ) -> AsyncGenerator[WatchServicesResponse, None]:
         async with measured(self._clock, "WatchServices", stream=True):
             await self._barrier()
-            async for response in watch_services(self._store, request):
+            async with aclosing(watch_services(self._store, request)) as responses:
+                async for response in responses:
+                    yield response
+
+    async def watch(
+        self, request: WatchRequest, context: Context
+    ) -> AsyncGenerator[WatchResponse, None]:
+        async with (
+            measured(self._clock, "Watch", stream=True),
+            aclosing(watch_objects(self._store, request)) as responses,
+        ):
+            async for response in responses:
                 yield response
 
-    async def watch(self, request: WatchRequest, context: Context) -> AsyncIterator[WatchResponse]:
-        async with measured(self._clock, "Watch", stream=True):
-            async for response in watch_objects(self._store, request):
-                yield response
-
-    async def logs(self, request: LogsRequest, context: Context) -> AsyncIterator[LogsResponse]:
+    async def logs(
+        self, request: LogsRequest, context: Context
+    ) -> AsyncGenerator[LogsResponse, None]:
         async with measured(self._clock, "Logs", stream=True):
             await self._barrier()
-            reader = LogReader(self._store, self._relays, self._clock, request)
-            async for response in reader.read():
-                yield response
+            reader = LogReader(self._store, self._relays, request)
+            async with aclosing(reader.read()) as responses:
+                async for response in responses:
+                    yield response
 
     async def exec(
         self, request: AsyncIterator[ExecInput], context: Context
-    ) -> AsyncIterator[ExecOutput]:
+    ) -> AsyncGenerator[ExecOutput, None]:
         async with measured(self._clock, "Exec", stream=True):
             await self._barrier()
-            async for output in run_exec(
-                self._store, self._relays, request, who=_who(context.identity)
-            ):
-                yield output
+            running = run_exec(self._store, self._relays, request, who=_who(context.identity))
+            async with aclosing(running) as outputs:
+                async for output in outputs:
+                    yield output
 
     # -------------------------------------------------------------- helpers
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -40,7 +40,7 @@ ACTIONS = ("create", "update", "remove")
 # ---------------------------------------------------------------- objects
 
 
-async def watch_objects(store: Store, request: WatchRequest) -> AsyncIterator[WatchResponse]:
+async def watch_objects(store: Store, request: WatchRequest) -> AsyncGenerator[WatchResponse, None]:
     """Every change of the kinds from the given revision on, each once. Raises Exhausted when the
     caller is too slow, or asks for more of the past than is kept.
     """
@@ -134,7 +134,7 @@ class _Chosen:
 
 async def watch_services(
     store: Store, request: WatchServicesRequest
-) -> AsyncIterator[WatchServicesResponse]:
+) -> AsyncGenerator[WatchServicesResponse, None]:
     """Statuses at once, then after each change; ends when all of the services are gone. Raises
     NotFound for a service or stack that does not exist.
     """
@@ -221,8 +221,9 @@ class Dirty:
             raise errors.Unavailable("the manager is stopping; try again, or another manager")
 
     def clear(self) -> None:
-        """The reader looks now."""
-        self._changed.clear()
+        """The reader looks now. The end is not forgotten."""
+        if not self._ended:
+            self._changed.clear()
 
     async def listen(self) -> None:
         try:

@@ -53,7 +53,7 @@ from tests.unit.api.harness import (
 )
 
 
-def ipam(*subnets: str, **fields: str) -> IpamOptions:
+def ipam(*subnets: str, **fields: Any) -> IpamOptions:
     return IpamOptions(configs=tuple(IpamConfig(subnet=s, **fields) for s in subnets))
 
 
