@@ -24,12 +24,18 @@ IMAGES: dict[str, tuple[str, ...]] = {
     WEB: (
         "ENV PATH=/bin:/sbin:/usr/bin:/usr/sbin",
         "EXPOSE 80",
-        'CMD ["sh", "-c", "mkdir -p /tmp/www && hostname >/tmp/www/index.html'
-        ' && exec httpd -f -p 80 -h /tmp/www"]',
+        'CMD ["/bin/serve"]',
     ),
 }
 _FOLDERS = ("bin", "dev", "etc", "proc", "root", "sys", "tmp", "var")
 _PASSWD = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
+# Ends at once when asked to; as process 1, busybox httpd itself would ignore SIGTERM.
+_SERVE = """#!/bin/sh
+trap 'exit 0' TERM INT
+mkdir -p /tmp/www && hostname >/tmp/www/index.html
+httpd -f -p 80 -h /tmp/www &
+wait
+"""
 _GROUP = "root:x:0:\nnogroup:x:65534:\n"
 
 
@@ -50,6 +56,7 @@ def root_archive() -> bytes:
             binary = file.read()
         for name, data, mode in (
             ("bin/busybox", binary, 0o755),
+            ("bin/serve", _SERVE.encode(), 0o755),
             ("etc/passwd", _PASSWD.encode(), 0o644),
             ("etc/group", _GROUP.encode(), 0o644),
         ):

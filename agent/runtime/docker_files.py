@@ -1,0 +1,98 @@
+"""Secrets and configs as files in memory, to be bind-mounted read-only into containers.
+
+They lie below a folder on a tmpfs (or ramfs), one folder per task, so that no secret is ever
+written to a disk; it can still be swapped out where the machine has unencrypted swap. Files survive
+the agent, not a restart of the machine, and neither do the containers that use them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from agent.runtime.base import Failed, Rejected, TaskFile
+
+_MEMORY = ("tmpfs", "ramfs")
+
+
+def memory_folder() -> Path | None:
+    """The first folder for files that lies in memory and may be written; None: there is none."""
+    candidates = [Path("/run/swarm/files"), Path(f"/dev/shm/swarm-files-{os.geteuid()}")]
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        candidates.insert(1, Path(runtime) / "swarm/files")
+    for folder in candidates:
+        nearest = next(p for p in (folder, *folder.parents) if p.exists())
+        if filesystem(nearest) in _MEMORY and os.access(nearest, os.W_OK | os.X_OK):
+            return folder
+    return None
+
+
+def filesystem(path: Path) -> str:
+    """The type of the file system that a path lies on."""
+    wanted = os.path.realpath(path)
+    best, kind = "", ""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, rest = line.partition(" - ")
+        point = fields.split()[4].replace("\\040", " ")
+        below = wanted == point or wanted.startswith(point.rstrip("/") + "/")
+        if below and len(point) >= len(best):  # of mounts on one point the last one counts
+            best, kind = point, rest.split()[0]
+    return kind
+
+
+class Files:
+    """The files of one node's tasks. Methods block; they are quick, for nothing is on a disk."""
+
+    def __init__(self, node_id: str, root: Path | None) -> None:
+        self._folder = None if root is None else root / node_id
+
+    def write(self, task_id: str, files: Sequence[TaskFile]) -> tuple[tuple[str, str], ...]:
+        """Writes a task's files anew; pairs of path here and inside. Raises Rejected, Failed."""
+        if not files:
+            return ()
+        if self._folder is None:
+            raise Rejected(
+                "secrets and configs need a folder in memory, and neither /run nor /dev/shm is a "
+                "tmpfs on this node; mount one on /run"
+            )
+        folder = self._folder / task_id
+        try:
+            self.remove(task_id)
+            folder.mkdir(mode=0o700, parents=True)
+            return tuple(
+                (_write(folder / str(number), file), file.target)
+                for number, file in enumerate(files)
+            )
+        except OSError as error:
+            self.remove(task_id)
+            raise Failed(f"secrets and configs cannot be written to {folder}: {error}") from None
+
+    def remove(self, task_id: str) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder / task_id, ignore_errors=True)
+
+    def keep(self, task_ids: Iterable[str]) -> None:
+        """Removes the files of all other tasks."""
+        if self._folder is None or not self._folder.exists():
+            return
+        for left in set(os.listdir(self._folder)) - set(task_ids):
+            self.remove(left)
+
+
+def _write(path: Path, file: TaskFile) -> str:
+    # Born closed; owner and mode come before the data.
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as out:
+        if (file.uid, file.gid) != (os.geteuid(), os.getegid()):
+            try:
+                os.fchown(handle, file.uid, file.gid)
+            except PermissionError:
+                raise Rejected(
+                    f"{file.target}: owner {file.uid}:{file.gid} can be given only where swarmd "
+                    "runs as root"
+                ) from None
+        os.fchmod(handle, file.mode)
+        out.write(file.data)
+    return str(path)

@@ -1,0 +1,179 @@
+"""One bridge per cluster network and engine.
+
+A network is found by its label, never by its name alone, and used by its id: another program's
+network of the same name is not ours. Several agents may share one engine (a cluster on one machine)
+and then share the bridge, for two bridges cannot have one subnet. Making it is idempotent: in this
+process a lock per network, between processes the rule that of two the smaller id stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import structlog
+
+from agent.runtime.base import Failed, Rejected
+from agent.runtime.docker_engine import Engine, Refusal, filters
+from agent.runtime.docker_facts import Facts
+from swarm.v1 import IpamConfig, Network, NetworkSpec
+
+log = structlog.get_logger("docker")
+
+LABEL_NETWORK = "swarm-py.network.id"
+_ID_SHOWN = 8  # enough to tell networks of one name apart
+# Overlay needs Swarm's own control plane; on one host its place is taken by a bridge.
+_BRIDGED = ("", "overlay", "bridge", "default")
+_OVERLAY_OPTIONS = ("encrypted", "com.docker.network.driver.overlay.")
+
+
+def engine_name(network: Network) -> str:
+    """What the engine calls it: the cluster's name, with part of the id for uniqueness."""
+    name = network.spec.name if network.spec else "network"
+    return f"{name}.{network.id[:_ID_SHOWN]}"
+
+
+def create_body(network: Network, facts: Facts, *, with_subnet: bool) -> dict[str, Any]:
+    """The body of POST /networks/create. Pure."""
+    spec = network.spec or NetworkSpec()
+    driver = spec.driver.name if spec.driver else ""
+    options = dict(spec.driver.options) if spec.driver else {}
+    if driver in _BRIDGED:
+        driver = "bridge"
+        # These speak of traffic between hosts, which a bridge does not carry.
+        options = {k: v for k, v in options.items() if not k.startswith(_OVERLAY_OPTIONS)}
+    body: dict[str, Any] = {
+        "Name": engine_name(network),
+        "CheckDuplicate": True,
+        "Driver": driver,
+        "Internal": spec.internal,
+        "Attachable": spec.attachable,
+        "EnableIPv6": spec.ipv6,
+        "Options": options,
+        "Labels": {**spec.labels, LABEL_NETWORK: network.id},
+    }
+    if spec.ipv4 is False and facts.api >= (1, 47):
+        body["EnableIPv4"] = False
+    configs = network.ipam or (spec.ipam.configs if spec.ipam else ())
+    ipam_driver = spec.ipam.driver if spec.ipam else None
+    ipam: dict[str, Any] = {"Driver": ipam_driver.name if ipam_driver else "default"}
+    if ipam_driver and ipam_driver.options:
+        ipam["Options"] = dict(ipam_driver.options)
+    if with_subnet and configs:
+        ipam["Config"] = [_ipam(config) for config in configs]
+    body["IPAM"] = ipam
+    return body
+
+
+def _ipam(config: IpamConfig) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "Subnet": config.subnet,
+        "IPRange": config.range,
+        "Gateway": config.gateway.partition("/")[0],
+        "AuxiliaryAddresses": dict(config.aux_addresses),
+    }
+    return {key: value for key, value in out.items() if value}
+
+
+class Networks:
+    """The cluster's networks on one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._ids: dict[str, str] = {}  # cluster's id -> engine's id
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def ensure(self, network: Network, facts: Facts) -> str:
+        """The engine's id of the network, made if there is none. Raises Rejected, Failed."""
+        known = self._ids.get(network.id)
+        if known is not None:
+            return known
+        async with self._lock(network.id):
+            known = self._ids.get(network.id)
+            if known is None:
+                known = await self._find(network.id) or await self._create(network, facts)
+                self._ids[network.id] = known
+            return known
+
+    def forget(self, network_id: str) -> None:
+        """The engine does not know it any more; the next `ensure` looks again."""
+        self._ids.pop(network_id, None)
+
+    def cluster_id(self, engine_id: str) -> str:
+        """The cluster's id of one of the engine's networks that is in use here; empty: not ours."""
+        return next((ours for ours, theirs in self._ids.items() if theirs == engine_id), "")
+
+    async def load(self) -> None:
+        """Learns which of the cluster's networks the engine has."""
+        listed = await self._engine.call(
+            "network_list", "GET", "networks", params=filters(label=LABEL_NETWORK)
+        )
+        self._ids = {}
+        for entry in sorted(listed or (), key=lambda e: str(e["Id"])):
+            self._ids.setdefault(str(entry["Labels"][LABEL_NETWORK]), str(entry["Id"]))
+
+    async def release(self, network_id: str) -> None:
+        """Removes it unless somebody on this engine still uses it. Raises Failed."""
+        async with self._lock(network_id):
+            self._ids.pop(network_id, None)
+            for entry in await self._list(network_id):
+                await self._delete(str(entry["Id"]), str(entry["Name"]))
+        self._locks.pop(network_id, None)
+
+    def _lock(self, network_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(network_id, asyncio.Lock())
+
+    async def _list(self, network_id: str) -> list[dict[str, Any]]:
+        listed = await self._engine.call(
+            "network_list",
+            "GET",
+            "networks",
+            params=filters(label=f"{LABEL_NETWORK}={network_id}"),
+        )
+        return sorted(listed or (), key=lambda entry: str(entry["Id"]))
+
+    async def _find(self, network_id: str) -> str | None:
+        found = await self._list(network_id)
+        return str(found[0]["Id"]) if found else None
+
+    async def _create(self, network: Network, facts: Facts) -> str:
+        spec = network.spec or NetworkSpec()
+        chosen_by_user = bool(spec.ipam and spec.ipam.configs)
+        try:
+            made = await self._post(create_body(network, facts, with_subnet=True))
+        except Refusal as refusal:
+            if refusal.status == 409 and (found := await self._find(network.id)):
+                return found  # another agent was faster
+            if "overlaps" not in refusal.message or chosen_by_user or not network.ipam:
+                raise _trouble(spec.name, refusal) from None
+            # The subnet that the cluster chose means nothing beyond this bridge yet.
+            log.warning("subnet_taken", network=spec.name, subnet=network.ipam[0].subnet)
+            try:
+                made = await self._post(create_body(network, facts, with_subnet=False))
+            except Refusal as second:
+                raise _trouble(spec.name, second) from None
+        found = await self._find(network.id)
+        if found is not None and found != made:  # another agent made one at the same time
+            await self._delete(made, engine_name(network))
+            return found
+        return made
+
+    async def _post(self, body: dict[str, Any]) -> str:
+        answer = await self._engine.call("network_create", "POST", "networks/create", body=body)
+        return str(answer["Id"])
+
+    async def _delete(self, engine_id: str, name: str) -> None:
+        try:
+            await self._engine.call("network_remove", "DELETE", f"networks/{engine_id}")
+        except Refusal as refusal:
+            if refusal.status == 404:
+                return
+            if refusal.status in (403, 409):  # in use, by another agent or by hand
+                log.info("network_kept", network=name, reason=refusal.message)
+                return
+            raise Failed(f"network {name!r} cannot be removed: {refusal.message}") from None
+
+
+def _trouble(name: str, refusal: Refusal) -> Rejected | Failed:
+    text = f"network {name!r} cannot be made on this node: {refusal.message}"
+    return Rejected(text) if refusal.status in (400, 404) else Failed(text)
