@@ -101,6 +101,8 @@ def _endpoint(
     """The spec's ports with the published ones filled in; ports that others have are noted."""
     if spec.endpoint is None:
         return None
+    if not spec.endpoint.ports:
+        return Endpoint(spec=spec.endpoint)
     before: tuple[PortConfig, ...] = ()
     if service is not None and service.endpoint is not None:
         before = service.endpoint.ports

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,7 +113,7 @@ PORTS = st.builds(
 
 @given(st.lists(st.lists(PORTS, max_size=4), max_size=12), st.randoms(use_true_random=False))
 def test_no_two_services_ever_have_one_ingress_port(wishes: list[list[PortConfig]], rnd):
-    have: dict[str, Service] = {}
+    have: dict[str, Any] = {}
     for wanted in wishes:
         id_ = rnd.choice(["a", "b", "c", "d"])
         named = [p for p in wanted if p.published_port]
