@@ -85,8 +85,8 @@ class StateFile:
             try:
                 return self._read()
             except (sqlite3.DatabaseError, DecodeError, UnicodeDecodeError) as error:
-                if isinstance(error, sqlite3.OperationalError):
-                    raise  # a full or read-only disk is no damage
+                if not _is_damage(error):
+                    raise
                 self._set_aside(str(error))
                 return self._read()
         except (sqlite3.OperationalError, OSError) as error:
@@ -214,6 +214,17 @@ class StateFile:
     async def _in_thread(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, partial(fn, *args, **kwargs))
+
+
+# What the disk or another process does, and not the file's content. A short read is content.
+_NOT_DAMAGE = ("CANTOPEN", "READONLY", "FULL", "BUSY", "LOCKED", "PERM", "IOERR", "NOMEM")
+
+
+def _is_damage(error: Exception) -> bool:
+    if not isinstance(error, sqlite3.OperationalError):
+        return True
+    name = error.sqlite_errorname.removeprefix("SQLITE_")
+    return name == "IOERR_SHORT_READ" or not name.startswith(_NOT_DAMAGE)
 
 
 def _without_credentials(assignment: Assignment) -> Assignment:

@@ -1,0 +1,50 @@
+"""The node's description out of those of its runtimes."""
+
+from __future__ import annotations
+
+from agent.description import About, describe
+from agent.runtime.base import Description
+from swarm.v1 import EngineDescription, Resources
+
+ABOUT = About("host", "1.2", data_path_addr="10.0.0.1", data_path_port=7946)
+DOCKER = Description(
+    ("docker", "runc"),
+    Resources(cpu_nano=4, memory_bytes=10),
+    EngineDescription(name="docker", version="20", labels={"a": "1"}),
+    ("no swap limit",),
+)
+PROCESS = Description(("process",), Resources(cpu_nano=4, memory_bytes=12), warnings=("no root",))
+
+
+def test_amounts_of_one_machine_are_not_added_up() -> None:
+    resources = describe(ABOUT, [DOCKER, PROCESS]).resources
+    assert resources == Resources(cpu_nano=4, memory_bytes=12)
+
+
+def test_first_runtime_is_the_default() -> None:
+    assert describe(ABOUT, [DOCKER, PROCESS]).runtimes == ("docker", "runc", "process")
+    assert describe(ABOUT, [PROCESS, DOCKER]).runtimes[0] == "process"
+
+
+def test_node_without_runtime_describes_itself() -> None:
+    description = describe(ABOUT, [])
+    assert description.hostname == "host"
+    assert description.runtimes == ()
+    assert (description.data_path_addr, description.data_path_port) == ("10.0.0.1", 7946)
+    assert description.platform is not None
+    assert description.platform.os == "linux"
+
+
+def test_each_warning_is_told_once_and_the_agents_first() -> None:
+    description = describe(ABOUT, [DOCKER, PROCESS, PROCESS], warnings=("port taken",))
+    assert description.warnings == ("port taken", "no swap limit", "no root")
+
+
+def test_labels_of_the_command_line_go_over_the_engines() -> None:
+    about = About("host", "1", engine_labels={"a": "2", "b": "3"})
+    engine = describe(about, [DOCKER]).engine
+    assert engine is not None
+    assert engine.labels == {"a": "2", "b": "3"}
+    engine = describe(about, [PROCESS]).engine
+    assert engine is not None
+    assert engine.labels == {"a": "2", "b": "3"}

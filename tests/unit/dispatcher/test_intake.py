@@ -1,0 +1,150 @@
+"""What an agent's report may change."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+from manager.dispatcher.intake import apply_report, came_up, went_down
+from manager.store import Draft
+from swarm.states import LEGAL, may_follow
+from swarm.v1 import (
+    ContainerStatus,
+    NetworkAttachment,
+    Node,
+    NodeDescription,
+    NodeState,
+    NodeStatus,
+    PortConfig,
+    Task,
+    TaskReport,
+    TaskState,
+    TaskStatus,
+)
+from tests.unit.dispatcher.tables import NOW_NS, task, view
+
+S = TaskState
+
+
+def report(state: TaskState, *, later_ns: int = 1, task_id: str = "a") -> TaskReport:
+    return TaskReport(
+        task_id=task_id, status=TaskStatus(state=state, timestamp_ns=NOW_NS + later_ns)
+    )
+
+
+def stored(draft: Draft) -> Task:
+    found = draft.get(Task, "a")
+    assert found is not None
+    return found
+
+
+def state(draft: Draft) -> TaskState:
+    status = stored(draft).status
+    assert status is not None
+    return status.state
+
+
+@pytest.mark.parametrize("before", sorted(LEGAL))
+@pytest.mark.parametrize("after", sorted(LEGAL))
+def test_only_legal_transitions_are_entered(before: TaskState, after: TaskState) -> None:
+    draft = view(task("a", state=before))
+    apply_report(draft, "n", report(after))
+    assert state(draft) == (after if may_follow(before, after) else before)
+
+
+def test_other_nodes_task_is_not_touched() -> None:
+    draft = view(task("a", node_id="m"))
+    assert apply_report(draft, "n", report(S.FAILED)) == "unknown"
+    assert state(draft) == S.ASSIGNED
+
+
+def test_unknown_task_is_not_made() -> None:
+    draft = view()
+    assert apply_report(draft, "n", report(S.RUNNING)) == "unknown"
+    assert draft.count(Task) == 0
+
+
+@pytest.mark.parametrize("desired", [S.RUNNING, S.SHUTDOWN])
+def test_removed_counts_only_where_it_was_desired(desired: TaskState) -> None:
+    removed = structs.replace(report(S.SHUTDOWN), removed=True)
+    draft = view(task("a", desired=desired))
+    apply_report(draft, "n", removed)
+    assert draft.get(Task, "a") is not None
+    draft = view(task("a", desired=S.REMOVE))
+    assert apply_report(draft, "n", removed) == "removed"
+    assert draft.get(Task, "a") is None
+
+
+def test_same_report_twice_changes_nothing_the_second_time() -> None:
+    draft = view(task("a"))
+    assert apply_report(draft, "n", report(S.RUNNING)) == "applied"
+    assert apply_report(draft, "n", report(S.RUNNING)) == "same"
+
+
+def test_newer_facts_of_the_same_state_are_entered_older_ones_not() -> None:
+    draft = view(task("a", state=S.RUNNING))
+    status = TaskStatus(
+        state=S.RUNNING, timestamp_ns=NOW_NS + 5, container=ContainerStatus(container_id="c")
+    )
+    assert apply_report(draft, "n", TaskReport(task_id="a", status=status)) == "applied"
+    assert apply_report(draft, "n", report(S.RUNNING, later_ns=1)) == "illegal"
+    assert stored(draft).status == status
+
+
+def test_addresses_are_filled_in_and_the_rest_of_an_attachment_kept() -> None:
+    attached = NetworkAttachment(network_id="net", aliases=("web",))
+    draft = view(structs.replace(task("a"), networks=(attached,)))
+    told = NetworkAttachment(network_id="net", addresses=("10.0.0.2/24",))
+    port = PortConfig(target_port=80, published_port=49153, publish_mode="host")
+    apply_report(
+        draft, "n", structs.replace(report(S.RUNNING), networks=(told,), host_ports=(port,))
+    )
+    assert stored(draft).networks == (structs.replace(attached, addresses=("10.0.0.2/24",)),)
+    assert stored(draft).host_ports == (port,)
+    apply_report(draft, "n", report(S.FAILED, later_ns=2))
+    assert stored(draft).host_ports == (port,)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(sorted(LEGAL)), st.integers(0, 50), st.booleans())),
+    st.sampled_from([S.RUNNING, S.REMOVE]),
+)
+def test_states_only_grow_whatever_is_reported(
+    reports: list[tuple[TaskState, int, bool]], desired: TaskState
+) -> None:
+    draft = view(task("a", desired=desired))
+    for reported, later_ns, removed in reports:
+        before = draft.get(Task, "a")
+        if before is None:
+            return
+        message = structs.replace(report(reported, later_ns=later_ns), removed=removed)
+        apply_report(draft, "n", message)
+        after = draft.get(Task, "a")
+        if after is None:
+            assert removed and desired == S.REMOVE
+        else:
+            assert before.status is not None and after.status is not None
+            assert may_follow(before.status.state, after.status.state)
+
+
+def test_node_that_comes_up_again_keeps_its_time_and_loses_its_message() -> None:
+    down = Node(
+        id="n",
+        description=NodeDescription(hostname="old"),
+        status=NodeStatus(state=NodeState.DOWN, message="missed", addr="1.2.3.4", since_ns=1),
+    )
+    up = came_up(NodeDescription(hostname="new"), "")(down, 50)
+    assert up.status == NodeStatus(state=NodeState.READY, addr="1.2.3.4", since_ns=50)
+    assert up.description == NodeDescription(hostname="new")
+    again = came_up(None, "5.6.7.8")(up, 90)
+    assert again.status == NodeStatus(state=NodeState.READY, addr="5.6.7.8", since_ns=50)
+    assert again.description == up.description
+
+
+def test_first_reason_for_being_down_stays() -> None:
+    node = Node(id="n", status=NodeStatus(state=NodeState.READY, since_ns=1))
+    left = went_down("left")(node, 5)
+    assert went_down("missed")(left, 9) == left
+    assert left.status == NodeStatus(state=NodeState.DOWN, message="left", since_ns=5)
