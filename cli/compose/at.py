@@ -56,7 +56,7 @@ class At:
             self.fail(f"{key} is missing", hint)
 
     def warn(self, message: str) -> None:
-        self.report.warn(self.mark, f"{self.path}: {message}")
+        self.report.warn(self.mark, f"{self.path}: {message}" if self.path else message)
 
     def shown(self) -> str:
         """The value, as it may stand in a message."""

@@ -453,12 +453,15 @@ def _stack(
         left_out=frozenset(places) - frozenset(chosen),
     )
     if not chosen and not report.failed:
-        root.fail(
-            "there are no services" if not places else "no service is active: all have profiles",
-            "add services: and one service below it"
-            if not places
-            else "name a profile with --profile, or in COMPOSE_PROFILES",
-        )
+        if places:
+            root.warn(
+                "no service is active: all have profiles; name one with --profile, or in "
+                "COMPOSE_PROFILES"
+            )
+        elif any(root.at(section) is not None for section in SECTIONS):
+            root.warn("there are no services")
+        else:
+            root.fail("there are no services", "add services: and one service below it")
     specs: list[ServiceSpec] = []
     for name, at in chosen.items():
         if len(full := around.full(name)) > SERVICE_NAME_MAX:

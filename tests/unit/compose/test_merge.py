@@ -287,6 +287,14 @@ def _volume(source: str, target: str) -> dict[str, str]:
     return {"source": source, "target": target}
 
 
+def _published(port: dict[str, int]) -> int:
+    return port["published"]
+
+
+def _target(volume: dict[str, str]) -> str:
+    return volume["target"]
+
+
 words = st.sampled_from(["a", "b", "c"])
 services: st.SearchStrategy[object] = st.fixed_dictionaries(
     {},
@@ -297,11 +305,11 @@ services: st.SearchStrategy[object] = st.fixed_dictionaries(
         "command": st.lists(words),
         "ports": st.lists(
             st.builds(_port, st.integers(1, 3), st.integers(1, 3)),
-            unique_by=lambda port: port["published"],
+            unique_by=_published,  # type: ignore[arg-type]  # inferred from the outer dict
         ),
         "volumes": st.lists(
             st.builds(_volume, words, words),
-            unique_by=lambda volume: volume["target"],
+            unique_by=_target,  # type: ignore[arg-type]  # likewise
         ),
         "logging": st.fixed_dictionaries(
             {"options": st.dictionaries(words, words)},
