@@ -19,10 +19,9 @@ from msgspec import structs
 from agent import identity as ids
 from agent import metrics
 from agent.description import About
-from agent.ingress import Ingress
 from agent.proxy import Proxy
 from agent.runtime.base import Runtime
-from agent.runtime.docker_engine import DockerRuntime
+from agent.runtime.docker import DockerRuntime
 from agent.runtime.process import ProcessRuntime
 from agent.session import Session
 from agent.state import StateFile
@@ -96,9 +95,10 @@ class Membership:
         self.started = asyncio.Event()
         self._renew = asyncio.Event()
         self._manager: manager_main.Manager | None = None
-        self._ingress: Ingress = Proxy(
+        self._ingress = Proxy(
             relay_address=(_bind(identity.data_path_addr), settings.relay_port),
             listen_addresses=_published_at(identity.data_path_addr),
+            clock=clock,
         )
         self._runtimes = self._make_runtimes()
         self._worker = Worker(
@@ -144,6 +144,9 @@ class Membership:
                         node_id=identity.node_id,
                         bind_address=identity.data_path_addr,
                         clock=self._clock,
+                        rng=self._rng,
+                        host_ports=self._ingress,
+                        hide=settings.state_dir,
                     )
                 )
         return tuple(made)
