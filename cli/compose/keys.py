@@ -283,3 +283,24 @@ def place_of(name: str, context: str) -> str:
     """Where a key belongs that stood in `context`; empty when it is unknown everywhere."""
     place = _places().get(name, "")
     return "" if place == context else place
+
+
+def markdown() -> str:
+    """The table of service keys for the documentation, KEYS.md."""
+    lines = [
+        "# Keys of a service",
+        "",
+        "Each key of the Compose Specification, and what becomes of it. Made from `keys.py` by",
+        "`python -m cli.compose.keys > cli/compose/KEYS.md`; a test fails when they differ.",
+        "Keys that begin with `x-` are yours and are taken everywhere.",
+    ]
+    for support in Support:
+        lines += ["", f"## {support.value.capitalize()}", "", "| key | |", "|---|---|"]
+        for name, key in sorted(SERVICE.items()):
+            if key.support is support:
+                lines.append(f"| `{name}` | {key.how or f'{key.reason}; {key.instead}'} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.runtime.process_fields import CONTAINER, How
+from cli.compose import keys
 from cli.compose.keys import SERVICE, Support
 from swarm.v1 import ServiceSpec
 from tests.unit.compose.helpers import document, loaded, problems, service
@@ -345,3 +346,8 @@ def test_every_context_refuses_unknown_keys() -> None:
     assert len(wibbles) == text.count("wibble")
     others = [p.message for p in error.problems if "wibble" not in p.message]
     assert others == ["include.0.path.0: no such file: /no"]
+
+
+def test_the_documentation_is_made_from_the_table() -> None:
+    page = Path(keys.__file__).with_name("KEYS.md")
+    assert page.read_text() == keys.markdown()
