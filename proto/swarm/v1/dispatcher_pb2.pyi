@@ -653,7 +653,7 @@ class Goodbye(google.protobuf.message.Message):
 
     REASON_FIELD_NUMBER: builtins.int
     reason: builtins.str
-    """superseded, removed, or shutdown."""
+    """superseded, removed, silent (its heartbeats did not come), or shutdown."""
     def __init__(
         self,
         *,
