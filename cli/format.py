@@ -17,7 +17,7 @@ from cli.settings import Terminal
 from cli.table import layout
 from cli.template import Record, Template, show, to_json
 
-__all__ = ["Column", "Record", "print_inspected", "print_rows", "short_id"]
+__all__ = ["Column", "Record", "print_inspected", "print_rows", "short_id", "to_yaml"]
 
 Column = tuple[str, str]  # header, field
 _ESCAPES = (("\\t", "\t"), ("\\n", "\n"))
@@ -59,7 +59,7 @@ def print_rows(
     elif form == "json":
         lines = [to_json(dict(sorted(row.items()))) for row in rows]
     elif form == "yaml":
-        lines = [_yaml([_data(row) for row in rows]).rstrip("\n")] if rows else ["[]"]
+        lines = [to_yaml([_data(row) for row in rows]).rstrip("\n")] if rows else ["[]"]
     else:
         lines = _templated(rows, columns, form, headers or {})
     for line in lines:
@@ -118,7 +118,7 @@ def print_inspected(objects: Sequence[dict[str, Any]], *, form: str, known: froz
         for item in objects:
             click.echo(to_json(item))
     elif form == "yaml":
-        click.echo(_yaml(list(objects)), nl=False)
+        click.echo(to_yaml(list(objects)), nl=False)
     else:
         for written, meant in _ESCAPES:
             form = form.replace(written, meant)
@@ -127,7 +127,8 @@ def print_inspected(objects: Sequence[dict[str, Any]], *, form: str, known: froz
             click.echo(template.render(item))
 
 
-def _yaml(value: Any) -> str:
+def to_yaml(value: Any) -> str:
+    """YAML in block style, in the given order."""
     import yaml
 
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=False)

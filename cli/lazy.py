@@ -28,9 +28,11 @@ class Command(click.Command):
     """A command whose flags may also be written --flag=true and --flag=false, as Go's are."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, list(self._without_values(args)))
+        return super().parse_args(
+            ctx, list(self._without_values(args, interspersed=ctx.allow_interspersed_args))
+        )
 
-    def _without_values(self, args: list[str]) -> Iterator[str]:
+    def _without_values(self, args: list[str], *, interspersed: bool) -> Iterator[str]:
         options = {
             name: param
             for param in self.params
@@ -41,7 +43,7 @@ class Command(click.Command):
         for word in rest:
             name, separator, value = word.partition("=")
             option = options.get(name)
-            if word == "--" or (not word.startswith("-") and not self.allow_interspersed_args):
+            if word == "--" or (not word.startswith("-") and not interspersed):
                 # What follows is somebody else's: it is handed on as it is.
                 yield word
                 yield from rest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Awaitable, Callable
 
 import click
@@ -11,7 +12,7 @@ import click
 from cli import docker_json
 from cli.connection import Connection, call
 from cli.converge import started, wait_and_report
-from cli.format import Record, print_inspected, print_rows
+from cli.format import Record, print_rows, to_yaml
 from cli.lazy import Group
 from cli.objects import list_objects, raise_all
 from cli.options import (
@@ -132,7 +133,7 @@ def interruptible(work: Callable[[Connection], Awaitable[int]]) -> int:
 def _load(files: tuple[str, ...], stack: str) -> tuple[StackSpec, tuple[str, ...]]:
     from cli.compose import load
 
-    stdin = click.get_text_stream("stdin").read() if "-" in files else None
+    stdin = sys.stdin.read() if "-" in files else None
     loaded = load(files, stack=stack, environment=dict(os.environ), stdin=stdin)
     return loaded.spec, loaded.warnings
 
@@ -168,7 +169,7 @@ def config(files: tuple[str, ...], *, skip_interpolation: bool) -> None:
     """Check compose files and print what they come to, as YAML."""
     spec, warnings = _load(files, "stack")
     warn(warnings)
-    print_inspected([docker_json.stack(Stack(spec=spec))["Spec"]], form="yaml", known=frozenset())
+    click.echo(to_yaml(docker_json.stack(Stack(spec=spec))["Spec"]), nl=False)
 
 
 @group.command("ls")
