@@ -51,44 +51,114 @@ def mode_of(port: PortConfig) -> str:
     return port.publish_mode or INGRESS
 
 
-def ports_taken(view: View, *, but: str = "") -> Taken:
-    """The published ports of all services except the one with the given id.
+def ports_taken(view: View) -> Taken:
+    """The published ports of all services.
 
     A service that is being removed has given its ports up: the nodes listen for services, not for
     tasks, so another one can take over at once. (Its host ports are the scheduler's matter.)
     """
     taken = Taken()
     for service in view.all(Service):
-        if service.id == but or service.pending_delete or service.endpoint is None:
-            continue
-        for port in service.endpoint.ports:
-            if port.published_port:
-                table = taken.ingress if mode_of(port) == INGRESS else taken.host
-                table[protocol_of(port), port.published_port] = service
+        if service.endpoint is not None and not service.pending_delete:
+            _enter(taken, service)
     return taken
 
 
+class PortLedger:
+    """The ports of one transaction: worked out once, at the first question, and kept up to date
+    with what the transaction gives out, so that many services cost no more than one look at all.
+    """
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._taken: Taken | None = None
+
+    def give_up(self, service: Service, wanted: Sequence[PortConfig]) -> None:
+        """The service is about to want other ports: those that it will not keep are free for others
+        of the same transaction, so that two services can swap theirs.
+        """
+        taken = self._look()
+        named = {(protocol_of(p), p.published_port) for p in wanted if p.published_port}
+        left_open = {
+            (protocol_of(p), p.target_port)
+            for p in wanted
+            if not p.published_port and mode_of(p) == INGRESS
+        }
+        for port in service.endpoint.ports if service.endpoint is not None else ():
+            keeps = (protocol_of(port), port.target_port) in left_open
+            if not keeps and (protocol_of(port), port.published_port) not in named:
+                _leave(taken, service, port)
+
+    def allocate(
+        self, wanted: Sequence[PortConfig], *, owner: Service
+    ) -> tuple[tuple[PortConfig, ...], tuple[Clash, ...]]:
+        """As allocate_ports, for a service with the ports that it has so far."""
+        if not wanted:
+            return (), ()
+        before = owner.endpoint.ports if owner.endpoint is not None else ()
+        return allocate_ports(wanted, before=before, taken=self._look(), owner=owner.id)
+
+    def enter(self, before: Service | None, after: Service) -> None:
+        """The service has been put with its new ports."""
+        if self._taken is None:
+            return
+        for port in before.endpoint.ports if before and before.endpoint else ():
+            _leave(self._taken, after, port)
+        if after.endpoint is not None:
+            _enter(self._taken, after)
+
+    def _look(self) -> Taken:
+        if self._taken is None:
+            self._taken = ports_taken(self._view)
+        return self._taken
+
+
+def _enter(taken: Taken, service: Service) -> None:
+    assert service.endpoint is not None
+    for port in service.endpoint.ports:
+        if port.published_port:
+            table = taken.ingress if mode_of(port) == INGRESS else taken.host
+            table[protocol_of(port), port.published_port] = service
+
+
+def _leave(taken: Taken, service: Service, port: PortConfig) -> None:
+    key = (protocol_of(port), port.published_port)
+    for table in (taken.ingress, taken.host):
+        holder = table.get(key)
+        if holder is not None and holder.id == service.id:
+            del table[key]
+
+
 def allocate_ports(
-    wanted: Sequence[PortConfig], *, before: Sequence[PortConfig] = (), taken: Taken
+    wanted: Sequence[PortConfig],
+    *,
+    before: Sequence[PortConfig] = (),
+    taken: Taken,
+    owner: str = "",
 ) -> tuple[tuple[PortConfig, ...], tuple[Clash, ...]]:
-    """Fills in the ingress ports that are left to the cluster; lists what another service has.
+    """Fills in the ingress ports that are left to the cluster; lists what another service than the
+    owner (an id) has.
 
     A port that was given out `before` for the same target stays the same. Otherwise it is the
     lowest free one, so that the choice is the same on every manager. A host port of 0 stays 0: its
     node chooses. Raises Exhausted when the range is used up.
     """
     clashes = []
-    used = set(taken.ingress) | set(taken.host)
+    used: set[Key] = set()
     for i, port in enumerate(wanted):
         if not port.published_port:
             continue
         key = (protocol_of(port), port.published_port)
-        holder = taken.ingress.get(key)
+        holder = _other(taken.ingress.get(key), owner)
         if holder is None and mode_of(port) == INGRESS:
-            holder = taken.host.get(key)
+            holder = _other(taken.host.get(key), owner)
         if holder is not None:
             clashes.append(Clash(i, port, holder))
         used.add(key)
+    if all(p.published_port or mode_of(p) != INGRESS for p in wanted):
+        return tuple(wanted), tuple(clashes)
+    for table in (taken.ingress, taken.host):
+        used.update(key for key, holder in table.items() if holder.id != owner)
     kept = _given_before(wanted, before, used)
     used |= set(kept.values())
     out = []
@@ -100,6 +170,10 @@ def allocate_ports(
         used.add(key)
         out.append(structs.replace(port, published_port=key[1]))
     return tuple(out), tuple(clashes)
+
+
+def _other(holder: Service | None, owner: str) -> Service | None:
+    return holder if holder is not None and holder.id != owner else None
 
 
 def _given_before(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from manager.allocator import PortLedger
 from manager.api.lookup import find, name_of, quoted, served, word
 from manager.api.objects import (
     check_subnets_free,
@@ -147,7 +148,9 @@ def _create_service(
     credentials.check(problems)
     spec = prepare(find_, draft, spec)
     problems.raise_any()
-    create_service(find_, draft, spec, new_id=id_, credentials=credentials)
+    create_service(
+        find_, draft, spec, new_id=id_, credentials=credentials, ledger=PortLedger(draft)
+    )
     problems.raise_any()
     return Done("create", Kind.SERVICE, id_, spec.name, warnings_of(spec))
 
@@ -226,7 +229,7 @@ def _update_service(
     credentials.check(problems)
     spec = prepare(find_, draft, spec)
     problems.raise_any()
-    update_service(find_, draft, service, spec, credentials=credentials)
+    update_service(find_, draft, service, spec, credentials=credentials, ledger=PortLedger(draft))
     problems.raise_any()
     return warnings_of(spec)
 

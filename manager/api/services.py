@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from manager.allocator import allocate_ports, ports_taken
+from manager.allocator import PortLedger
 from manager.api.lookup import quoted, spec_of
 from manager.api.problems import Finder, Problems
 from manager.api.references import resolve
@@ -25,7 +25,6 @@ from manager.store import Draft, View
 from swarm import errors
 from swarm.v1 import (
     Endpoint,
-    PortConfig,
     Service,
     ServiceRevision,
     ServiceSpec,
@@ -96,18 +95,12 @@ def prepare(
 
 
 def _endpoint(
-    find: Finder, draft: Draft, spec: ServiceSpec, service: Service | None
+    find: Finder, ledger: PortLedger, spec: ServiceSpec, service: Service
 ) -> Endpoint | None:
     """The spec's ports with the published ones filled in; ports that others have are noted."""
     if spec.endpoint is None:
         return None
-    if not spec.endpoint.ports:
-        return Endpoint(spec=spec.endpoint)
-    before: tuple[PortConfig, ...] = ()
-    if service is not None and service.endpoint is not None:
-        before = service.endpoint.ports
-    taken = ports_taken(draft, but=service.id if service is not None else "")
-    ports, clashes = allocate_ports(spec.endpoint.ports, before=before, taken=taken)
+    ports, clashes = ledger.allocate(spec.endpoint.ports, owner=service)
     for clash in clashes:
         port = clash.port
         theirs = "ingress" if port.publish_mode == "host" else "published"
@@ -119,7 +112,7 @@ def _endpoint(
     return Endpoint(
         spec=spec.endpoint,
         ports=ports,
-        virtual_ips=service.endpoint.virtual_ips if service and service.endpoint else (),
+        virtual_ips=service.endpoint.virtual_ips if service.endpoint else (),
     )
 
 
@@ -146,26 +139,28 @@ def create_service(
     *,
     new_id: str,
     credentials: Credentials,
+    ledger: PortLedger,
     stack_id: str = "",
 ) -> Service:
     """Puts a new service with a prepared spec; ports that others have are noted. Raises Conflict
     for a name that is taken.
     """
     _check_name_free(draft, spec.name)
-    service = Service(
-        id=new_id,
-        spec=spec,
-        spec_version=1,
-        task_version=1,
-        endpoint=_endpoint(find, draft, spec, None),
-        stack_id=stack_id,
-    )
+    service = Service(id=new_id, spec=spec, spec_version=1, task_version=1, stack_id=stack_id)
+    service = structs.replace(service, endpoint=_endpoint(find, ledger, spec, service))
     _put_revision(draft, service, credentials.seal(b""))
+    ledger.enter(None, service)
     return draft.put(service)
 
 
 def update_service(
-    find: Finder, draft: Draft, service: Service, spec: ServiceSpec, *, credentials: Credentials
+    find: Finder,
+    draft: Draft,
+    service: Service,
+    spec: ServiceSpec,
+    *,
+    credentials: Credentials,
+    ledger: PortLedger,
 ) -> bool:
     """Gives the service a prepared spec; False: it has it already and nothing was changed.
 
@@ -183,7 +178,7 @@ def update_service(
         if paused:
             draft.put(structs.replace(service, update_status=None))
         return paused or sealed != before
-    _put_next(find, draft, service, spec, sealed, status=None)
+    _put_next(find, draft, service, spec, sealed, ledger=ledger, status=None)
     return True
 
 
@@ -207,7 +202,8 @@ def roll_back(draft: Draft, service: Service) -> None:
         started_at_ns=draft.now_ns,
         message="manually requested rollback",
     )
-    _put_next(find, draft, service, spec, previous.sealed_registry_auth, status=status)
+    sealed = previous.sealed_registry_auth
+    _put_next(find, draft, service, spec, sealed, ledger=PortLedger(draft), status=status)
     problems.raise_any()
 
 
@@ -244,6 +240,7 @@ def _put_next(
     spec: ServiceSpec,
     sealed: bytes,
     *,
+    ledger: PortLedger,
     status: UpdateStatus | None,
 ) -> None:
     """The next version of the service; its roll-out begins anew where tasks must be replaced."""
@@ -256,11 +253,12 @@ def _put_next(
         spec_version=number,
         previous_spec_version=service.spec_version,
         task_version=number if replaces else service.task_version,
-        endpoint=_endpoint(find, draft, spec, service),
+        endpoint=_endpoint(find, ledger, spec, service),
         update_status=status if replaces or status else service.update_status,
         job_iteration=service.job_iteration + (1 if is_job and replaces else 0),
     )
     _put_revision(draft, changed, sealed)
+    ledger.enter(service, changed)
     draft.put(changed)
 
 

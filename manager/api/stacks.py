@@ -16,6 +16,7 @@ from typing import Any
 
 from msgspec import structs
 
+from manager.allocator import PortLedger
 from manager.api.lookup import quoted, spec_of, word
 from manager.api.names import check_stack_name
 from manager.api.objects import (
@@ -85,6 +86,7 @@ class _Deploy:
     credentials: Credentials
     problems: Problems
     stack_id: str
+    ledger: PortLedger
     changes: list[StackChange] = field(default_factory=list)
     leftovers: set[str] = field(default_factory=set)
 
@@ -136,6 +138,7 @@ def deploy(
         credentials=Credentials(registry_auth, sealer),
         problems=Problems(),
         stack_id=stack.id if stack is not None else new_id(),
+        ledger=PortLedger(draft),
         leftovers=set(stack.leftover_ids) if stack is not None else set(),
     )
     _check(work)
@@ -150,6 +153,7 @@ def deploy(
     gone = _prune_services(work) if prune else []
     services = [_prepare(work, s) for s in spec.services]
     work.problems.raise_any()
+    _give_ports_up(work, services)
     for service in services:
         _deploy_service(work, service)
     work.problems.raise_any()
@@ -370,6 +374,14 @@ def _force_update(service: Service) -> int:
     return task.force_update if task is not None else 0
 
 
+def _give_ports_up(work: _Deploy, specs: Iterable[ServiceSpec]) -> None:
+    """Ports that a service of the stack loses can be taken by another one of it, in any order."""
+    for spec in specs:
+        for old in work.draft.by(Service, "name", spec.name):
+            if old.endpoint is not None and old.endpoint.ports and not old.pending_delete:
+                work.ledger.give_up(old, spec.endpoint.ports if spec.endpoint else ())
+
+
 def _deploy_service(work: _Deploy, spec: ServiceSpec) -> None:
     find = work.problems.of(f'service "{spec.name}"')
     old = next(iter(work.draft.by(Service, "name", spec.name)), None)
@@ -380,11 +392,14 @@ def _deploy_service(work: _Deploy, spec: ServiceSpec) -> None:
             spec,
             new_id=work.new_id(),
             credentials=work.credentials,
+            ledger=work.ledger,
             stack_id=work.stack_id,
         )
         work.note(Kind.SERVICE, spec.name, made.id, CREATED)
         return
-    changed = update_service(find, work.draft, old, spec, credentials=work.credentials)
+    changed = update_service(
+        find, work.draft, old, spec, credentials=work.credentials, ledger=work.ledger
+    )
     work.note(Kind.SERVICE, spec.name, old.id, UPDATED if changed else UNCHANGED)
 
 

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.allocator import DYNAMIC_FIRST, DYNAMIC_LAST, Taken, allocate_ports, ports_taken
+from manager.allocator import (
+    DYNAMIC_FIRST,
+    DYNAMIC_LAST,
+    PortLedger,
+    Taken,
+    allocate_ports,
+    ports_taken,
+)
 from manager.store import Tables
 from swarm import errors
 from swarm.v1 import Endpoint, Kind, PortConfig, Service, ServiceSpec
@@ -88,8 +95,8 @@ def test_service_on_its_way_out_has_given_its_ports_up():
 
 
 def test_own_ports_are_no_clash():
-    taken = ports_taken(view(service("a", port(80))), but="a")
-    assert allocate_ports([port(80)], taken=taken)[1] == ()
+    taken = ports_taken(view(service("a", port(80))))
+    assert allocate_ports([port(80)], taken=taken, owner="a")[1] == ()
 
 
 def test_host_port_left_open_stays_for_its_node_to_choose():
@@ -120,8 +127,8 @@ def test_no_two_services_ever_have_one_ingress_port(wishes: list[list[PortConfig
         if len({((p.protocol or "tcp"), p.published_port) for p in named}) < len(named):
             continue  # twice in one service is refused before
         before = have[id_].endpoint.ports if id_ in have else ()
-        taken = ports_taken(view(*have.values()), but=id_)
-        ports, clashes = allocate_ports(wanted, before=before, taken=taken)
+        taken = ports_taken(view(*have.values()))
+        ports, clashes = allocate_ports(wanted, before=before, taken=taken, owner=id_)
         if clashes:
             continue
         have[id_] = service(id_, *ports)
@@ -134,5 +141,21 @@ def test_no_two_services_ever_have_one_ingress_port(wishes: list[list[PortConfig
                 assert p.published_port
                 assert key not in held
                 held[key] = s.id
-        again, _ = allocate_ports(wanted, before=ports, taken=taken)
+        again, _ = allocate_ports(wanted, before=ports, taken=taken, owner=id_)
         assert again == ports, "an unchanged spec keeps its ports"
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.lists(PORTS, max_size=3)), max_size=10))
+def test_ledger_of_a_transaction_tells_what_a_fresh_look_would(changes):
+    have: dict[str, Any] = {}
+    ledger = PortLedger(view())
+    for id_, wanted in changes:
+        before = have.get(id_)
+        owner = before or service(id_)
+        ports, clashes = ledger.allocate(wanted, owner=owner)
+        fresh = PortLedger(view(*have.values())).allocate(wanted, owner=owner)
+        assert (ports, [c.index for c in clashes]) == (fresh[0], [c.index for c in fresh[1]])
+        if clashes:
+            continue
+        have[id_] = service(id_, *ports)
+        ledger.enter(before, have[id_])

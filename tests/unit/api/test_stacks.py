@@ -172,6 +172,27 @@ async def test_renamed_service_takes_the_port_over(api: Api):
     assert actions(response)["app_www"] == "created"
 
 
+async def test_services_of_a_stack_can_swap_their_ports(api: Api):
+    def swapped(a: int, b: int) -> StackSpec:
+        return app(services=(service("app_a", ports=[port(a)]), service("app_b", ports=[port(b)])))
+
+    await api.deploy(swapped(8080, 8081))
+    await api.deploy(swapped(8081, 8080))
+    found = {s.spec.name: s.endpoint.ports[0].published_port for s in api.all(Service)}
+    assert found == {"app_a": 8081, "app_b": 8080}
+    with pytest.raises(errors.Invalid, match='already in use by service "app_b"'):
+        await api.deploy(swapped(8080, 8080))
+
+
+async def test_port_the_cluster_chose_is_not_taken_by_a_newcomer(api: Api):
+    await api.deploy(app(services=(service("app_b", ports=[port(0)]),)))
+    await api.deploy(
+        app(services=(service("app_a", ports=[port(0)]), service("app_b", ports=[port(0)])))
+    )
+    found = {s.spec.name: s.endpoint.ports[0].published_port for s in api.all(Service)}
+    assert found == {"app_a": 30001, "app_b": 30000}
+
+
 # ---------------------------------------------------------------- content
 
 
