@@ -70,7 +70,7 @@ def update(work: Work) -> None:
     in_flight = [s for s in changed if _in_flight(work, s, status)]
     if to_do:
         _next_batch(work, config, status, to_do, in_flight, first=first or not changed)
-    elif not in_flight:
+    elif all(_arrived(work, s, status) for s in changed):
         _complete_when_watched(work, config, status, changed)
 
 
@@ -112,11 +112,16 @@ def _changed_slots(work: Work, status: UpdateStatus) -> list[Slot]:
     return [slot for slot in work.used_slots() if slot in slots]
 
 
+def _arrived(work: Work, slot: Slot, status: UpdateStatus) -> bool:
+    """Whether the slot's new task runs, or has come to its end."""
+    made = [t for t in work.live(slot) if _made_by(work, status, t)]
+    return all(state_of(t) == TaskState.RUNNING for t in made)
+
+
 def _in_flight(work: Work, slot: Slot, status: UpdateStatus) -> bool:
     for task in work.live(slot):
         if state_of(task) != TaskState.RUNNING and _made_by(work, status, task):
-            # A slot that is new and finds no node is no part of the roll-out: scaling up while
-            # the cluster is full does not hold it up.
+            # A slot that never had a place and finds none does not hold up those that run.
             return state_of(task) >= TaskState.ASSIGNED or len(work.slots[slot]) > 1
     return False
 
@@ -214,7 +219,15 @@ def _next_batch(
     *,
     first: bool,
 ) -> None:
-    """Starts as many slots as may start now."""
+    """Starts as many slots as may start now. Slots whose task has no node yet have nothing to lose
+    and are changed at once.
+    """
+    for slot in [s for s in to_do if _waits_for_node(work, s)]:
+        if not _change_slot(work, slot, config):
+            return
+        to_do = [s for s in to_do if s != slot]
+    if not to_do:
+        return
     room = (config.parallelism or len(to_do)) - len(in_flight)
     if config.delay_ns > 0 and not first:
         if in_flight:
@@ -234,6 +247,11 @@ def _next_batch(
             break
     if status.next_batch_at_ns:
         _set_status(work, structs.replace(status, next_batch_at_ns=0))
+
+
+def _waits_for_node(work: Work, slot: Slot) -> bool:
+    live = work.live(slot)
+    return bool(live) and all(state_of(t) < TaskState.ASSIGNED for t in live)
 
 
 def _runs(work: Work, slot: Slot) -> bool:

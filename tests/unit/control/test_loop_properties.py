@@ -1,0 +1,248 @@
+"""Random events against the control loop: whatever happens, no rule is broken on the way, and once it
+is quiet every service has what it asked for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec import structs
+
+from manager.scheduler import requirement_of
+from swarm import states
+from swarm.v1 import (
+    Availability,
+    Node,
+    NodeState,
+    RestartPolicy,
+    Service,
+    ServiceRevision,
+    Task,
+    UpdateConfig,
+    UpdateState,
+)
+from tests.unit.control.world import (
+    CPU,
+    GIB,
+    GLOBAL,
+    SECOND,
+    S,
+    World,
+    make_node,
+    make_spec,
+    state_of,
+)
+
+NODES = ("n1", "n2", "n3", "n4")
+SERVICES = ("a", "b")
+# Replicas take whole CPUs, so there is always room for the global service's half.
+NODE_CPU = 4 * CPU + CPU // 2
+RESTART = RestartPolicy(delay_ns=2 * SECOND)
+PAUSED = (UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED)
+
+
+class Cluster(RuleBasedStateMachine):
+    """Users, operators, nodes and tasks do what they like; the loop ticks when it gets to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, Task] = {}
+        self.order: dict[str, str] = {}
+
+    @initialize(seed=st.integers(0, 1000), with_global=st.booleans())
+    def begin(self, seed: int, with_global: bool) -> None:
+        self.world = World(0, seed=seed, history=2)
+        for node_id in NODES[:3]:
+            self.world.put(make_node(node_id, cpu=NODE_CPU, memory=4 * GIB))
+        for name in SERVICES:
+            self.world.create(self._spec(name, replicas=2, image=f"{name}:1"))
+        if with_global:
+            self.world.create(
+                make_spec("g", mode=GLOBAL, cpu=CPU // 2, image="g:1", restart=RESTART)
+            )
+
+    def _spec(self, name: str, *, replicas: int, image: str, order: str = ""):
+        self.order[f"s-{name}"] = order
+        return make_spec(
+            name,
+            replicas=replicas,
+            image=image,
+            cpu=CPU,
+            memory=GIB // 2,
+            restart=RESTART,
+            update=UpdateConfig(parallelism=1, monitor_ns=1 * SECOND, order=order),
+        )
+
+    # ------------------------------------------------------------ events
+
+    @rule(name=st.sampled_from(SERVICES), replicas=st.integers(0, 6))
+    def scale(self, name: str, replicas: int) -> None:
+        self.world.scale(f"s-{name}", replicas)
+
+    @rule(
+        name=st.sampled_from(SERVICES),
+        version=st.integers(1, 3),
+        replicas=st.integers(0, 6),
+        order=st.sampled_from(["", "stop-first", "start-first"]),
+    )
+    def update(self, name: str, version: int, replicas: int, order: str) -> None:
+        image = f"{name}:{version}"
+        self.world.update(
+            f"s-{name}", self._spec(name, replicas=replicas, image=image, order=order)
+        )
+
+    @rule(
+        node_id=st.sampled_from(NODES),
+        state=st.sampled_from([NodeState.DOWN, NodeState.READY, NodeState.UNKNOWN]),
+    )
+    def node_state(self, node_id: str, state: NodeState) -> None:
+        if self.world.tables.get(Node, node_id):
+            self.world.set_state(node_id, state)
+
+    @rule(
+        node_id=st.sampled_from(NODES),
+        availability=st.sampled_from([Availability.ACTIVE, Availability.PAUSE, Availability.DRAIN]),
+    )
+    def availability(self, node_id: str, availability: Availability) -> None:
+        if self.world.tables.get(Node, node_id):
+            self.world.set_availability(node_id, availability)
+
+    @rule(node_id=st.sampled_from(NODES))
+    def join_or_leave(self, node_id: str) -> None:
+        if self.world.tables.get(Node, node_id):
+            self.world.set_state(node_id, NodeState.DOWN)
+            self.world.remove_node(node_id)
+        else:
+            self.world.put(make_node(node_id, cpu=NODE_CPU, memory=4 * GIB))
+
+    @rule(pick=st.integers(0, 50), end=st.sampled_from([S.FAILED, S.COMPLETE]))
+    def task_ends(self, pick: int, end: S) -> None:
+        running = [
+            t
+            for t in sorted(self.world.tables.all(Task), key=lambda t: t.id)
+            if state_of(t) == S.RUNNING and self.world.tables.get(Node, t.node_id)
+        ]
+        if running:
+            self.world.report(running[pick % len(running)], end)
+
+    @rule(node_id=st.sampled_from(NODES))
+    def freeze(self, node_id: str) -> None:
+        self.world.frozen ^= {node_id}
+
+    @rule()
+    def agents(self) -> None:
+        self.world.agents()
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 3.0, 90.0]))
+    def time(self, seconds: float) -> None:
+        self.world.clock.advance(seconds=seconds)
+
+    @rule()
+    def tick(self) -> None:
+        self.world.clock.advance(seconds=0.001)
+        self.world.tick()
+        self.world.controller.dirty.update(s.id for s in self.world.tables.all(Service))
+        assert self.world.tick() == 0, "reconciling twice is the same as once"
+
+    @rule()
+    def lost_commit(self) -> None:
+        draft = self.world.draft()
+        self.world.controller.tick(draft)
+        self.world.controller.undo(self.world.tables)
+
+    @rule()
+    def new_leader(self) -> None:
+        self.world.controller.reset(self.world.tables)
+
+    # ------------------------------------------------------------ always
+
+    @precondition(lambda self: hasattr(self, "world"))
+    @invariant()
+    def safe(self) -> None:
+        self._capacity()
+        self._tasks()
+        self.world.controller.check_invariants(self.world.tables)
+
+    def _capacity(self) -> None:
+        """What tasks hold on a node never exceeds what it has."""
+        used: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        for task in self.world.tables.all(Task):
+            if task.node_id and S.ASSIGNED <= state_of(task) <= S.RUNNING:
+                revision = self.world.tables.get(
+                    ServiceRevision, f"{task.service_id}.{task.spec_version}"
+                )
+                assert revision is not None, "a task's version is kept"
+                need = requirement_of(revision.spec)
+                used[task.node_id][0] += need.cpu
+                used[task.node_id][1] += need.memory
+        for node_id, (cpu, memory) in used.items():
+            if self.world.tables.get(Node, node_id) is not None:
+                assert cpu <= NODE_CPU and memory <= 4 * GIB, node_id
+
+    def _tasks(self) -> None:
+        now = {t.id: t for t in self.world.tables.all(Task)}
+        wanted: Counter[tuple[str, int | str]] = Counter()
+        for task in now.values():
+            assert task.desired_state in states.DESIRED
+            before = self.seen.get(task.id)
+            if before is not None:
+                assert state_of(task) >= state_of(before), "states only grow"
+                assert before.desired_state <= task.desired_state
+                assert not before.node_id or before.node_id == task.node_id
+                assert before.slot == task.slot and before.spec_version == task.spec_version
+            if task.desired_state == S.RUNNING and not states.ended(state_of(task)):
+                wanted[task.service_id, task.slot or task.node_id] += 1
+        self.seen = now
+        for (service_id, slot), count in wanted.items():
+            overlap = 2 if self.order.get(service_id) == "start-first" else 1
+            if self._was_start_first(service_id):
+                overlap = 3
+            assert count <= overlap, f"{count} tasks should run in slot {slot} of {service_id}"
+
+    def _was_start_first(self, service_id: str) -> bool:
+        """An overlap may outlast the spec that allowed it."""
+        for revision in self.world.tables.by(ServiceRevision, "service", service_id):
+            update = revision.spec.update if revision.spec else None
+            if update is not None and update.order == "start-first":
+                return True
+        return False
+
+    # ------------------------------------------------------------ at last
+
+    def teardown(self) -> None:
+        """All nodes come back, with room for all; after a while everything is as it should be."""
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        world.frozen.clear()
+        for node in list(world.tables.all(Node)):
+            world.set_state(node.id, NodeState.READY)
+            world.set_availability(node.id, Availability.ACTIVE)
+        for i in range(4):
+            world.put(make_node(f"spare{i}", cpu=16 * CPU, memory=16 * GIB))
+        world.pass_time(5, step=0.5)
+        for service in list(world.tables.all(Service)):
+            if service.update_status is not None and service.update_status.state in PAUSED:
+                # As the API does when it is told to go on.
+                world.put(structs.replace(service, update_status=None))
+        world.pass_time(200, step=5)
+        self.safe()
+        for service in world.tables.all(Service):
+            status = world.status(service.id)
+            assert status.converged, status
+            assert status.running == status.desired == status.up_to_date
+            assert len(world.live(service.id)) == status.desired
+        world.controller.dirty.update(s.id for s in world.tables.all(Service))
+        assert world.tick() == 0
+
+
+TestCluster = Cluster.TestCase
+TestCluster.settings = settings(
+    max_examples=40,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)

@@ -1,0 +1,340 @@
+"""Rolling updates and rollbacks: pace, order, failure, and what Docker says about them."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec import structs
+
+from swarm import states
+from swarm.v1 import (
+    EndpointSpec,
+    Placement,
+    PortConfig,
+    RestartPolicy,
+    ServiceSpec,
+    Task,
+    UpdateConfig,
+    UpdateState,
+    UpdateStatus,
+)
+from tests.unit.control.world import CPU, GLOBAL, SECOND, S, World, make_spec, state_of
+
+U = UpdateState
+SOON = RestartPolicy(delay_ns=SECOND // 5)
+
+
+def config(**changes: object) -> UpdateConfig:
+    base = UpdateConfig(parallelism=1, monitor_ns=2 * SECOND)
+    return structs.replace(base, **changes)
+
+
+def started(replicas: int = 4, *, nodes: int = 2, **spec: object) -> tuple[World, str]:
+    world = World(nodes)
+    spec.setdefault("update", config())
+    sid = world.create(make_spec(replicas=replicas, restart=SOON, **spec))  # type: ignore[arg-type]
+    world.settle()
+    world.pass_time(10)
+    return world, sid
+
+
+def new(replicas: int = 4, **spec: object) -> ServiceSpec:
+    spec.setdefault("update", config())
+    spec.setdefault("image", "web:2")
+    return make_spec(replicas=replicas, restart=SOON, **spec)  # type: ignore[arg-type]
+
+
+def images(world: World, tasks: list[Task]) -> list[str]:
+    return sorted(world.image(t) for t in tasks)
+
+
+def update_state(world: World, sid: str) -> UpdateState | None:
+    status = world.service(sid).update_status
+    return status.state if status else None
+
+
+def test_one_slot_at_a_time_stop_first() -> None:
+    world, sid = started()
+    world.update(sid, new())
+    least = most = len(world.running(sid))
+    for _ in range(200):
+        world.clock.advance(seconds=0.001)
+        if world.controller.has_work(world.clock.now_ns()):
+            world.tick()
+        least = min(least, len(world.running(sid)))
+        most = max(most, len(world.running(sid)))
+        world.agents()
+    assert (least, most) == (3, 4)
+    assert images(world, world.running(sid)) == ["web:2"] * 4
+    assert update_state(world, sid) == U.UPDATING
+    assert not world.status(sid).converged
+    world.pass_time(3)
+    status = world.service(sid).update_status
+    assert status is not None
+    assert (status.state, status.message) == (U.COMPLETED, "update completed")
+    assert status.completed_at_ns >= status.started_at_ns
+    assert world.status(sid).converged
+
+
+def test_start_first_never_runs_fewer_than_wanted() -> None:
+    world, sid = started(update=config(order="start-first"))
+    world.update(sid, new(update=config(order="start-first")))
+    least = 4
+    for _ in range(200):
+        world.clock.advance(seconds=0.001)
+        if world.controller.has_work(world.clock.now_ns()):
+            world.tick()
+        least = min(least, len(world.running(sid)))
+        world.agents()
+    assert least == 4
+    assert images(world, world.running(sid)) == ["web:2"] * 4
+
+
+def test_parallelism_zero_changes_all_at_once() -> None:
+    world, sid = started()
+    world.update(sid, new(update=config(parallelism=0)))
+    world.tick()
+    assert images(world, world.live(sid)) == ["web:2"] * 4
+
+
+def test_a_batch_waits_for_the_delay_after_the_last_one_runs() -> None:
+    settings = config(parallelism=2, delay_ns=10 * SECOND)
+    world, sid = started(update=settings)
+    world.update(sid, new(update=settings))
+    world.settle()
+    assert images(world, world.running(sid)) == ["web:1", "web:1", "web:2", "web:2"]
+    status = world.service(sid).update_status
+    assert status is not None and status.next_batch_at_ns > world.clock.now_ns()
+    world.controller.reset(world.tables)  # a new leader keeps the pace
+    world.pass_time(9)
+    assert images(world, world.running(sid)).count("web:2") == 2
+    world.pass_time(2)
+    assert images(world, world.running(sid)).count("web:2") == 4
+
+
+def test_labels_and_scale_restart_nothing() -> None:
+    world, sid = started()
+    before = {t.id for t in world.running(sid)}
+    world.update(sid, structs.replace(new(image="web:1"), labels={"a": "b"}))
+    world.scale(sid, 5)
+    world.settle()
+    assert before < {t.id for t in world.running(sid)}
+    assert update_state(world, sid) is None
+    assert world.status(sid).converged
+
+
+def test_constraints_that_hold_already_restart_nothing_others_move_tasks() -> None:
+    world, sid = started(nodes=2)
+    for node_id, zone in (("n1", "a"), ("n2", "b")):
+        world.label(node_id, zone=zone)
+    before = {t.id for t in world.running(sid) if t.node_id == "n1"}
+    placement = Placement(constraints=("node.labels.zone == a",))
+    world.update(sid, new(image="web:1", placement=placement))
+    world.pass_time(30)
+    after = world.running(sid)
+    assert {t.node_id for t in after} == {"n1"}
+    assert before < {t.id for t in after}
+    assert world.status(sid).converged
+
+
+def test_a_published_ingress_port_restarts_nothing_a_host_port_does() -> None:
+    world, sid = started(replicas=1)
+    before = world.running(sid)[0].id
+    ingress = EndpointSpec(ports=(PortConfig(target_port=80, published_port=8000),))
+    world.update(sid, new(1, image="web:1", endpoint=ingress))
+    world.pass_time(5)
+    second = world.running(sid)[0].id
+    assert second != before, "a target port more is another task"
+    moved = EndpointSpec(ports=(PortConfig(target_port=80, published_port=9000),))
+    world.update(sid, new(1, image="web:1", endpoint=moved))
+    world.pass_time(5)
+    assert world.running(sid)[0].id == second
+
+
+def test_a_newer_spec_supersedes_a_running_update() -> None:
+    settings = config(delay_ns=5 * SECOND)
+    world, sid = started(update=settings)
+    world.update(sid, new(update=settings))
+    world.pass_time(6)
+    assert set(images(world, world.running(sid))) == {"web:1", "web:2"}
+    world.update(sid, new(update=config(), image="web:3"))
+    world.pass_time(5)
+    assert images(world, world.running(sid)) == ["web:3"] * 4
+    assert update_state(world, sid) == U.COMPLETED
+
+
+# ---------------------------------------------------------------- failure
+
+
+@pytest.mark.parametrize("order", ["stop-first", "start-first"])
+def test_a_failing_update_pauses_with_docker_s_words(order: str) -> None:
+    world, sid = started(update=config(order=order))
+    world.failing.add("web:2")
+    restart = RestartPolicy(delay_ns=60 * SECOND)
+    spec = make_spec(replicas=4, restart=restart, update=config(order=order), image="web:2")
+    world.update(sid, spec)
+    world.settle()
+    status = world.service(sid).update_status
+    assert status is not None and status.state == U.PAUSED
+    failed = [t for t in world.tasks(sid) if state_of(t) == S.FAILED]
+    assert status.message == (
+        f"update paused due to failure or early termination of task {failed[0].id}"
+    )
+    still = 4 if order == "start-first" else 3
+    assert images(world, world.running(sid)) == ["web:1"] * still
+    answer = world.status(sid)
+    assert not answer.converged
+    assert answer.reasons[0] == status.message
+
+
+def test_a_paused_update_keeps_replacing_with_what_was_there() -> None:
+    world, sid = started(nodes=3)
+    world.failing.add("web:2")
+    world.update(sid, new())
+    world.pass_time(1)
+    assert update_state(world, sid) == U.PAUSED
+    old = next(t for t in world.running(sid) if world.image(t) == "web:1")
+    world.report(old, S.FAILED)
+    world.pass_time(2)
+    (again,) = [t for t in world.running(sid) if t.slot == old.slot]
+    assert world.image(again) == "web:1"
+
+
+def test_failures_up_to_the_ratio_are_borne() -> None:
+    settings = config(max_failure_ratio=0.3, parallelism=1)
+    world, sid = started(update=settings)
+    world.update(sid, new(update=settings))
+    world.failing.add("web:2")
+    while not any(state_of(t) == S.FAILED for t in world.tasks(sid)):
+        world.clock.advance(seconds=0.001)
+        world.tick()
+        world.agents()
+    world.failing.clear()
+    world.pass_time(10)
+    assert update_state(world, sid) == U.COMPLETED
+    assert images(world, world.running(sid)) == ["web:2"] * 4
+
+
+def test_continue_goes_on_whatever_fails() -> None:
+    settings = config(failure_action="continue", parallelism=4)
+    world, sid = started(update=settings)
+    world.failing.add("web:2")
+    restart = RestartPolicy(condition="none")
+    world.update(sid, make_spec(replicas=4, restart=restart, update=settings, image="web:2"))
+    world.pass_time(10)
+    assert update_state(world, sid) == U.COMPLETED
+    assert world.running(sid) == []
+
+
+def test_a_failing_update_rolls_back_by_itself() -> None:
+    settings = config(failure_action="rollback")
+    world, sid = started(update=settings)
+    world.failing.add("web:2")
+    world.update(sid, new(update=settings))
+    world.settle()
+    status = world.service(sid).update_status
+    assert status is not None and status.state == U.ROLLBACK_STARTED
+    assert status.message.startswith(
+        "update rolled back due to failure or early termination of task "
+    )
+    world.pass_time(10)
+    service = world.service(sid)
+    assert service.update_status is not None
+    assert (service.update_status.state, service.update_status.message) == (
+        U.ROLLBACK_COMPLETED,
+        "rollback completed",
+    )
+    assert images(world, world.running(sid)) == ["web:1"] * 4
+    assert (service.spec_version, service.previous_spec_version) == (3, 0)
+    answer = world.status(sid)
+    assert not answer.converged
+    assert answer.reasons == ("the update failed and was rolled back to the previous version",)
+
+
+def test_slots_not_yet_changed_keep_their_tasks_through_a_rollback() -> None:
+    settings = config(failure_action="rollback")
+    world, sid = started(update=settings)
+    before = {t.id for t in world.running(sid)}
+    world.failing.add("web:2")
+    world.update(sid, new(update=settings))
+    world.pass_time(10)
+    assert len(before & {t.id for t in world.running(sid)}) == 3
+
+
+def test_a_failing_rollback_pauses() -> None:
+    settings = config(failure_action="rollback")
+    world, sid = started(update=settings)
+    world.failing |= {"web:1", "web:2"}
+    world.update(sid, new(update=settings))
+    world.pass_time(10)
+    status = world.service(sid).update_status
+    assert status is not None and status.state == U.ROLLBACK_PAUSED
+    assert status.message.startswith("rollback paused due to failure or early termination of")
+
+
+def test_a_manual_rollback_is_converged_when_complete() -> None:
+    world, sid = started()
+    world.update(sid, new())
+    world.pass_time(10)
+    service = world.service(sid)
+    world.update(sid, new(image="web:1"))
+    service = world.service(sid)
+    asked = UpdateStatus(
+        state=U.ROLLBACK_STARTED,
+        started_at_ns=world.clock.now_ns(),
+        message="manually requested rollback",
+    )
+    world.put(structs.replace(service, update_status=asked))
+    world.pass_time(10)
+    assert update_state(world, sid) == U.ROLLBACK_COMPLETED
+    assert images(world, world.running(sid)) == ["web:1"] * 4
+    assert world.status(sid).converged
+
+
+def test_a_failure_after_the_monitor_period_does_not_count() -> None:
+    settings = config(delay_ns=5 * SECOND, monitor_ns=1 * SECOND)
+    world, sid = started(update=settings)
+    world.update(sid, new(update=settings))
+    world.pass_time(3)
+    (early,) = [t for t in world.running(sid) if world.image(t) == "web:2"]
+    world.report(early, S.FAILED)
+    world.pass_time(40)
+    assert update_state(world, sid) == U.COMPLETED
+    assert images(world, world.running(sid)) == ["web:2"] * 4
+
+
+def test_an_update_of_a_full_cluster_stop_first_goes_through() -> None:
+    world, sid = started(replicas=2, nodes=2, cpu=4 * CPU)
+    world.update(sid, new(2, cpu=4 * CPU))
+    world.pass_time(10)
+    assert images(world, world.running(sid)) == ["web:2"] * 2
+    assert world.status(sid).converged
+
+
+def test_global_services_are_updated_node_by_node() -> None:
+    world = World(3)
+    spec = make_spec(mode=GLOBAL, restart=SOON, update=config())
+    sid = world.create(spec)
+    world.settle()
+    assert spec.task is not None
+    world.update(sid, make_spec(mode=GLOBAL, restart=SOON, update=config(), image="web:2"))
+    least = 3
+    for _ in range(60):
+        world.clock.advance(seconds=0.001)
+        world.tick()
+        least = min(least, len(world.running(sid)))
+        world.agents()
+    assert least == 2
+    assert images(world, world.running(sid)) == ["web:2"] * 3
+    assert {t.node_id for t in world.running(sid)} == {"n1", "n2", "n3"}
+
+
+def test_the_default_is_one_at_a_time_stop_first_pause() -> None:
+    world = World(2)
+    sid = world.create(make_spec(replicas=3, restart=SOON))
+    world.settle()
+    world.failing.add("web:2")
+    world.update(sid, make_spec(replicas=3, restart=SOON, image="web:2"))
+    world.pass_time(2)
+    assert update_state(world, sid) == U.PAUSED
+    assert images(world, world.running(sid)) == ["web:1"] * 2
+    assert all(states.wanted(t.desired_state) for t in world.live(sid))
