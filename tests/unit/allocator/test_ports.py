@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manager.allocator import (
@@ -118,6 +118,7 @@ PORTS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(PORTS, max_size=4), max_size=12), st.randoms(use_true_random=False))
 def test_no_two_services_ever_have_one_ingress_port(wishes: list[list[PortConfig]], rnd):
     have: dict[str, Any] = {}
@@ -145,6 +146,7 @@ def test_no_two_services_ever_have_one_ingress_port(wishes: list[list[PortConfig
         assert again == ports, "an unchanged spec keeps its ports"
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.lists(PORTS, max_size=3)), max_size=10))
 def test_ledger_of_a_transaction_tells_what_a_fresh_look_would(changes):
     have: dict[str, Any] = {}

@@ -6,7 +6,7 @@ import itertools
 from ipaddress import IPv4Network, ip_network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manager.allocator import allocate_ipam, free_subnet, hosts_in_use, overlap, subnets_in_use
@@ -103,6 +103,7 @@ SUBNETS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(SUBNETS, max_size=20), st.integers(22, 27))
 def test_chosen_subnet_is_free_and_there_is_no_lower_one(taken: list[IPv4Network], size: int):
     chosen = free_subnet(pool=("10.0.0.0/12",), subnet_size=size, taken=taken)

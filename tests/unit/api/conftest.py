@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -11,7 +12,20 @@ from tests.unit.api.harness import Api
 
 @pytest.fixture
 async def api() -> AsyncIterator[Api]:
-    made = Api(removal_wait_s=0.2)
+    async with opened(removal_wait_s=30.0) as made:
+        yield made
+
+
+@pytest.fixture
+async def hasty() -> AsyncIterator[Api]:
+    """One that does not wait for removals at all."""
+    async with opened(removal_wait_s=0.0) as made:
+        yield made
+
+
+@asynccontextmanager
+async def opened(**options: float) -> AsyncIterator[Api]:
+    made = Api(**options)
     await made.open()
     yield made
     made.store.check_invariants()

@@ -315,11 +315,11 @@ async def test_create_waits_until_the_old_service_is_gone(api: Api):
     assert await creating != old.id
 
 
-async def test_create_does_not_wait_for_ever(api: Api):
-    await api.create(service=service())
-    await api.remove(Kind.SERVICE, "web")
+async def test_create_does_not_wait_for_ever(hasty: Api):
+    await hasty.create(service=service())
+    await hasty.remove(Kind.SERVICE, "web")
     with pytest.raises(errors.Conflict, match='service "web" is still being removed'):
-        await api.create(service=service())
+        await hasty.create(service=service())
 
 
 async def test_port_of_a_service_on_its_way_out_can_be_had(api: Api):

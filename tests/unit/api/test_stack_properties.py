@@ -134,7 +134,7 @@ def check(api: Api) -> None:
 
 
 @given(STEPS)
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=50)
 def test_stacks_keep_their_promises(steps: list[tuple[Any, ...]]):
     async def play() -> None:
         api = Api(removal_wait_s=0.0)

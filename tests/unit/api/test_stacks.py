@@ -402,11 +402,11 @@ async def test_deploy_waits_until_the_stack_is_gone(api: Api):
     assert response.stack_id != old.id
 
 
-async def test_deploy_does_not_wait_for_ever(api: Api):
-    await api.deploy(app())
-    await api.remove(Kind.STACK, "app")
+async def test_deploy_does_not_wait_for_ever(hasty: Api):
+    await hasty.deploy(app())
+    await hasty.remove(Kind.STACK, "app")
     with pytest.raises(errors.Conflict, match='stack "app" is still being removed'):
-        await api.deploy(app())
+        await hasty.deploy(app())
 
 
 async def test_pruned_service_that_comes_back_waits_for_the_old_one(api: Api):
