@@ -183,6 +183,7 @@ class Manager:
         """Serves agents and, while this manager leads, runs the control loop; until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._dispatcher.run())
+            group.create_task(self.control.run())
             group.create_task(self._lead())
             ready()
 
