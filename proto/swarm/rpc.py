@@ -24,15 +24,12 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
 import grpc.aio
-import structlog
 
 from swarm import errors
 from swarm.v1.structs import Caller, Message, decode, encode
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-log = structlog.get_logger("rpc")
 
 MESSAGE_BYTES_MAX = 32 * 1024 * 1024  # a stack with a few of the largest configs (1 MB each) fits
 ERROR_KEY = "swarm-error"
@@ -167,7 +164,9 @@ async def _abort(method: Method, error: Exception, context: Any) -> None:
     if isinstance(error, (grpc.aio.UsageError, grpc.aio.InternalError)):
         return  # the connection is gone, nobody is left to tell
     if not isinstance(error, errors.SwarmError):
-        log.error("rpc_failed", method=method.path, exc_info=error)
+        import structlog  # costs clients 0.1 s, and they never come here
+
+        structlog.get_logger("rpc").error("rpc_failed", method=method.path, exc_info=error)
         error = errors.Internal(
             f"internal error in {method.name}: {error!r}; the manager's log has more"
         )
