@@ -190,9 +190,8 @@ class Manager:
     async def want(self, state: TaskState, *task_ids: str) -> None:
         def change(draft: Draft) -> None:
             for task_id in task_ids:
-                task = draft.get(Task, task_id)
-                assert task is not None
-                draft.put(structs.replace(task, desired_state=state))
+                if (task := draft.get(Task, task_id)) is not None:
+                    draft.put(structs.replace(task, desired_state=state))
 
         await self.store.update(change)
 
