@@ -6,6 +6,8 @@ import warnings
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.bed import bed as bed  # the fixture, for integration and e2e
+
 # Shared machines are slow at times; a slow example is no failure.
 settings.register_profile(
     "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True

@@ -70,6 +70,10 @@ log = structlog.get_logger("docker")
 
 R = TypeVar("R")
 
+# Calls of one kind under way at once. Measured with three engines on 2 cores, 30 containers: 3 and
+# fewer are slower, from 4 to 10 there is no difference beyond noise, and more calls only queue
+# inside the engine, where they delay stops and inspections.
+AT_ONCE = 4
 START_S = 120.0  # a loaded engine may need long; beyond, it hangs
 INSPECTS_MAX = 8
 KILL_WAIT_S = 30.0
@@ -100,6 +104,8 @@ class DockerRuntime:
         self._networks = Networks(self._engine)
         self._files = Files(node_id, files_root or memory_folder())
         self._watchlist = Watchlist()
+        self._creating = asyncio.Semaphore(AT_ONCE)
+        self._starting = asyncio.Semaphore(AT_ONCE)
         self._stream = EventStream(self._engine, self._watchlist, node_id=node_id, clock=clock)
 
     # -------------------------------------------------------------- the engine
@@ -220,9 +226,10 @@ class DockerRuntime:
         while True:
             body, later = body_for(plan, network_ids, files, self._facts)
             try:
-                answer = await self._engine.call(
-                    "create", "POST", "containers/create", params=params, body=body
-                )
+                async with self._creating:
+                    answer = await self._engine.call(
+                        "create", "POST", "containers/create", params=params, body=body
+                    )
                 for warning in answer.get("Warnings") or ():
                     log.info("engine_warning", task_id=plan.task_id, warning=warning)
                 container_id = str(answer["Id"])
@@ -267,10 +274,13 @@ class DockerRuntime:
 
     async def start(self, work: Work) -> Started:
         """See Runtime."""
-        task_id = work.task_id
-        entry = self._watchlist.get(task_id)
+        entry = self._watchlist.get(work.task_id)
         if entry is None:
             raise Failed("the task's container is gone; it was removed by somebody else")
+        async with self._starting:
+            return await self._start(entry)
+
+    async def _start(self, entry: Watched) -> Started:
         already = entry.phase is Phase.RUNNING
         self._watchlist.runs(entry)
         try:

@@ -39,7 +39,19 @@ def trouble() -> str:
     missing = missing_tools(TOOLS)
     if missing:
         return f"the test bed needs {', '.join(missing)}; `bash deploy/test-tools.sh` installs them"
+    try:
+        run(["unshare", "--net", "--mount", "--uts", "true"])
+    except TestbedError as error:
+        return f"the test bed needs to make namespaces: {error}"
     return ""
+
+
+def sweep(prefix: str) -> None:
+    """Brings down the beds `<prefix><pid>` whose process is gone: what crashed runs left."""
+    for state in sorted(default_root().glob(f"{prefix}*/state.json")):
+        pid = state.parent.name.removeprefix(prefix)
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            Bed.open(state.parent.name, create=False).down()
 
 
 class Bed:
