@@ -31,7 +31,7 @@ STDIN = "-"
 STDIN_NAME = "stdin"
 SECTIONS = ("services", "networks", "volumes", "secrets", "configs")
 INCLUDE_DEPTH_MAX = 16
-_STACK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_STACK_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,62}")
 _SERVICE_NAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]*[a-zA-Z0-9])?")
 SERVICE_NAME_MAX = 63  # of the full name, which is a DNS label
 _VERSION = re.compile(r"(2(\.\d+)?|3(\.\d+)?)")
@@ -75,8 +75,8 @@ def load(
     """See cli.compose.load."""
     if not _STACK_NAME.fullmatch(stack):
         raise Invalid(
-            f'"{stack}" cannot be the name of a stack; use 1 to 63 of a-z, 0-9, - and _, the first '
-            "a letter or digit"
+            f'"{stack}" cannot be the name of a stack; use 1 to 63 of a-z, A-Z, 0-9, - and _, '
+            "the first a letter or digit"
         )
     if not sources:
         raise Invalid("no compose file is given; name one with -c FILE, or - for standard input")

@@ -10,7 +10,7 @@ SERVICE_CHARS_MAX = 63
 SECRET_CHARS_MAX = 64
 NETWORK_CHARS_MAX = 128
 _DNS = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_.-]*[a-zA-Z0-9])?")
-_STACK = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_STACK = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]*")
 _NETWORK = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 # What an engine makes on its own on every host.
 PREDEFINED_NETWORKS = ("bridge", "host", "none", "default")
@@ -57,8 +57,8 @@ def check_stack_name(find: Finder, name: str) -> None:
     elif len(name) > SERVICE_CHARS_MAX or not _STACK.fullmatch(name):
         find.add(
             "name",
-            f"{name!r} is not a stack name: at most {SERVICE_CHARS_MAX} characters of a-z, 0-9, "
-            f"'-' and '_', with a letter or digit first{_size(name)}",
+            f"{name!r} is not a stack name: at most {SERVICE_CHARS_MAX} characters of a-z, A-Z, "
+            f"0-9, '-' and '_', with a letter or digit first{_size(name)}",
         )
 
 

@@ -11,7 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+)
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -145,15 +153,18 @@ async def _unary(
 
 async def _stream(
     method: Method,
-    target: Callable[..., AsyncIterator[Any]],
+    target: Callable[..., AsyncGenerator[Any, None]],
     authorize: Authorize,
     request: Any,
     context: Any,
 ) -> AsyncIterator[Any]:
     try:
         identity = authorize(method, context.auth_context())
-        async for response in target(request, Context(identity, context.peer())):
-            yield response
+        # Closed here, so that a servicer's clean-up runs when its caller leaves, not when the
+        # garbage collector comes by.
+        async with aclosing(target(request, Context(identity, context.peer()))) as responses:
+            async for response in responses:
+                yield response
     except Exception as error:  # told to the caller and logged
         await _abort(method, error, context)
 

@@ -2012,7 +2012,7 @@ class StackSpec(google.protobuf.message.Message):
     EXTERNAL_SECRETS_FIELD_NUMBER: builtins.int
     EXTERNAL_CONFIGS_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """1 to 63 of [a-z0-9_-], first alphanumeric."""
+    """1 to 63 of [a-zA-Z0-9_-], first alphanumeric."""
     @property
     def services(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ServiceSpec]: ...
     @property

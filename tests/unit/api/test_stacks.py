@@ -266,7 +266,7 @@ async def test_long_secret_names_can_be_superseded(api: Api):
 
 BAD = {
     "service": (app(services=(service("app_web", container={"image": ""}),)), "no image is given"),
-    "name": (app(name="App"), "is not a stack name"),
+    "name": (app(name="a.pp"), "is not a stack name"),
     "twice": (app(services=(service("app_a"), service("app_a"))), "services: 'app_a' is declared twice"),
     "external network": (
         app(external_networks=("proxy",)),
