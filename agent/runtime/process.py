@@ -162,7 +162,6 @@ class ProcessRuntime:
         try:
             for name in ("tasks", "volumes"):
                 (self._state / name).mkdir(mode=0o755, parents=True, exist_ok=True)
-            self._state.chmod(0o711)
         except OSError as error:
             raise errors.Unavailable(
                 f"process runtime: cannot write to {error.filename}: {error.strerror}; make it "
@@ -575,8 +574,6 @@ class ProcessRuntime:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         if not self._tasks and self._cgroups is not None:
             self._cgroups.destroy_node()
-            base, parent = self._cgroup_at
-            self._cgroups = process_cgroup.detect(base, parent, self._node_id)
 
     # -------------------------------------------------------------- looking inside
 

@@ -98,10 +98,7 @@ class V1:
         for name in (*CONTROLLERS, "cpuacct"):
             group = root / name / parent / node
             try:
-                group.mkdir(parents=True, exist_ok=True)
-                if name == "cpuset":
-                    for folder in (group.parent, group):
-                        _inherit_cpuset(folder)
+                _make_v1(group, name)
             except OSError:
                 continue
             groups[name] = group
@@ -110,6 +107,7 @@ class V1:
 
     def create(self, task_id: str, limits: Limits) -> tuple[Path, ...]:
         for name, group in self._groups.items():
+            _make_v1(group, name)  # gone if this is the first task after the last
             folder = group / task_id
             folder.mkdir(exist_ok=True)
             if name == "cpuset":
@@ -185,7 +183,8 @@ def _v1_values(limits: Limits) -> list[tuple[str, str, str]]:
 class V2:
     """One hierarchy for all controllers."""
 
-    def __init__(self, group: Path, missing: tuple[str, ...]) -> None:
+    def __init__(self, root: Path, group: Path, missing: tuple[str, ...]) -> None:
+        self._root = root
         self._group = group
         self.missing = missing
 
@@ -193,20 +192,15 @@ class V2:
     def open(cls, root: Path, parent: str, node: str) -> V2 | None:
         group = root / parent / node
         try:
-            group.mkdir(parents=True, exist_ok=True)
+            _make_v2(root, group)
+            enabled = (group / "cgroup.subtree_control").read_text().split()
         except OSError:
             return None
-        for folder in (root, group.parent, group):
-            for name in CONTROLLERS:
-                # Refused where the folder itself has processes (a container's own root): then the
-                # controller counts as missing.
-                with contextlib.suppress(OSError):
-                    _write(folder / "cgroup.subtree_control", f"+{name}")
-        enabled = (group / "cgroup.subtree_control").read_text().split()
         missing = tuple(name for name in CONTROLLERS if name not in enabled)
-        return cls(group, missing)
+        return cls(root, group, missing)
 
     def create(self, task_id: str, limits: Limits) -> tuple[Path, ...]:
+        _make_v2(self._root, self._group)  # gone if this is the first task after the last
         folder = self._group / task_id
         folder.mkdir(exist_ok=True)
         for name, file, value in _v2_values(limits):
@@ -241,6 +235,16 @@ class V2:
         _remove(self._group.parent)
 
 
+def _make_v2(root: Path, group: Path) -> None:
+    group.mkdir(parents=True, exist_ok=True)
+    for folder in (root, group.parent, group):
+        for name in CONTROLLERS:
+            # Refused where the folder itself has processes (a container's own root): then the
+            # controller counts as missing.
+            with contextlib.suppress(OSError):
+                _write(folder / "cgroup.subtree_control", f"+{name}")
+
+
 def _v2_values(limits: Limits) -> list[tuple[str, str, str]]:
     values: list[tuple[str, str, str]] = []
     if limits.cpu_nano:
@@ -271,6 +275,13 @@ def _weight(shares: int) -> int:
     return 1 + (max(2, min(shares, 262_144)) - 2) * 9999 // 262_142
 
 
+def _make_v1(group: Path, controller: str) -> None:
+    group.mkdir(parents=True, exist_ok=True)
+    if controller == "cpuset":
+        for folder in (group.parent, group):
+            _inherit_cpuset(folder)
+
+
 def _inherit_cpuset(folder: Path) -> None:
     """A new v1 cpuset is empty and takes no process until it has CPUs and memory nodes."""
     for name in ("cpuset.cpus", "cpuset.mems"):
@@ -281,7 +292,7 @@ def _inherit_cpuset(folder: Path) -> None:
 def _write(path: Path, value: str) -> None:
     # Without O_CREAT: a cgroup's files exist, and a missing one must not be made beside them.
     try:
-        handle = os.open(path, os.O_WRONLY)
+        handle = os.open(path, os.O_WRONLY | os.O_TRUNC)
         try:
             os.write(handle, value.encode())
         finally:

@@ -102,6 +102,9 @@ async def test_network_and_cgroups_are_gone_with_the_last_task(isolated: Harness
     assert not own_links(isolated) and not cgroups(isolated)
     rules = nft_tables()
     assert isolated.runtime._bridge._table not in rules
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/swarm/{isolated.runtime._node_id}"))
+    assert (await isolated.run(work("sleep", "60"))).address  # and all of it comes again
+    assert own_links(isolated) and cgroups(isolated)
 
 
 async def test_limits_stand_in_the_tasks_cgroup(isolated: Harness) -> None:
