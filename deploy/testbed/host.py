@@ -90,16 +90,17 @@ class Host:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1\n")
         (self.folder / "hosts").write_text(self._bed.hosts_file(self.name))
-        holder = subprocess.Popen(
-            [
-                *("unshare", "--net", "--mount", "--uts", "--propagation", "private"),
-                *("sh", "-c", _SETUP, "sh", str(self.folder), self.name),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=(self.folder / "holder.log").open("ab"),
-            start_new_session=True,
-        )
+        with (self.folder / "holder.log").open("ab") as output:
+            holder = subprocess.Popen(
+                [
+                    *("unshare", "--net", "--mount", "--uts", "--propagation", "private"),
+                    *("sh", "-c", _SETUP, "sh", str(self.folder), self.name),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                start_new_session=True,
+            )
         self.record.holder = processes.identify(holder.pid)
         self._bed.save()
         assert holder.stdout is not None
