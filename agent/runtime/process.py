@@ -32,6 +32,7 @@ from agent.runtime import (
     process_health,
     process_logs,
     process_plan,
+    process_ports,
     process_spawn,
     process_state,
     process_stats,
@@ -53,7 +54,7 @@ from agent.runtime.process_files import Files
 from agent.runtime.process_health import Result, Schedule
 from agent.runtime.process_net import DEFAULT_POOL, Bridge
 from agent.runtime.process_plan import Layout, Ports
-from agent.runtime.process_ports import HostNetworkPorts, identity_map
+from agent.runtime.process_ports import HostNetworkPorts
 from agent.runtime.process_state import Outcome, Record
 from swarm import errors
 from swarm.clock import Clock
@@ -278,8 +279,12 @@ class ProcessRuntime:
     async def prepare(self, work: Work) -> None:
         assignment, spec, container = _parts(work)
         problems = process_fields.check(spec, self._powers)
-        problems += _port_problems(assignment, self._ports.bind_address, self._powers)
-        if self._powers.isolated and self._host_ports is None and _host_ports(assignment):
+        problems += process_ports.problems(assignment, self._ports.bind_address, self._powers)
+        if (
+            self._powers.isolated
+            and self._host_ports is None
+            and process_ports.host_ports(assignment)
+        ):
             problems.append("ports: publish mode host is not available on this node")
         who = process_plan.Identity()
         try:
@@ -288,7 +293,7 @@ class ProcessRuntime:
                 who = process_plan.identity(container)
         except Rejected as error:
             problems.append(error.message)
-        problems += _sources(container, self._powers)
+        problems += process_plan.source_problems(container, self._powers)
         problems += self._files.problems(work.files, self._powers)
         if problems:
             raise Rejected("; ".join(problems))
@@ -344,8 +349,8 @@ class ProcessRuntime:
             actual, host_ports = self._ports.take(task_id, assignment.ports)
             address = self._ports.bind_address
         else:
-            actual = dict(identity_map(assignment.ports))
-            host_ports = _host_ports(assignment)
+            actual = dict(process_ports.identity_map(assignment.ports))
+            host_ports = process_ports.host_ports(assignment)
             if container.network_mode != "none":
                 lease = await self._bridge.lease(task_id)
                 address, leased = lease.address, True
@@ -659,45 +664,3 @@ def _started(task: _Task) -> Started:
         host_ports=record.host_ports,
         healthy=process_health.schedule(record.health) is None or bool(record.healthy),
     )
-
-
-def _host_ports(assignment: Assignment) -> tuple[PortConfig, ...]:
-    return tuple(port for port in assignment.ports if port.publish_mode == "host")
-
-
-def _port_problems(assignment: Assignment, bind: str, powers: Powers) -> list[str]:
-    problems = []
-    for port in assignment.ports:
-        if port.protocol not in ("", "tcp", "udp"):
-            problems.append(f"port {port.target_port}: protocol {port.protocol} is not offered")
-        if (
-            port.publish_mode == "host"
-            and not powers.isolated
-            and port.host_ip not in ("", "0.0.0.0", bind)
-        ):
-            problems.append(
-                f"port {port.published_port}: host_ip {port.host_ip} is not this node's {bind}"
-            )
-    return problems
-
-
-def _sources(container: ContainerSpec, powers: Powers) -> list[str]:
-    """Binds and devices that are not there; those that may be made are made."""
-    problems: list[str] = []
-    if not powers.isolated:
-        return problems
-    for mount in container.mounts:
-        if mount.type != "bind" or not mount.source.startswith("/"):
-            continue
-        options = mount.bind_options
-        if options is not None and options.create_mountpoint:
-            Path(mount.source).mkdir(parents=True, exist_ok=True)
-        elif not Path(mount.source).exists():
-            problems.append(
-                f'mount on "{mount.target}": bind source path {mount.source} does not exist on '
-                "this node"
-            )
-    for device in container.devices:
-        if not Path(device.source).exists():
-            problems.append(f'device "{device.source}" does not exist on this node')
-    return problems

@@ -16,6 +16,7 @@ import functools
 import hashlib
 import ipaddress
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from swarm.files import write_private
 
 DEFAULT_POOL = "10.211.0.0/16"
 SUBNET_PREFIX = 24  # 253 tasks a node
-NFT_TIMEOUT_S = 10.0
+COMMAND_TIMEOUT_S = 10.0
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 R = TypeVar("R")
 Net4 = ipaddress.IPv4Network
@@ -197,7 +198,37 @@ class Bridge:
             _nft(self._rules(subnet))
         except (OSError, errors.Unavailable, subprocess.TimeoutExpired) as error:
             problems.append(f"nft: {error}")
+        try:
+            self._pass_firewall()
+        except (OSError, errors.Unavailable, subprocess.TimeoutExpired) as error:
+            problems.append(f"iptables: {error}")
         return [f"tasks cannot reach networks outside this host: {p}" for p in problems]
+
+    def _pass_firewall(self) -> None:
+        """Lets the bridge's traffic through where forwarding is denied by default, as Docker sets
+        it up: a table of our own cannot allow what another denies.
+        """
+        if shutil.which("iptables") is None:
+            return
+        policy = _command(["iptables", "-w", "-S", "FORWARD"]).split("\n", 1)[0]
+        if policy != "-P FORWARD ACCEPT":
+            self._close_firewall()
+            for rule in self._firewall():
+                _command(["iptables", "-w", "-I", *rule])
+
+    def _close_firewall(self) -> None:
+        if shutil.which("iptables") is None:
+            return
+        for rule in self._firewall():
+            with contextlib.suppress(errors.Unavailable, subprocess.TimeoutExpired):
+                _command(["iptables", "-w", "-D", *rule])
+
+    def _firewall(self) -> tuple[list[str], ...]:
+        answers = ["-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED"]
+        return (
+            ["FORWARD", "-i", self.name, "-j", "ACCEPT"],
+            ["FORWARD", "-o", self.name, *answers, "-j", "ACCEPT"],
+        )
 
     def _rules(self, subnet: Net4) -> list[dict[str, Any]]:
         """The whole table; deleted first, so that it is the same after every restart."""
@@ -260,6 +291,7 @@ class Bridge:
         table = {"family": "ip", "name": self._table}
         with contextlib.suppress(OSError, errors.Unavailable, subprocess.TimeoutExpired):
             _nft([{"add": {"table": table}}, {"delete": {"table": table}}])
+        self._close_firewall()
         self._file.unlink(missing_ok=True)
 
 
@@ -275,14 +307,15 @@ def _netlink_error() -> type[Exception]:
 
 def _nft(commands: list[dict[str, Any]]) -> None:
     """One transaction. Raises Unavailable with nft's own words."""
+    _command(["nft", "-j", "-f", "-"], json.dumps({"nftables": commands}))
+
+
+def _command(words: list[str], given: str = "") -> str:
+    """A program's answer. Raises Unavailable with its own words when it fails."""
     done = subprocess.run(
-        ["nft", "-j", "-f", "-"],
-        input=json.dumps({"nftables": commands}),
-        capture_output=True,
-        text=True,
-        timeout=NFT_TIMEOUT_S,
-        check=False,
+        words, input=given, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
     )
     if done.returncode != 0:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        raise errors.Unavailable(lines[0] if lines else f"nft ended with {done.returncode}")
+        raise errors.Unavailable(lines[0] if lines else f"{words[0]} ended with {done.returncode}")
+    return done.stdout

@@ -1,13 +1,12 @@
 """From a task's spec to what its supervisor carries out: a plan of plain values.
 
-Pure but for look-ups in the host's user database. The checks are process_fields'; here everything
-is known to be possible.
+Pure but for look-ups of the host's users and of files that are to be mounted. The checks are
+process_fields'; here everything is known to be possible.
 """
 
 from __future__ import annotations
 
 import grp
-import json
 import pwd
 import signal
 from collections.abc import Mapping, Sequence
@@ -344,7 +343,23 @@ def parse_signal(text: str) -> int:
     return number
 
 
-def describe_argv(argv: Sequence[str]) -> str:
-    """A command for messages."""
-    text = json.dumps(list(argv), ensure_ascii=False)
-    return text if len(text) <= 200 else text[:199] + "…"
+def source_problems(container: ContainerSpec, powers: Powers) -> list[str]:
+    """Binds and devices that are not there; those that may be made are made."""
+    problems: list[str] = []
+    if not powers.isolated:
+        return problems
+    for mount in container.mounts:
+        if mount.type != "bind" or not mount.source.startswith("/"):
+            continue
+        options = mount.bind_options
+        if options is not None and options.create_mountpoint:
+            Path(mount.source).mkdir(parents=True, exist_ok=True)
+        elif not Path(mount.source).exists():
+            problems.append(
+                f'mount on "{mount.target}": bind source path {mount.source} does not exist on '
+                "this node"
+            )
+    for device in container.devices:
+        if not Path(device.source).exists():
+            problems.append(f'device "{device.source}" does not exist on this node')
+    return problems

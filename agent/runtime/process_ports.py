@@ -14,7 +14,8 @@ import socket
 from collections.abc import Iterable, Mapping, Sequence
 
 from agent.runtime.base import Failed, Rejected
-from swarm.v1 import PortConfig
+from agent.runtime.process_fields import Powers
+from swarm.v1 import Assignment, PortConfig
 
 FIRST, LAST = 20_000, 29_999
 
@@ -102,6 +103,28 @@ class HostNetworkPorts:
 def identity_map(ports: Sequence[PortConfig]) -> Mapping[int, int]:
     """For a task with an address of its own: each port is itself."""
     return {port.target_port: port.target_port for port in ports}
+
+
+def host_ports(assignment: Assignment) -> tuple[PortConfig, ...]:
+    """The service's ports of publish mode host."""
+    return tuple(port for port in assignment.ports if port.publish_mode == "host")
+
+
+def problems(assignment: Assignment, bind: str, powers: Powers) -> list[str]:
+    """Why ports cannot be published as asked."""
+    found = []
+    for port in assignment.ports:
+        if port.protocol not in ("", "tcp", "udp"):
+            found.append(f"port {port.target_port}: protocol {port.protocol} is not offered")
+        if (
+            port.publish_mode == "host"
+            and not powers.isolated
+            and port.host_ip not in ("", "0.0.0.0", bind)
+        ):
+            found.append(
+                f"port {port.published_port}: host_ip {port.host_ip} is not this node's {bind}"
+            )
+    return found
 
 
 def _numbered(port: PortConfig, number: int) -> PortConfig:
