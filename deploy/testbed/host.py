@@ -90,7 +90,7 @@ class Host:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1\n")
         (self.folder / "hosts").write_text(self._bed.hosts_file(self.name))
-        with (self.folder / "holder.log").open("ab") as output:
+        with (self.folder / "holder.log").open("ab") as said:
             holder = subprocess.Popen(
                 [
                     *("unshare", "--net", "--mount", "--uts", "--propagation", "private"),
@@ -98,7 +98,7 @@ class Host:
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=output,
+                stderr=said,
                 start_new_session=True,
             )
         self.record.holder = processes.identify(holder.pid)
