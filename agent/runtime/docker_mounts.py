@@ -31,15 +31,6 @@ class Mounts:
     binds: list[str] = field(default_factory=list)
     tmpfs: dict[str, str] = field(default_factory=dict)
 
-    def add_file(self, source: str, target: str, facts: Facts) -> None:
-        """A secret or config; Rejected options do not arise."""
-        if facts.selinux:
-            self.binds.append(f"{source}:{target}:ro,z")
-        else:
-            self.mounts.append(
-                {"Type": "bind", "Source": source, "Target": target, "ReadOnly": True}
-            )
-
 
 def plan_mounts(mounts: Sequence[Mount], facts: Facts, problem: Problem) -> Mounts:
     """Sorts the mounts into the three lists; reports what cannot be said."""

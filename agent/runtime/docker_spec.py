@@ -106,14 +106,16 @@ def body_for(
     """
     host = dict(plan.body["HostConfig"])
     body = {**plan.body, "HostConfig": host}
-    mounted = [
-        {"Type": "bind", "Source": source, "Target": target, "ReadOnly": True}
-        for source, target in files
-    ]
-    if facts.selinux:
+    if files and facts.selinux:
         host["Binds"] = [*host.get("Binds", ()), *(f"{s}:{t}:ro,z" for s, t in files)]
-    else:
-        host["Mounts"] = [*host.get("Mounts", ()), *mounted]
+    elif files:
+        host["Mounts"] = [
+            *host.get("Mounts", ()),
+            *(
+                {"Type": "bind", "Source": source, "Target": target, "ReadOnly": True}
+                for source, target in files
+            ),
+        ]
     endpoints = [(i, a.endpoint) for i, a in zip(network_ids, plan.attachments, strict=True)]
     if not endpoints:
         return body, ()
