@@ -25,7 +25,14 @@ from cli.settings import Settings
 from swarm.clock import SECOND_NS
 from swarm.errors import EXIT_NOT_CONVERGED, EXIT_ROLLED_BACK, NotFound, NotManager, Unavailable
 from swarm.quantities import format_duration
-from swarm.v1 import Service, ServiceStatus, UpdateState, WatchServicesRequest
+from swarm.v1 import (
+    GetRequest,
+    Kind,
+    Service,
+    ServiceStatus,
+    UpdateState,
+    WatchServicesRequest,
+)
 
 __all__ = ["Display", "Progress", "Verdict", "judge", "started", "wait", "wait_and_report"]
 
@@ -195,14 +202,33 @@ async def _follow(
         except NotManager:
             raise
         except NotFound:
-            if removing:
+            # A service was gone before the watch began; the others may not be.
+            if not removing:
+                raise
+            request = await _left(connection, request, verdict)
+            if not request.services:
                 return
-            raise
         except Unavailable:
             lost_s = lost_s if lost_s is not None else loop.time()
             if loop.time() - lost_s > LOST_S:
                 raise
             await asyncio.sleep(RETRY_S)
+
+
+async def _left(
+    connection: Connection, request: WatchServicesRequest, verdict: Verdict
+) -> WatchServicesRequest:
+    """The request for those of its services that still exist."""
+    left = []
+    for id_ in request.services:
+        try:
+            await connection.control.get(GetRequest(kind=Kind.SERVICE, ref=id_))
+        except NotFound:
+            if id_ in verdict.statuses:
+                verdict.progress[id_] = Progress.GONE
+        else:
+            left.append(id_)
+    return WatchServicesRequest(services=tuple(left))
 
 
 async def wait_and_report(

@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from cli import docker_json
 from cli.connection import Connection, call
 from cli.format import print_inspected
 from cli.options import make_filters
@@ -66,6 +65,8 @@ def inspect_all(
     if pretty is not None:
         click.echo("\n\n".join(pretty(answer) for answer in found))
     elif found or not problems or not form:
+        from cli import docker_json  # large, and lists do without
+
         documents = [docker_json.from_answer(kind, answer) for answer in found]
         print_inspected(documents, form=form, known=docker_json.KNOWN)
     raise_all(problems)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ __all__ = ["Row", "make_display", "rows"]
 BAR_WIDTH = 20  # characters
 ROWS_MAX = 30  # services shown at once; the rest is a number
 REFRESH_PER_SECOND = 8
+_COUNTED = re.compile(r"\d+ of \d+ (replicas|tasks|nodes) [a-z]+")
 _RUNNING = TaskState.RUNNING.name.lower()
 
 
@@ -67,7 +69,9 @@ def _row(status: ServiceStatus, progress: str, *, removing: bool) -> Row:
     if status.stopping:
         states = ", ".join(filter(None, (states, f"{status.stopping} stopping")))
     done = max(status.up_to_date, status.completed)
-    return Row(status.name, done, status.desired, progress, states, status.reasons)
+    # "2 of 3 replicas starting" says what the states say already.
+    reasons = tuple(reason for reason in status.reasons if not _COUNTED.fullmatch(reason))
+    return Row(status.name, done, status.desired, progress, states, reasons)
 
 
 class NoDisplay:
@@ -193,5 +197,5 @@ def bar(row: Row, colour: str) -> Any:
         return Text("")
     full = min(BAR_WIDTH, row.done * BAR_WIDTH // row.total)
     text = Text("━" * full, style=colour)
-    text.append("━" * (BAR_WIDTH - full), style="bright_black")
+    text.append("─" * (BAR_WIDTH - full), style="bright_black")  # thin: told apart without colour
     return text

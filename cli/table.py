@@ -2,7 +2,8 @@
 
 The method is Go's text/tabwriter with minwidth 10 and padding 3, except that spaces at the end of a
 line are left out. A column that holds sentences (ERROR) is never cut: where the table is wider than
-the terminal it is wrapped, and where that leaves too little room its text stands under the row.
+the terminal it is wrapped, and where that leaves too little room its text stands under the row, the
+columns stand closer, and empty ones are left out.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ __all__ = ["layout", "text_width"]
 
 MIN_WIDTH = 10  # characters; tabwriter's minwidth in Docker's CLI
 PADDING = 3  # characters between columns
+PADDING_TIGHT = 2  # where the terminal is too narrow for more
 WRAP_MIN = 28  # a narrower column of sentences is hard to read
 _INDENT = "    "
 
@@ -49,10 +51,12 @@ def layout(
     return _below(rows, without, sentences, width)
 
 
-def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+def _widths(
+    rows: Sequence[Sequence[str]], *, least: int = MIN_WIDTH, padding: int = PADDING
+) -> list[int]:
     count = max(len(row) for row in rows)
     return [
-        max(MIN_WIDTH, *(text_width(row[i]) + PADDING for row in rows if i < len(row)))
+        max(least, *(text_width(row[i]) + padding for row in rows if i < len(row)))
         for i in range(count)
     ]
 
@@ -80,10 +84,20 @@ def _wrapped(rows: Sequence[Sequence[str]], column: int, room: int) -> list[str]
     return [_line(row, widths) for row in split]
 
 
+def _filled(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The columns that hold anything below the header."""
+    count = len(rows[0])
+    kept = [i for i in range(count) if any(row[i] for row in rows[1:])]
+    return [[row[i] for i in kept] for row in rows]
+
+
 def _below(
     rows: Sequence[Sequence[str]], without: Sequence[Sequence[str]], column: int, width: int
 ) -> list[str]:
     widths = _widths(without)
+    if _longest(without) > width:
+        without = _filled(without)
+        widths = _widths(without, least=1, padding=PADDING_TIGHT)
     lines: list[str] = []
     for row, rest in zip(rows, without, strict=True):
         lines.append(_line(rest, widths))

@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator
+from typing import BinaryIO
 
 import click
 
@@ -74,46 +75,55 @@ def command(
 
 
 async def _run(connection: Connection, start: ExecStart, *, interactive: bool) -> int:
+    # One input waits at most: what is typed is read no faster than it is sent.
+    inputs: asyncio.Queue[ExecInput] = asyncio.Queue(1)
     sizes: asyncio.Queue[WindowSize] = asyncio.Queue()
     watching: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if start.size is not None:
         watching = terminal.watch_size(sys.stdout.fileno(), sizes.put_nowait)
-    with watching:
-        outputs = connection.control.exec(_inputs(start, sizes, interactive=interactive))
-        async for output in outputs:
-            if output.stdout is not None:
-                _write(sys.stdout.buffer, output.stdout)
-            if output.stderr is not None:
-                _write(sys.stderr.buffer, output.stderr)
-            if output.exit_code is not None:
-                return output.exit_code
+    await inputs.put(ExecInput(start=start))
+    sources = [
+        asyncio.create_task(_typed(inputs, interactive=interactive)),
+        asyncio.create_task(_resized(inputs, sizes)),
+    ]
+    try:
+        with watching:
+            return await _outputs(connection, inputs)
+    finally:
+        for source in sources:
+            source.cancel()
+        await asyncio.gather(*sources, return_exceptions=True)
+
+
+async def _outputs(connection: Connection, inputs: asyncio.Queue[ExecInput]) -> int:
+    """Writes what the command prints; its exit code."""
+    async for output in connection.control.exec(_each(inputs)):
+        if output.stdout is not None:
+            _write(sys.stdout.buffer, output.stdout)
+        if output.stderr is not None:
+            _write(sys.stderr.buffer, output.stderr)
+        if output.exit_code is not None:
+            return output.exit_code
     raise Unavailable("the connection ended before the command did; whether it goes on is unknown")
 
 
-def _write(stream: object, data: bytes) -> None:
-    stream.write(data)  # type: ignore[attr-defined]  # a binary stream
-    stream.flush()  # type: ignore[attr-defined]
+def _write(stream: BinaryIO, data: bytes) -> None:
+    stream.write(data)
+    stream.flush()
 
 
-async def _inputs(
-    start: ExecStart, sizes: asyncio.Queue[WindowSize], *, interactive: bool
-) -> AsyncIterator[ExecInput]:
-    """The start, then what is typed and how the window changes, as it happens."""
-    yield ExecInput(start=start)
-    queue: asyncio.Queue[ExecInput] = asyncio.Queue(1)
+async def _each(inputs: asyncio.Queue[ExecInput]) -> AsyncIterator[ExecInput]:
+    while True:
+        yield await inputs.get()
 
-    async def typed() -> None:
-        if interactive:
-            async for chunk in terminal.read_chunks(sys.stdin.fileno()):
-                await queue.put(ExecInput(stdin=chunk))
-        await queue.put(ExecInput(stdin_closed=True))
 
-    async def resized() -> None:
-        while True:
-            await queue.put(ExecInput(resize=await sizes.get()))
+async def _typed(inputs: asyncio.Queue[ExecInput], *, interactive: bool) -> None:
+    if interactive:
+        async for chunk in terminal.read_chunks(sys.stdin.fileno()):
+            await inputs.put(ExecInput(stdin=chunk))
+    await inputs.put(ExecInput(stdin_closed=True))
 
-    async with asyncio.TaskGroup() as group:
-        group.create_task(typed())
-        group.create_task(resized())
-        while True:
-            yield await queue.get()
+
+async def _resized(inputs: asyncio.Queue[ExecInput], sizes: asyncio.Queue[WindowSize]) -> None:
+    while True:
+        await inputs.put(ExecInput(resize=await sizes.get()))

@@ -109,7 +109,7 @@ def explain_lines(answer: ExplainTaskResponse, *, width: int | None) -> list[str
         lines += ["", *layout(table, width=width, sentences=4)]
     if answer.nodes_total:
         lines += ["", f"{answer.nodes_fit} of {answer.nodes_total} nodes fit now."]
-    if answer.never:
+    if answer.never and "even if" not in answer.summary:
         lines.append("No node could take it, even if it were empty.")
     if answer.hint:
         lines += ["", answer.hint]

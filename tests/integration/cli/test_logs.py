@@ -1,0 +1,90 @@
+"""Logs: each line tells who printed it."""
+
+from __future__ import annotations
+
+import pytest
+
+from swarm.v1 import LogLine, LogsRequest, LogsResponse, LogStream
+from tests.integration.cli.conftest import Cli
+from tests.integration.cli.fake import FakeCluster
+from tests.integration.cli.samples import service, task
+
+TIME_NS = 1_795_254_292_946_163_064
+
+
+def line(text: bytes, **more: object) -> LogLine:
+    settings = {
+        "task_id": "t1" + "x" * 23,
+        "stream": LogStream.STDOUT,
+        "timestamp_ns": TIME_NS,
+        "service_name": "web",
+        "slot": 1,
+        "node_id": "n1",
+        "node_name": "alpha",
+        **more,
+    }
+    return LogLine(data=text, **settings)  # type: ignore[arg-type]  # of these names
+
+
+@pytest.fixture(autouse=True)
+def web(cluster: FakeCluster) -> None:
+    of = cluster.add(service("web"))
+    cluster.add(task(of, "t1" + "x" * 23, slot=1))
+    cluster.log_script = [
+        LogsResponse(lines=(line(b"one"), line(b"\xff\x00two", stream=LogStream.STDERR))),
+        LogsResponse(lines=(line(b"three", slot=10, node_name="gamma"),)),
+    ]
+
+
+def test_lines_begin_with_service_slot_task_and_node(cli: Cli, cluster: FakeCluster) -> None:
+    done = cli.process("service", "logs", "web")
+    assert done.returncode == 0
+    assert done.stdout == (
+        b"web.1.t1xxxxxxxxxx@alpha    | one\nweb.10.t1xxxxxxxxxx@gamma    | three\n"
+    )
+    assert done.stderr == b"web.1.t1xxxxxxxxxx@alpha    | \xff\x00two\n", "stderr stays stderr"
+    request = cluster.last(LogsRequest)
+    assert request.services == ("web",) and request.options is not None
+    assert (request.options.tail, request.options.follow) == (-1, False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "first"),
+    [
+        (("--raw",), "one"),
+        (("--no-task-ids",), "web.1@alpha    | one"),
+        (("--no-trunc", "--no-resolve"), f"web.1.t1{'x' * 23}@n1    | one"),
+        (("-t", "--raw"), "2026-11-21T09:44:52.946163064Z one"),
+        (("--timestamps",), "2026-11-21T09:44:52.946163064Z web.1.t1xxxxxxxxxx@alpha    | one"),
+    ],
+)
+def test_forms_of_the_prefix(cli: Cli, flags: tuple[str, ...], first: str) -> None:
+    done = cli.process("logs", *flags, "web")
+    assert done.returncode == 0, done
+    assert done.stdout.decode().splitlines()[0] == first
+
+
+def test_tail_since_and_follow_are_sent(cli: Cli, cluster: FakeCluster) -> None:
+    cli.ok("service", "logs", "-f", "-n", "5", "--since", "2026-11-21T09:44:52Z", "web")
+    options = cluster.last(LogsRequest).options
+    assert options is not None
+    assert (options.follow, options.tail, options.since_ns) == (True, 5, TIME_NS - 946_163_064)
+
+
+def test_a_task_s_logs(cli: Cli, cluster: FakeCluster) -> None:
+    cli.ok("task", "logs", "t1")
+    assert cluster.last(LogsRequest).tasks == ("t1",)
+    cli.ok("service", "logs", "t1")
+    assert cluster.last(LogsRequest).tasks == ("t1",)
+    assert cli("service", "logs", "nope").err == "Error: no such service or task: nope\n"
+    assert cli("task", "logs", "web").code == 4
+
+
+def test_nodes_that_cannot_be_read_are_told_and_the_rest_is_shown(
+    cli: Cli, cluster: FakeCluster
+) -> None:
+    cluster.log_script.append(LogsResponse(problems=("node gamma is down: its lines are missing",)))
+    answer = cli("service", "logs", "web")
+    assert answer.code == 1
+    assert "Warning: node gamma is down: its lines are missing\n" in answer.err
+    assert "| three\n" in answer.out
