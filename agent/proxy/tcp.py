@@ -107,7 +107,10 @@ async def listen_relay(sock: socket.socket, connections: Connections) -> asyncio
         nonlocal quiet_until_s
         metrics.REFUSED.labels(status.name.lower()).inc()
         now_s = cluster.clock.monotonic_s()
-        if now_s >= quiet_until_s:
+        # A task that has ended or does not listen yet is everyday life; a wrong key is not.
+        if status is not Status.DENIED:
+            log.debug("relay_not_connected", reason=reason)
+        elif now_s >= quiet_until_s:
             quiet_until_s = now_s + REFUSED_LOG_PERIOD_S
             peer = client.transport.get_extra_info("peername")
             log.warning("relay_refused", peer=str(peer), reason=reason)

@@ -268,6 +268,8 @@ class ProcessRuntime:
                 self._jobs.add(task.health)
         jobs, self._jobs = self._jobs, set()
         await asyncio.gather(*jobs, return_exceptions=True)
+        if not self._tasks and self._cgroups is not None:
+            self._cgroups.destroy_node()
         self._tasks.clear()
         self._bridge.close()
 

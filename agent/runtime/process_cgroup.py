@@ -146,8 +146,7 @@ class V1:
 
     def destroy_node(self) -> None:
         for group in self._groups.values():
-            _remove(group)
-            _remove(group.parent)
+            _remove_empty(group, group.parent)
 
     def _file(self, controller: str, task_id: str, name: str) -> Path | None:
         group = self._groups.get(controller)
@@ -231,8 +230,7 @@ class V2:
         return _remove(self._group / task_id)
 
     def destroy_node(self) -> None:
-        _remove(self._group)
-        _remove(self._group.parent)
+        _remove_empty(self._group, self._group.parent)
 
 
 def _make_v2(root: Path, group: Path) -> None:
@@ -301,6 +299,15 @@ def _write(path: Path, value: str) -> None:
         if error.errno == errno.ENOENT and path.name == "memory.swap.max":
             return  # a kernel that does not account swap
         raise OSError(error.errno, f"cannot write {value} to {path}: {error.strerror}") from None
+
+
+def _remove_empty(*folders: Path) -> None:
+    """Removes folders unless something is in them: the parent is shared with other nodes of this
+    machine, whose tasks may be on their way into their groups.
+    """
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _remove(folder: Path) -> bool:
