@@ -95,7 +95,12 @@ class Session:
                     await channel.ready(timeout_s=CONNECT_TIMEOUT_S)
                     await conversation.hold(channel)
             except* errors.SwarmError as group:
-                self._failed(manager, _first(group))
+                error = _first(group)
+                self._failed(manager, error)
+                if isinstance(error, errors.Removed):
+                    # A manager's word that nothing is this node's any more.
+                    self._worker.assign(Assignments(full=True))
+                    self._on_removed()
             finally:
                 self.connected = False
                 CONNECTED.set(0)
@@ -284,10 +289,7 @@ class _Conversation:
     def _goodbye(self, reason: str) -> None:
         match reason:
             case "removed":
-                # A manager's word that nothing is this node's any more.
-                self._worker.assign(Assignments(full=True))
-                self._session._on_removed()
-                raise errors.Denied("this node was removed from the cluster")
+                raise errors.Removed("this node was removed from the cluster")
             case "superseded":
                 self.superseded = True
                 raise errors.Conflict(

@@ -226,7 +226,7 @@ class Authority:
     def _check_member(self, identity: Identity) -> None:
         node = self._store.get(Node, identity.node_id)
         if node is None or node.revoked:
-            raise errors.Denied(
+            raise errors.Removed(
                 f"node {identity.node_id} was removed from the cluster; run `swarmctl swarm leave` "
                 "on it, and join again with a fresh token"
             )

@@ -35,6 +35,10 @@ class Denied(SwarmError):
     """The caller may not do this."""
 
 
+class Removed(Denied):
+    """The node was removed from the cluster: nothing in it is the node's any more."""
+
+
 class Unavailable(SwarmError):
     """It cannot be done now; trying again may help."""
 
@@ -74,6 +78,7 @@ TABLE: dict[type[SwarmError], Mapping] = {
     Invalid: Mapping("INVALID_ARGUMENT", 400, 2),
     NotFound: Mapping("NOT_FOUND", 404, 4),
     Conflict: Mapping("FAILED_PRECONDITION", 409, 5),
+    Removed: Mapping("PERMISSION_DENIED", 403, 8),
     Denied: Mapping("PERMISSION_DENIED", 403, 8),
     NotManager: Mapping("UNAVAILABLE", 503, 9),
     Unavailable: Mapping("UNAVAILABLE", 503, 9),

@@ -140,6 +140,29 @@ def test_a_drained_host_is_emptied_and_comes_back(web: Cluster) -> None:
     web.ctl("service", "scale", f"web={REPLICAS}")
 
 
+def test_a_node_removed_while_cut_off_stops_its_tasks_when_it_is_back(cluster: Cluster) -> None:
+    lost = cluster.hosts[2]
+    cluster.ctl(
+        *("service", "create", "--name", "stray", "--constraint", f"node.hostname=={lost.name}"),
+        *("--stop-grace-period", "0s", "web:latest"),
+    )
+    lost.cut()
+    wait_for(
+        "the node is down",
+        lambda: any(
+            n["Hostname"] == lost.name and n["Status"] == "Down" for n in cluster.json("node", "ls")
+        ),
+    )
+    cluster.ctl("node", "rm", "--force", lost.name)
+    assert cluster.containers(lost, every=False)
+    lost.heal()
+    wait_for("its tasks are gone", lambda: not cluster.containers(lost))
+    cluster.ctl("service", "rm", "stray")
+    lost.swarmctl("swarm", "leave")
+    token = cluster.ctl("swarm", "join-token", "-q", "worker").strip()
+    lost.swarmctl("swarm", "join", "--token", token, f"{cluster.hosts[0].address}:2377")
+
+
 def _hold_until(when: float) -> None:
     """The cut lasts as long as the case says, whatever happened meanwhile."""
     wait_for("the cut has lasted", lambda: time.monotonic() >= when, timeout_s=30)
