@@ -207,6 +207,7 @@ class ControlService:
                     spec,
                     prune=request.prune,
                     registry_auth=request.registry_auth,
+                    registry_auths=request.registry_auths,
                     new_id=self._new_id,
                     sealer=self._sealer,
                 )

@@ -10,7 +10,7 @@ at last a stack that is being removed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,12 +83,19 @@ class _Deploy:
     spec: StackSpec
     new_id: Callable[[], str]
     sealer: Sealer
+    # Of services without an entry in `registry_auths`.
     credentials: Credentials
+    registry_auths: Mapping[str, str]
     problems: Problems
     stack_id: str
     ledger: PortLedger
     changes: list[StackChange] = field(default_factory=list)
     leftovers: set[str] = field(default_factory=set)
+
+    def credentials_of(self, spec: ServiceSpec) -> Credentials:
+        """What the service's image is pulled with; images may come from several registries."""
+        auth = self.registry_auths.get(spec.name)
+        return self.credentials if auth is None else Credentials(auth, self.sealer)
 
     def note(self, kind: Kind, name: str, id_: str, action: str) -> None:
         self.changes.append(StackChange(kind=kind, name=name, id=id_, action=action))
@@ -116,6 +123,7 @@ def deploy(
     *,
     prune: bool,
     registry_auth: str,
+    registry_auths: Mapping[str, str],
     new_id: Callable[[], str],
     sealer: Sealer,
 ) -> DeployStackResponse:
@@ -136,6 +144,7 @@ def deploy(
         new_id=new_id,
         sealer=sealer,
         credentials=Credentials(registry_auth, sealer),
+        registry_auths=registry_auths,
         problems=Problems(),
         stack_id=stack.id if stack is not None else new_id(),
         ledger=PortLedger(draft),
@@ -194,6 +203,8 @@ def _check(work: _Deploy) -> None:
     if len(spec.services) > SERVICES_MAX:
         find.add("services", f"{len(spec.services)} are more than the limit of {SERVICES_MAX}")
     work.credentials.check(problems)
+    for name in sorted(work.registry_auths):
+        Credentials(work.registry_auths[name], work.sealer).check(problems)
     for field_, specs in (
         ("services", spec.services),
         ("networks", spec.networks),
@@ -391,14 +402,14 @@ def _deploy_service(work: _Deploy, spec: ServiceSpec) -> None:
             work.draft,
             spec,
             new_id=work.new_id(),
-            credentials=work.credentials,
+            credentials=work.credentials_of(spec),
             ledger=work.ledger,
             stack_id=work.stack_id,
         )
         work.note(Kind.SERVICE, spec.name, made.id, CREATED)
         return
     changed = update_service(
-        find, work.draft, old, spec, credentials=work.credentials, ledger=work.ledger
+        find, work.draft, old, spec, credentials=work.credentials_of(spec), ledger=work.ledger
     )
     work.note(Kind.SERVICE, spec.name, old.id, UPDATED if changed else UNCHANGED)
 

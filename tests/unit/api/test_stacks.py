@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from swarm.v1 import (
     Config,
     ConfigReference,
     Dependency,
+    DeployStackRequest,
     Driver,
     Kind,
     Network,
@@ -28,7 +31,7 @@ from swarm.v1 import (
     Volume,
     VolumeSpec,
 )
-from tests.unit.api.harness import Api, config, network, port, secret, service, task
+from tests.unit.api.harness import CONTEXT, Api, config, network, port, secret, service, task
 
 
 def app(**fields) -> StackSpec:
@@ -427,3 +430,24 @@ async def test_pruned_network_that_comes_back_is_kept(api: Api):
     response = await api.deploy(app())
     assert actions(response)["app_net"] == "unchanged"
     assert net.id not in api.one(Stack, "app").leftover_ids
+
+
+async def test_each_service_s_image_has_the_credentials_of_its_registry(api: Api):
+    def auth(registry: str) -> str:
+        return base64.b64encode(json.dumps({"serveraddress": registry}).encode()).decode()
+
+    auths = {"app_web": auth("a.example"), "app_db": auth("b.example")}
+    names = ("app_web", "app_db", "app_cache")
+    spec = StackSpec(name="app", services=tuple(service(name) for name in names))
+    await api.control.deploy_stack(
+        DeployStackRequest(spec=spec, registry_auth=auth("c.example"), registry_auths=auths),
+        CONTEXT,
+    )
+    wanted = auths | {"app_cache": auth("c.example")}
+    for name in names:
+        revision = api.stored(ServiceRevision, f"{api.one(Service, name).id}.1")
+        assert api.sealer.open(revision.sealed_registry_auth) == wanted[name].encode()
+    with pytest.raises(errors.Invalid, match="not the base64 form"):
+        await api.control.deploy_stack(
+            DeployStackRequest(spec=spec, registry_auths={"app_web": "%%%"}), CONTEXT
+        )
