@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,6 +80,13 @@ INSPECTS_MAX = 8
 KILL_WAIT_S = 30.0
 REMOVE_TRIES = 5
 REMOVE_PAUSE_S = 0.2
+
+
+_NETWORK_GONE = re.compile(r"network [0-9a-f]{64} (is )?not found", re.IGNORECASE)
+
+
+class _NetworkGone(Failed):
+    """The container's network was removed since the container was made."""
 
 
 class DockerRuntime:
@@ -253,9 +261,7 @@ class DockerRuntime:
                         ) from None
                     await self._images.pull(plan.image, platform=plan.platform, auth=auth)
                 elif what == "network":
-                    for attachment in plan.attachments:
-                        if attachment.network is not None:
-                            self._networks.forget(attachment.network.id)
+                    self._networks.forget_all()
                     network_ids = await self._network_ids(plan)
                 else:
                     await self._make_way(plan)
@@ -278,9 +284,21 @@ class DockerRuntime:
         if entry is None:
             raise Failed("the task's container is gone; it was removed by somebody else")
         async with self._starting:
+            try:
+                return await self._start(entry)
+            except _NetworkGone:
+                # Another agent on this engine, or somebody, removed it between prepare and start,
+                # when nothing ran on it. The container is bound to its id.
+                log.info("network_made_again", task_id=work.task_id)
+        self._networks.forget_all()
+        await self.prepare(work)
+        entry = self._watchlist.get(work.task_id)
+        assert entry is not None
+        async with self._starting:
             return await self._start(entry)
 
     async def _start(self, entry: Watched) -> Started:
+        """Raises _NetworkGone beside what `start` raises."""
         already = entry.phase is Phase.RUNNING
         self._watchlist.runs(entry)
         try:
@@ -291,13 +309,14 @@ class DockerRuntime:
                 timeout_s=START_S,
             )
         except Refusal as refusal:
-            if refusal.status != 304:
-                if not already:
-                    entry.phase = Phase.CREATED
-                    entry.held.clear()
-                rejected = refusal.status == 400 or "select device driver" in refusal.message
-                text = f"the container does not start: {refusal.message}"
-                raise (Rejected(text) if rejected else Failed(text)) from None
+            if not already:
+                entry.phase = Phase.CREATED
+                entry.held.clear()
+            text = f"the container does not start: {refusal.message}"
+            if _NETWORK_GONE.search(refusal.message):
+                raise _NetworkGone(text) from None
+            rejected = refusal.status == 400 or "select device driver" in refusal.message
+            raise (Rejected(text) if rejected else Failed(text)) from None
         container = await inspect(self._engine, entry.container_id)
         if container is None:
             raise Failed("the container was removed by somebody else while it started")

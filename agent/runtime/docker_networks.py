@@ -2,13 +2,22 @@
 
 A network is found by its label, never by its name alone, and used by its id: another program's
 network of the same name is not ours. Several agents may share one engine (a cluster on one machine)
-and then share the bridge, for two bridges cannot have one subnet. Making it is idempotent: in this
-process a lock per network, between processes the rule that of two the smaller id stays.
+and then share the bridge, for two bridges cannot have one subnet. Looking and making is one step:
+under a lock per network in this process, and under a lock on a file between agents, for the engine
+takes two networks of one name when they come at the same moment, and then refuses to start what is
+on them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -21,6 +30,7 @@ from swarm.v1 import IpamConfig, Network, NetworkSpec
 log = structlog.get_logger("docker")
 
 LABEL_NETWORK = "swarm-py.network.id"
+LOCK_PAUSE_S = 0.01
 _ID_SHOWN = 8  # enough to tell networks of one name apart
 # Overlay needs Swarm's own control plane; on one host its place is taken by a bridge.
 _BRIDGED = ("", "overlay", "bridge", "default")
@@ -80,6 +90,8 @@ class Networks:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        mark = hashlib.sha256(os.path.realpath(engine.socket).encode()).hexdigest()[:16]
+        self._lock_path = Path(tempfile.gettempdir()) / f"swarm-engine-{mark}.lock"
         self._ids: dict[str, str] = {}  # cluster's id -> engine's id
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -91,13 +103,14 @@ class Networks:
         async with self._lock(network.id):
             known = self._ids.get(network.id)
             if known is None:
-                known = await self._find(network.id) or await self._create(network, facts)
+                async with self._alone():
+                    known = await self._find(network.id) or await self._create(network, facts)
                 self._ids[network.id] = known
             return known
 
-    def forget(self, network_id: str) -> None:
-        """The engine does not know it any more; the next `ensure` looks again."""
-        self._ids.pop(network_id, None)
+    def forget_all(self) -> None:
+        """The engine lacks one of them; the next `ensure` of each looks again."""
+        self._ids.clear()
 
     def cluster_id(self, engine_id: str) -> str:
         """The cluster's id of one of the engine's networks that is in use here; empty: not ours."""
@@ -119,6 +132,23 @@ class Networks:
             for entry in await self._list(network_id):
                 await self._delete(str(entry["Id"]), str(entry["Name"]))
         self._locks.pop(network_id, None)
+
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """Keeps other agents on the same engine from making networks meanwhile. Held for as long
+        as two or three calls take; an agent that dies lets go of it.
+        """
+        handle = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(LOCK_PAUSE_S)
+            yield
+        finally:
+            os.close(handle)
 
     def _lock(self, network_id: str) -> asyncio.Lock:
         return self._locks.setdefault(network_id, asyncio.Lock())
@@ -152,10 +182,6 @@ class Networks:
                 made = await self._post(create_body(network, facts, with_subnet=False))
             except Refusal as second:
                 raise _trouble(spec.name, second) from None
-        found = await self._find(network.id)
-        if found is not None and found != made:  # another agent made one at the same time
-            await self._delete(made, engine_name(network))
-            return found
         return made
 
     async def _post(self, body: dict[str, Any]) -> str:

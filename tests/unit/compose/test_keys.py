@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.runtime.process_fields import CONTAINER, How
+from agent.runtime.process.fields import CONTAINER, How
 from cli.compose import keys
 from cli.compose.keys import SERVICE, Support
 from swarm.v1 import ServiceSpec

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.runtime.process_cgroup import V1, V2, Limits, detect
+from agent.runtime.process.cgroup import V1, V2, Limits, detect
 
 LIMITS = Limits(
     cpu_nano=100_000_000,

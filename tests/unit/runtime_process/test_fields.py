@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from agent.runtime.process_fields import (
+from agent.runtime.process.fields import (
     CONTAINER,
     TASK,
     How,

@@ -10,14 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.runtime import process_plan, process_ports, process_state
 from agent.runtime.base import Event, EventKind, Failed, Rejected
-from agent.runtime.process_events import Events
-from agent.runtime.process_health import Health, Result, Schedule, pause_s, schedule, step
-from agent.runtime.process_logs import read
-from agent.runtime.process_net import choose_address, choose_subnet
-from agent.runtime.process_ports import HostNetworkPorts
-from agent.runtime.process_supervisor import LogWriter
+from agent.runtime.process import plan as process_plan
+from agent.runtime.process import ports as process_ports
+from agent.runtime.process import state as process_state
+from agent.runtime.process.events import Events
+from agent.runtime.process.health import Health, Result, Schedule, pause_s, schedule, step
+from agent.runtime.process.logs import read
+from agent.runtime.process.net import choose_address, choose_subnet
+from agent.runtime.process.ports import HostNetworkPorts
+from agent.runtime.process.supervisor import LogWriter
 from swarm.v1 import (
     Assignment,
     ContainerSpec,

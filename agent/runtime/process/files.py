@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent.runtime.base import Failed, TaskFile
-from agent.runtime.process_fields import Powers
+from agent.runtime.process.fields import Powers
 
 
 class Files:

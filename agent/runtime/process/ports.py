@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterable, Mapping, Sequence
 
 from agent.runtime.base import Failed, Rejected
-from agent.runtime.process_fields import Powers
+from agent.runtime.process.fields import Powers
 from swarm.v1 import Assignment, PortConfig
 
 FIRST, LAST = 20_000, 29_999

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from agent.runtime.process_cgroup import Usage
+from agent.runtime.process.cgroup import Usage
 from swarm.v1 import TaskStats
 
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")

@@ -17,8 +17,8 @@ import termios
 from collections.abc import AsyncIterator
 from typing import Any
 
-from agent.runtime import process_spawn
 from agent.runtime.base import Rejected
+from agent.runtime.process import spawn as process_spawn
 from swarm.v1 import ExecInput, ExecOutput, WindowSize
 
 CHUNK_BYTES = 32_768

@@ -1,7 +1,7 @@
 """From a task's spec to what its supervisor carries out: a plan of plain values.
 
 Pure but for look-ups of the host's users and of files that are to be mounted. The checks are
-process_fields'; here everything is known to be possible.
+fields.py's; here everything is known to be possible.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.runtime import process_fields as fields
 from agent.runtime.base import Rejected, TaskFile
-from agent.runtime.process_cgroup import Limits
-from agent.runtime.process_fields import Powers
-from agent.runtime.process_net import Lease
+from agent.runtime.process import fields as fields
+from agent.runtime.process.cgroup import Limits
+from agent.runtime.process.fields import Powers
+from agent.runtime.process.net import Lease
 from swarm.quantities import parse_bytes
 from swarm.v1 import Assignment, ContainerSpec, Mount, Resources, TaskSpec
 

@@ -1,7 +1,7 @@
 """What happens between fork and exec of a task's main process: namespaces, mounts, network, user,
 limits.
 
-Runs in a fresh interpreter without site-packages, beside process_supervisor: standard library only,
+Runs in a fresh interpreter without site-packages, beside supervisor.py: standard library only,
 and of that only what starts quickly (`_socket` and `_signal` instead of `socket` and `signal`,
 which pull in enum and selectors). Each step's failure is an `OSError` with the step's name, which
 travels to the agent. Order matters and is told where it does. Sources: namespaces(7),
@@ -21,7 +21,7 @@ import stat
 import struct
 from typing import Any
 
-Plan = dict[str, Any]  # made by process_plan, read here only; marshal carries it, so plain types
+Plan = dict[str, Any]  # made by plan.py, read here only; marshal carries it, so plain types
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000

@@ -2,7 +2,7 @@
 where the agent may make them.
 
 Owns the folders `tasks/<task id>` and `volumes/<name>` below its state folder, the node's cgroup
-subtree, bridge and port numbers. Each task stands under a supervisor process (process_supervisor)
+subtree, bridge and port numbers. Each task stands under a supervisor process (supervisor.py)
 that outlives the agent; the agent watches supervisors by pidfd, reads what they write, and runs
 healthchecks. Invariants: a task that runs has a record on disk from before it was started; an exit
 is reported once per agent life and its outcome kept on disk; what is made for a task is named by
@@ -25,18 +25,6 @@ import msgspec
 import structlog
 
 from agent.ingress import LocalTarget
-from agent.runtime import (
-    process_cgroup,
-    process_exec,
-    process_fields,
-    process_health,
-    process_logs,
-    process_plan,
-    process_ports,
-    process_spawn,
-    process_state,
-    process_stats,
-)
 from agent.runtime.base import (
     Description,
     Event,
@@ -48,14 +36,24 @@ from agent.runtime.base import (
     Started,
     Work,
 )
-from agent.runtime.process_events import Events
-from agent.runtime.process_fields import Powers
-from agent.runtime.process_files import Files
-from agent.runtime.process_health import Result, Schedule
-from agent.runtime.process_net import DEFAULT_POOL, Bridge
-from agent.runtime.process_plan import Layout, Ports
-from agent.runtime.process_ports import HostNetworkPorts
-from agent.runtime.process_state import Outcome, Record
+from agent.runtime.process import cgroup as process_cgroup
+from agent.runtime.process import exec as process_exec
+from agent.runtime.process import fields as process_fields
+from agent.runtime.process import health as process_health
+from agent.runtime.process import logs as process_logs
+from agent.runtime.process import plan as process_plan
+from agent.runtime.process import ports as process_ports
+from agent.runtime.process import spawn as process_spawn
+from agent.runtime.process import state as process_state
+from agent.runtime.process import stats as process_stats
+from agent.runtime.process.events import Events
+from agent.runtime.process.fields import Powers
+from agent.runtime.process.files import Files
+from agent.runtime.process.health import Result, Schedule
+from agent.runtime.process.net import DEFAULT_POOL, Bridge
+from agent.runtime.process.plan import Layout, Ports
+from agent.runtime.process.ports import HostNetworkPorts
+from agent.runtime.process.state import Outcome, Record
 from swarm import errors
 from swarm.clock import Clock
 from swarm.ids import Rng, system_rng

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from agent.runtime import process_health
+from agent.runtime.process import health as process_health
 from swarm.v1 import ContainerSpec, Mount, TaskSpec
 
 

@@ -27,9 +27,10 @@ _SPEC_ERRNOS = frozenset({1, 2, 8, 13, 20, 22, 36, 40})
 _HERE = Path(__file__).resolve().parent
 _BOOT = (
     "import sys;M=type(sys)\n"
-    f"for n,p in (('agent',{str(_HERE.parent)!r}),('agent.runtime',{str(_HERE)!r})):\n"
+    f"for n,p in (('agent',{str(_HERE.parents[1])!r}),('agent.runtime',{str(_HERE.parent)!r}),"
+    f"('agent.runtime.process',{str(_HERE)!r})):\n"
     " m=M(n);m.__path__=[p];sys.modules[n]=m\n"
-    "from agent.runtime.process_supervisor import main;main()"
+    "from agent.runtime.process.supervisor import main;main()"
 )
 
 

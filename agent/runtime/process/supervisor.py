@@ -15,7 +15,7 @@ closed and files speak: `pids` (who runs), `stop` (signal and grace period, then
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # C half of `signal`: see process_inside
+import _signal  # type: ignore[import-not-found]  # C half of `signal`: see inside.py
 import contextlib
 import fcntl
 import marshal
@@ -25,8 +25,8 @@ import sys
 import time
 import traceback
 
-from agent.runtime import process_inside as inside
-from agent.runtime.process_inside import Plan
+from agent.runtime.process import inside as inside
+from agent.runtime.process.inside import Plan
 
 CHUNK_BYTES = 65_536
 LINE_BYTES_MAX = 16_384  # Docker's; what is longer becomes several lines
@@ -488,7 +488,7 @@ def _boot_id() -> str:
 
 
 def main() -> None:
-    """The process's entry; `process_spawn` says how it is started."""
+    """The process's entry; spawn.py says how it is started."""
     mode = sys.argv[1]
     if mode == "run":
         supervise()
