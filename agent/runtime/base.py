@@ -168,7 +168,7 @@ class Runtime(Protocol):
         ...
 
     async def remove(self, task_id: str) -> None:
-        """Removes all that `prepare` made for this task alone; nothing happens if there is nothing."""
+        """Removes all that `prepare` made for this task alone; does nothing if there is nothing."""
         ...
 
     async def release_network(self, network_id: str) -> None:
