@@ -1,25 +1,34 @@
 """Objects of the contract in Docker's JSON: the shapes that `inspect`, `--format` and templates
 show.
 
-The tables below say, per message, which of Docker's fields it has and where each comes from, in
-Docker's order (Docker Engine API 1.41 to 1.50). A field that is absent or zero is left out, unless
-Docker always writes it. Fields that Docker lacks follow at the end, named in the same style.
-`KNOWN` holds every field name, so that templates can tell a slip from an absent value.
+The specs come from cli/docker_tables.py; here stand the objects around them. `KNOWN` holds every
+field name, so that templates can tell a slip from an absent value.
 """
 
 from __future__ import annotations
 
-import base64
-import functools
-from collections.abc import Callable, Iterable
-from typing import Any
-
+from cli.docker_tables import (
+    DRIVER,
+    ENDPOINT_SPEC,
+    NAMES,
+    PLATFORM,
+    PORT,
+    RESOURCES,
+    SERVICE_SPEC,
+    TASK_SPEC,
+    Json,
+    convert,
+    each,
+    generic,
+    label,
+    of,
+    table,
+)
 from cli.times import rfc3339
 from swarm.errors import Internal, invariant
 from swarm.v1 import (
     Cluster,
     Config,
-    GenericResource,
     GetResponse,
     Kind,
     Message,
@@ -32,7 +41,6 @@ from swarm.v1 import (
     ServiceStatus,
     Stack,
     Task,
-    TmpfsOptions,
     Volume,
 )
 
@@ -51,380 +59,9 @@ __all__ = [
     "volume",
 ]
 
-Json = dict[str, Any]
-Convert = Callable[[Any], Any]
-# Docker's name, ours, how the value is converted, and whether it is written although it is empty.
-Field = tuple[str, str, Convert | None, bool]
-Table = tuple[Field, ...]
-_NAMES: set[str] = set()
-
-
-def _table(text: str, **converters: Convert) -> Table:
-    """A table from lines `DockerName our_name`; a `!` at the end: always written. A converter is
-    given by our name.
-    """
-    fields: list[Field] = []
-    for line in text.split("\n"):
-        words = line.split()
-        if not words:
-            continue
-        always = words[-1] == "!"
-        name, ours = words[0], words[1]
-        _NAMES.add(name)
-        fields.append((name, ours, converters.get(ours), always))
-    return tuple(fields)
-
-
-def _convert(message: Message, table: Table) -> Json:
-    out: Json = {}
-    defaults = _defaults(type(message))
-    for name, ours, converter, always in table:
-        value = getattr(message, ours)
-        # Fields with presence have None as default, so a zero or an empty message that was given
-        # is written.
-        if not always and (value == defaults[ours] or value == {}):
-            continue
-        out[name] = converter(value) if converter and value is not None else _plain(value)
-    return out
-
-
-@functools.cache
-def _defaults(kind: type[Message]) -> dict[str, Any]:
-    return dict(zip(kind.__struct_fields__, kind.__struct_defaults__, strict=True))
-
-
-def _plain(value: Any) -> Any:
-    match value:
-        case tuple():
-            return list(value)
-        case dict():
-            return dict(sorted(value.items()))
-        case bytes():
-            return base64.b64encode(value).decode()
-        case float() if value.is_integer():
-            return int(value)  # as Go writes it
-    return value
-
-
-def _of(table: Table) -> Convert:
-    return lambda message: _convert(message, table)
-
-
-def _each(table: Table) -> Convert:
-    return lambda messages: [_convert(message, table) for message in messages]
-
-
-def _label(value: Any) -> str:
-    """An enum's name in lower case; unspecified is empty."""
-    return "" if value == 0 else str(value.name).lower()
-
-
-# ------------------------------------------------------------------ specs
-
-_DRIVER = _table("Name name\nOptions options")
-_PRIVILEGES = _table(
-    """
-    CredentialSpec credential_spec !
-    SELinuxContext selinux_context !
-    Seccomp seccomp
-    AppArmor apparmor
-    NoNewPrivileges no_new_privileges !
-    """,
-    credential_spec=_of(_table("Config config\nFile file\nRegistry registry")),
-    selinux_context=_of(
-        _table("Disable disable !\nUser user !\nRole role !\nType type !\nLevel level !")
-    ),
-    seccomp=_of(_table("Mode mode\nProfile profile")),
-    apparmor=_of(_table("Mode mode")),
-)
-_NAMES |= {"SizeBytes", "Mode", "Options"}
-
-
-def _tmpfs(options: TmpfsOptions) -> Json:
-    out: Json = {}
-    if options.size_bytes:
-        out["SizeBytes"] = options.size_bytes
-    if options.mode:
-        out["Mode"] = options.mode
-    if options.options:
-        out["Options"] = [list(option.words) for option in options.options]
-    return out
-
-
-_MOUNT = _table(
-    """
-    Type type
-    Source source
-    Target target
-    ReadOnly read_only
-    Consistency consistency
-    BindOptions bind_options
-    VolumeOptions volume_options
-    TmpfsOptions tmpfs_options
-    """,
-    bind_options=_of(
-        _table(
-            """
-            Propagation propagation
-            NonRecursive non_recursive
-            CreateMountpoint create_mountpoint
-            ReadOnlyNonRecursive read_only_non_recursive
-            ReadOnlyForceRecursive read_only_force_recursive
-            SELinux selinux
-            """
-        )
-    ),
-    volume_options=_of(
-        _table(
-            "NoCopy no_copy\nLabels labels\nDriverConfig driver_config\nSubpath subpath",
-            driver_config=_of(_DRIVER),
-        )
-    ),
-    tmpfs_options=_tmpfs,
-)
-_FILE = _table("Name name !\nUID uid !\nGID gid !\nMode mode !")
-_CONTAINER = _table(
-    """
-    Image image
-    Labels labels
-    Command command
-    Args args
-    Hostname hostname
-    Env env
-    Dir dir
-    User user
-    Groups groups
-    Privileges privileges
-    Init init
-    StopSignal stop_signal
-    TTY tty
-    OpenStdin open_stdin
-    ReadOnly read_only
-    Mounts mounts
-    StopGracePeriod stop_grace_period_ns
-    Healthcheck healthcheck
-    Hosts hosts
-    DNSConfig dns
-    Secrets secrets
-    Configs configs
-    Isolation isolation
-    Sysctls sysctls
-    CapabilityAdd capability_add
-    CapabilityDrop capability_drop
-    Ulimits ulimits
-    OomScoreAdj oom_score_adj
-    Privileged privileged
-    Devices devices
-    ShmSize shm_size_bytes
-    IpcMode ipc_mode
-    PidMode pid_mode
-    UsernsMode userns_mode
-    UTSMode uts_mode
-    CgroupnsMode cgroupns_mode
-    NetworkMode network_mode
-    SecurityOpt security_opt
-    CgroupParent cgroup_parent
-    Domainname domainname
-    MacAddress mac_address
-    OomKillDisable oom_kill_disable
-    PullPolicy pull_policy
-    Platform platform
-    Expose expose
-    Annotations annotations
-    StorageOpt storage_opt
-    CpusetCpus cpuset
-    CpuShares cpu_shares
-    MemorySwap memory_swap_bytes
-    MemoryReservation memory_reservation_bytes
-    MemorySwappiness memory_swappiness
-    DeviceCgroupRules device_cgroup_rules
-    """,
-    privileges=_of(_PRIVILEGES),
-    mounts=_each(_MOUNT),
-    healthcheck=_of(
-        _table(
-            """
-            Test test
-            Interval interval_ns
-            Timeout timeout_ns
-            StartPeriod start_period_ns
-            StartInterval start_interval_ns
-            Retries retries
-            """
-        )
-    ),
-    dns=_of(_table("Nameservers nameservers\nSearch search\nOptions options")),
-    secrets=_each(
-        _table("File file\nSecretID secret_id !\nSecretName secret_name !", file=_of(_FILE))
-    ),
-    configs=_each(
-        _table("File file\nConfigID config_id !\nConfigName config_name !", file=_of(_FILE))
-    ),
-    ulimits=_each(_table("Name name !\nHard hard !\nSoft soft !")),
-    devices=_each(
-        _table("PathOnHost source\nPathInContainer target\nCgroupPermissions permissions")
-    ),
-)
-
-
-def _generic(resources: Iterable[GenericResource]) -> list[Json]:
-    return [
-        {"NamedResourceSpec": {"Kind": resource.kind, "Value": resource.name}}
-        if resource.name
-        else {
-            "DiscreteResourceSpec": {
-                "Kind": resource.kind,
-                **({} if resource.count is None else {"Value": resource.count}),
-            }
-        }
-        for resource in resources
-    ]
-
-
-_NAMES |= {"NamedResourceSpec", "DiscreteResourceSpec", "Kind", "Value"}
-_DEVICE_REQUEST = _table(
-    """
-    Driver driver
-    Count count
-    DeviceIDs device_ids
-    Capabilities capabilities
-    Options options
-    """
-)
-_RESOURCES = _table(
-    """
-    NanoCPUs cpu_nano
-    MemoryBytes memory_bytes
-    Pids pids
-    GenericResources generic
-    Devices devices
-    """,
-    generic=_generic,
-    devices=_each(_DEVICE_REQUEST),
-)
-_PLATFORM = _table("Architecture architecture\nOS os")
-_NAMES |= {"Spread", "SpreadDescriptor"}
-_PLACEMENT = _table(
-    """
-    Constraints constraints
-    Preferences preferences
-    MaxReplicas max_replicas
-    Platforms platforms
-    """,
-    preferences=lambda preferences: [
-        {"Spread": {"SpreadDescriptor": preference.spread}} for preference in preferences
-    ],
-    platforms=_each(_PLATFORM),
-)
-_TASK_SPEC = _table(
-    """
-    ContainerSpec container
-    Resources resources
-    RestartPolicy restart
-    Placement placement
-    Networks networks
-    LogDriver log_driver
-    ForceUpdate force_update !
-    Runtime docker_runtime
-    ContainerRuntime runtime
-    """,
-    container=_of(_CONTAINER),
-    resources=_of(
-        _table(
-            """
-            Limits limits
-            Reservations reservations
-            SwapBytes swap_bytes
-            MemorySwappiness memory_swappiness
-            """,
-            limits=_of(_RESOURCES),
-            reservations=_of(_RESOURCES),
-        )
-    ),
-    restart=_of(
-        _table(
-            """
-            Condition condition
-            Delay delay_ns
-            MaxAttempts max_attempts
-            Window window_ns
-            """
-        )
-    ),
-    placement=_of(_PLACEMENT),
-    networks=_each(
-        _table(
-            """
-            Target target
-            Aliases aliases
-            DriverOpts driver_opts
-            IPv4Address ipv4_address
-            IPv6Address ipv6_address
-            Priority priority
-            """
-        )
-    ),
-    log_driver=_of(_DRIVER),
-)
-_NAMES |= {"Replicated", "Global", "ReplicatedJob", "GlobalJob"}
-_MODE = _table(
-    """
-    Replicated replicated
-    Global global_service
-    ReplicatedJob replicated_job
-    GlobalJob global_job
-    """,
-    replicated=_of(_table("Replicas replicas")),
-    global_service=_of(()),
-    replicated_job=_of(_table("MaxConcurrent max_concurrent\nTotalCompletions total_completions")),
-    global_job=_of(()),
-)
-_UPDATE_CONFIG = _table(
-    """
-    Parallelism parallelism !
-    Delay delay_ns
-    FailureAction failure_action
-    Monitor monitor_ns
-    MaxFailureRatio max_failure_ratio !
-    Order order
-    """
-)
-_PORT = _table(
-    """
-    Name name
-    Protocol protocol
-    TargetPort target_port
-    PublishedPort published_port
-    PublishMode publish_mode
-    HostIP host_ip
-    """
-)
-_ENDPOINT_SPEC = _table("Mode mode\nPorts ports", ports=_each(_PORT))
-_SERVICE_SPEC = _table(
-    """
-    Name name !
-    Labels labels !
-    TaskTemplate task !
-    Mode mode !
-    UpdateConfig update
-    RollbackConfig rollback
-    EndpointSpec endpoint
-    DependsOn depends_on
-    """,
-    task=_of(_TASK_SPEC),
-    mode=_of(_MODE),
-    update=_of(_UPDATE_CONFIG),
-    rollback=_of(_UPDATE_CONFIG),
-    endpoint=_of(_ENDPOINT_SPEC),
-    depends_on=_each(
-        _table("Service service\nCondition condition\nRequired required !\nRestart restart !")
-    ),
-)
-
-
 # ------------------------------------------------------------------ objects
 
-_NAMES |= {"ID", "Version", "Index", "CreatedAt", "UpdatedAt", "Spec", "PreviousSpec"}
+NAMES |= {"ID", "Version", "Index", "CreatedAt", "UpdatedAt", "Spec", "PreviousSpec"}
 
 
 def _head(id_: str, meta: Meta | None) -> Json:
@@ -447,43 +84,43 @@ def _time(time_ns: int) -> str:
     return rfc3339(time_ns)
 
 
-_UPDATE_STATUS = _table(
+_UPDATE_STATUS = table(
     """
     State state
     StartedAt started_at_ns
     CompletedAt completed_at_ns
     Message message
     """,
-    state=_label,
+    state=label,
     started_at_ns=_time,
     completed_at_ns=_time,
 )
-_ENDPOINT = _table(
+_ENDPOINT = table(
     "Spec spec !\nPorts ports\nVirtualIPs virtual_ips",
-    spec=_of(_ENDPOINT_SPEC),
-    ports=_each(_PORT),
-    virtual_ips=_each(_table("NetworkID network_id\nAddr addr")),
+    spec=of(ENDPOINT_SPEC),
+    ports=each(PORT),
+    virtual_ips=each(table("NetworkID network_id\nAddr addr")),
 )
-_SERVICE = _table(
+_SERVICE = table(
     "Spec spec !\nEndpoint endpoint !\nUpdateStatus update_status",
-    spec=_of(_SERVICE_SPEC),
-    endpoint=_of(_ENDPOINT),
-    update_status=_of(_UPDATE_STATUS),
+    spec=of(SERVICE_SPEC),
+    endpoint=of(_ENDPOINT),
+    update_status=of(_UPDATE_STATUS),
 )
-_NAMES |= {"ServiceStatus", "RunningTasks", "DesiredTasks", "CompletedTasks"}
-_NAMES |= {"JobStatus", "JobIteration", "PendingDelete"}
+NAMES |= {"ServiceStatus", "RunningTasks", "DesiredTasks", "CompletedTasks"}
+NAMES |= {"JobStatus", "JobIteration", "PendingDelete"}
 
 
 def service_spec(spec: Message) -> Json:
     """A ServiceSpec."""
-    return _convert(spec, _SERVICE_SPEC)
+    return convert(spec, SERVICE_SPEC)
 
 
 def service(answer: GetResponse | Service) -> Json:
     """A Service; from a Get also its previous spec and its status."""
     found = answer if isinstance(answer, Service) else _held(answer).service
     assert found is not None
-    out = _head(found.id, found.meta) | _convert(found, _SERVICE)
+    out = _head(found.id, found.meta) | convert(found, _SERVICE)
     out["Endpoint"] = out["Endpoint"] or {"Spec": {}}
     if isinstance(answer, GetResponse):
         if answer.revision is not None and answer.revision.spec is not None:
@@ -506,7 +143,7 @@ def _status(status: ServiceStatus) -> Json:
     }
 
 
-_TASK_STATUS = _table(
+_TASK_STATUS = table(
     """
     Timestamp timestamp_ns
     State state
@@ -516,11 +153,11 @@ _TASK_STATUS = _table(
     PortStatus ports !
     """,
     timestamp_ns=_time,
-    state=_label,
-    container=_of(_table("ContainerID container_id\nPID pid !\nExitCode exit_code")),
-    ports=lambda ports: {"Ports": [_convert(port, _PORT) for port in ports]} if ports else {},
+    state=label,
+    container=of(table("ContainerID container_id\nPID pid !\nExitCode exit_code")),
+    ports=lambda ports: {"Ports": [convert(port, PORT) for port in ports]} if ports else {},
 )
-_TASK = _table(
+_TASK = table(
     """
     Labels labels !
     ServiceID service_id
@@ -534,15 +171,15 @@ _TASK = _table(
     HostPorts host_ports
     SpecVersion spec_version
     """,
-    status=_of(_TASK_STATUS),
-    desired_state=_label,
-    assigned_generic=_generic,
+    status=of(_TASK_STATUS),
+    desired_state=label,
+    assigned_generic=generic,
     networks=lambda attachments: [
         {"Network": {"ID": a.network_id}, "Addresses": list(a.addresses)} for a in attachments
     ],
-    host_ports=_each(_PORT),
+    host_ports=each(PORT),
 )
-_NAMES |= {"Network", "Addresses"}
+NAMES |= {"Network", "Addresses"}
 
 
 def task(answer: GetResponse | Task) -> Json:
@@ -552,11 +189,11 @@ def task(answer: GetResponse | Task) -> Json:
     out = _head(found.id, found.meta)
     if isinstance(answer, GetResponse) and answer.revision and answer.revision.spec:
         template = answer.revision.spec.task
-        out["Spec"] = _convert(template, _TASK_SPEC) if template else {}
-    return out | _convert(found, _TASK)
+        out["Spec"] = convert(template, TASK_SPEC) if template else {}
+    return out | convert(found, _TASK)
 
 
-_NODE = _table(
+_NODE = table(
     """
     Spec spec !
     Description description !
@@ -564,15 +201,15 @@ _NODE = _table(
     ManagerStatus manager_status
     Revoked revoked
     """,
-    spec=_of(
-        _table(
+    spec=of(
+        table(
             "Name name\nLabels labels !\nRole role\nAvailability availability",
-            role=_label,
-            availability=_label,
+            role=label,
+            availability=label,
         )
     ),
-    description=_of(
-        _table(
+    description=of(
+        table(
             """
             Hostname hostname
             Platform platform
@@ -585,16 +222,16 @@ _NODE = _table(
             Warnings warnings
             GPUs gpus
             """,
-            platform=_of(_PLATFORM),
-            resources=_of(_RESOURCES),
-            engine=_of(
-                _table(
+            platform=of(PLATFORM),
+            resources=of(RESOURCES),
+            engine=of(
+                table(
                     "EngineVersion version\nEngineName name\nLabels labels\nPlugins plugins",
-                    plugins=_each(_table("Type type\nName name")),
+                    plugins=each(table("Type type\nName name")),
                 )
             ),
-            gpus=_each(
-                _table(
+            gpus=each(
+                table(
                     """
                     UUID uuid
                     Index index !
@@ -611,15 +248,15 @@ _NODE = _table(
             ),
         )
     ),
-    status=_of(
-        _table(
-            "State state\nMessage message\nAddr addr\nSince since_ns", state=_label, since_ns=_time
+    status=of(
+        table(
+            "State state\nMessage message\nAddr addr\nSince since_ns", state=label, since_ns=_time
         )
     ),
-    manager_status=_of(
-        _table(
+    manager_status=of(
+        table(
             "Leader leader\nReachability reachability\nAddr addr",
-            reachability=_label,
+            reachability=label,
         )
     ),
 )
@@ -627,50 +264,50 @@ _NODE = _table(
 
 def node(found: Node) -> Json:
     """A Node."""
-    out = _head(found.id, found.meta) | _convert(found, _NODE)
+    out = _head(found.id, found.meta) | convert(found, _NODE)
     if found.certificate_expires_at_ns:
         out["CertificateExpiresAt"] = rfc3339(found.certificate_expires_at_ns)
     return out
 
 
-_NAMES |= {"CertificateExpiresAt", "TLSInfo"}
+NAMES |= {"CertificateExpiresAt", "TLSInfo"}
 _NAMED = "Name name !\nLabels labels !\n"
-_SECRET_SPEC = _table(
+_SECRET_SPEC = table(
     _NAMED + "Driver driver\nTemplating templating",
-    driver=_of(_DRIVER),
-    templating=_of(_DRIVER),
+    driver=of(DRIVER),
+    templating=of(DRIVER),
 )
-_CONFIG_SPEC = _table(_NAMED + "Data data\nTemplating templating", templating=_of(_DRIVER))
-_VOLUME_SPEC = _table(_NAMED + "Driver driver", driver=_of(_DRIVER))
+_CONFIG_SPEC = table(_NAMED + "Data data\nTemplating templating", templating=of(DRIVER))
+_VOLUME_SPEC = table(_NAMED + "Driver driver", driver=of(DRIVER))
 
 
 def secret(found: Secret) -> Json:
     """A Secret, without its data."""
     return _head(found.id, found.meta) | {
-        "Spec": _convert(found.spec, _SECRET_SPEC) if found.spec else {}
+        "Spec": convert(found.spec, _SECRET_SPEC) if found.spec else {}
     }
 
 
 def config(found: Config) -> Json:
     """A Config; its data in base64."""
     return _head(found.id, found.meta) | {
-        "Spec": _convert(found.spec, _CONFIG_SPEC) if found.spec else {}
+        "Spec": convert(found.spec, _CONFIG_SPEC) if found.spec else {}
     }
 
 
 def volume(found: Volume) -> Json:
     """A Volume."""
     return _head(found.id, found.meta) | {
-        "Spec": _convert(found.spec, _VOLUME_SPEC) if found.spec else {}
+        "Spec": convert(found.spec, _VOLUME_SPEC) if found.spec else {}
     }
 
 
-_IPAM = _table(
+_IPAM = table(
     "Subnet subnet\nIPRange range\nGateway gateway\nAuxiliaryAddresses aux_addresses",
 )
-_NAMES |= {"Name", "Id", "Created", "Scope", "Driver", "EnableIPv4", "EnableIPv6", "IPAM"}
-_NAMES |= {"Config", "Internal", "Attachable", "Ingress", "ConfigFrom", "ConfigOnly", "Containers"}
-_NAMES |= {"Peers"}
+NAMES |= {"Name", "Id", "Created", "Scope", "Driver", "EnableIPv4", "EnableIPv6", "IPAM"}
+NAMES |= {"Config", "Internal", "Attachable", "Ingress", "ConfigFrom", "ConfigOnly", "Containers"}
+NAMES |= {"Peers"}
 
 
 def network(found: Network) -> Json:
@@ -691,7 +328,7 @@ def network(found: Network) -> Json:
         "IPAM": {
             "Driver": (driver.name if driver else "") or "default",
             "Options": dict(driver.options) if driver and driver.options else None,
-            "Config": [_convert(c, _IPAM) for c in found.ipam or asked],
+            "Config": [convert(c, _IPAM) for c in found.ipam or asked],
         },
         "Internal": spec.internal,
         "Attachable": spec.attachable,
@@ -703,11 +340,11 @@ def network(found: Network) -> Json:
     }
 
 
-_NAMES |= {"Orchestration", "TaskHistoryRetentionLimit", "Raft", "Dispatcher", "HeartbeatPeriod"}
-_NAMES |= {"CAConfig", "NodeCertExpiry", "ForceRotate", "TaskDefaults", "EncryptionConfig"}
-_NAMES |= {"AutoLockManagers", "TrustRoot", "RootRotationInProgress", "DefaultAddrPool"}
-_NAMES |= {"SubnetSize", "DataPathPort", "StoreEngine", "ExternalCAs", "LogDriver"}
-_RAFT = _table(
+NAMES |= {"Orchestration", "TaskHistoryRetentionLimit", "Raft", "Dispatcher", "HeartbeatPeriod"}
+NAMES |= {"CAConfig", "NodeCertExpiry", "ForceRotate", "TaskDefaults", "EncryptionConfig"}
+NAMES |= {"AutoLockManagers", "TrustRoot", "RootRotationInProgress", "DefaultAddrPool"}
+NAMES |= {"SubnetSize", "DataPathPort", "StoreEngine", "ExternalCAs", "LogDriver"}
+_RAFT = table(
     """
     SnapshotInterval snapshot_interval
     KeepOldSnapshots keep_old_snapshots
@@ -716,7 +353,7 @@ _RAFT = _table(
     HeartbeatTick heartbeat_tick !
     """
 )
-_EXTERNAL_CA = _table("Protocol protocol\nURL url\nOptions options\nCACert ca_cert")
+_EXTERNAL_CA = table("Protocol protocol\nURL url\nOptions options\nCACert ca_cert")
 
 
 def cluster(found: Cluster) -> Json:
@@ -725,7 +362,7 @@ def cluster(found: Cluster) -> Json:
     assert spec is not None
     ca: Json = {"NodeCertExpiry": spec.node_cert_expiry_ns}
     if spec.external_cas:
-        ca["ExternalCAs"] = [_convert(item, _EXTERNAL_CA) for item in spec.external_cas]
+        ca["ExternalCAs"] = [convert(item, _EXTERNAL_CA) for item in spec.external_cas]
     if spec.ca_force_rotate:
         ca["ForceRotate"] = spec.ca_force_rotate
     defaults = spec.default_log_driver
@@ -734,10 +371,10 @@ def cluster(found: Cluster) -> Json:
             "Name": spec.name or "default",
             "Labels": dict(sorted(spec.labels.items())),
             "Orchestration": {"TaskHistoryRetentionLimit": spec.task_history_limit},
-            "Raft": _convert(spec.raft, _RAFT) if spec.raft else {},
+            "Raft": convert(spec.raft, _RAFT) if spec.raft else {},
             "Dispatcher": {"HeartbeatPeriod": spec.heartbeat_period_ns},
             "CAConfig": ca,
-            "TaskDefaults": {"LogDriver": _convert(defaults, _DRIVER)} if defaults else {},
+            "TaskDefaults": {"LogDriver": convert(defaults, DRIVER)} if defaults else {},
             "EncryptionConfig": {"AutoLockManagers": spec.autolock_managers},
         },
         "TLSInfo": {"TrustRoot": found.root_ca_pem},
@@ -749,7 +386,7 @@ def cluster(found: Cluster) -> Json:
     }
 
 
-_NETWORK_SPEC = _table(
+_NETWORK_SPEC = table(
     _NAMED
     + """
     DriverConfiguration driver
@@ -760,10 +397,10 @@ _NETWORK_SPEC = _table(
     IPAMOptions ipam
     Scope scope
     """,
-    driver=_of(_DRIVER),
-    ipam=_of(_table("Driver driver\nConfigs configs", driver=_of(_DRIVER), configs=_each(_IPAM))),
+    driver=of(DRIVER),
+    ipam=of(table("Driver driver\nConfigs configs", driver=of(DRIVER), configs=each(_IPAM))),
 )
-_STACK_SPEC = _table(
+_STACK_SPEC = table(
     """
     Name name !
     Services services
@@ -775,19 +412,19 @@ _STACK_SPEC = _table(
     ExternalSecrets external_secrets
     ExternalConfigs external_configs
     """,
-    services=_each(_SERVICE_SPEC),
-    networks=_each(_NETWORK_SPEC),
-    secrets=_each(_SECRET_SPEC),
-    configs=_each(_CONFIG_SPEC),
-    volumes=_each(_VOLUME_SPEC),
+    services=each(SERVICE_SPEC),
+    networks=each(_NETWORK_SPEC),
+    secrets=each(_SECRET_SPEC),
+    configs=each(_CONFIG_SPEC),
+    volumes=each(_VOLUME_SPEC),
 )
-_NAMES.add("Revision")
+NAMES.add("Revision")
 
 
 def stack(found: Stack) -> Json:
     """A Stack; Docker has no such object."""
     return _head(found.id, found.meta) | {
-        "Spec": _convert(found.spec, _STACK_SPEC) if found.spec else {},
+        "Spec": convert(found.spec, _STACK_SPEC) if found.spec else {},
         "Revision": found.revision,
     }
 
@@ -818,4 +455,4 @@ def from_answer(kind: Kind, answer: GetResponse) -> Json:
     raise Internal(f"the manager answered a Get of a {kind.name.lower()} with another object")
 
 
-KNOWN = frozenset(_NAMES)
+KNOWN = frozenset(NAMES)

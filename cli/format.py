@@ -15,7 +15,8 @@ import click
 
 from cli.settings import Terminal
 from cli.table import layout
-from cli.template import Record, Template, show, to_json
+from cli.template import Template
+from cli.template_values import Record, show, to_json
 
 __all__ = ["Column", "Record", "print_inspected", "print_rows", "short_id", "to_yaml"]
 

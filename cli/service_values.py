@@ -13,13 +13,18 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from swarm.quantities import parse_bytes
 from swarm.v1 import (
     BindOptions,
     ConfigReference,
+    CredentialSpec,
+    DeviceMapping,
+    DeviceRequest,
     Driver,
     FileTarget,
     GenericResource,
@@ -33,11 +38,15 @@ from swarm.v1 import (
 )
 
 __all__ = [
+    "CREDENTIAL_SPEC",
+    "SWAP",
     "config_reference",
+    "device",
     "env_file",
     "env_value",
     "extra_host",
     "generic_resources",
+    "gpus",
     "mount",
     "network",
     "placement_preference",
@@ -45,6 +54,12 @@ __all__ = [
     "secret_reference",
     "ulimit",
 ]
+
+if TYPE_CHECKING:
+    _SpecType = click.ParamType[CredentialSpec]
+    _IntType = click.ParamType[int]
+else:
+    _SpecType = _IntType = click.ParamType  # generic from click 8.2 on
 
 PORT_MAX = 65535
 PORTS_MAX = 1000  # of one range; more is more likely a slip
@@ -382,6 +397,66 @@ def _reference(text: str, option: str, *, prefix: str) -> tuple[str, FileTarget]
 
 
 # ------------------------------------------------------------------ the small ones
+
+
+class _CredentialSpec(_SpecType):
+    name = "spec"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> CredentialSpec:
+        if isinstance(value, CredentialSpec):
+            return value
+        kind, separator, rest = str(value).partition("://")
+        if not separator or not rest or kind not in ("config", "file", "registry"):
+            self.fail(f"{value!r}: write config://NAME, file://PATH or registry://KEY.", param, ctx)
+        return CredentialSpec(**{kind: rest})
+
+
+class _Swap(_IntType):
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int) or value == "-1":
+            return int(value)
+        try:
+            return parse_bytes(value)
+        except ValueError as error:
+            self.fail(f"{error}, or -1 for no limit.", param, ctx)
+
+
+CREDENTIAL_SPEC = _CredentialSpec()
+SWAP = _Swap()
+
+
+def device(text: str, *, option: str = "--device") -> DeviceMapping:
+    """`/dev/x[:/dev/y[:rwm]]`, or a CDI name."""
+    if not text.startswith("/"):
+        if "/" in text and "=" in text:
+            return DeviceMapping(source=text, target=text)
+        raise fail(
+            option, text, "write /dev/x[:/dev/y[:rwm]], or a CDI name: vendor.com/class=name"
+        )
+    source, *rest = text.split(":")
+    permissions = rest.pop() if rest and not rest[-1].startswith("/") else "rwm"
+    target = rest.pop() if rest else source
+    if rest or not permissions or not set(permissions) <= set("rwm"):
+        raise fail(option, text, "write /dev/x[:/dev/y[:rwm]]")
+    return DeviceMapping(source=source, target=target, permissions=permissions)
+
+
+def gpus(text: str, *, option: str = "--gpus") -> DeviceRequest:
+    """`2`, `all`, or `device=UUID,UUID`, as `docker run --gpus` takes them."""
+    request = DeviceRequest(capabilities=("gpu",))
+    key, separator, rest = text.partition("=")
+    if text == "all":
+        return msgspec.structs.replace(request, count=-1)
+    if text.isdecimal() and int(text) > 0:
+        return msgspec.structs.replace(request, count=int(text))
+    ids = tuple(part.strip() for part in rest.strip('"').split(",") if part.strip())
+    if key.strip('"') == "device" and separator and ids:
+        return msgspec.structs.replace(request, device_ids=ids)
+    raise fail(option, text, "write a number above 0, all, or device=ID,ID")
 
 
 def network(text: str, *, option: str = "--network") -> NetworkAttachmentSpec:

@@ -15,30 +15,13 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from swarm.errors import Invalid
+from cli.template_values import Missing, Record, call, fail, pairs, show, truth
 
-__all__ = ["Record", "Template"]
-
-
-class Record(dict[str, Any]):
-    """A row whose fields are all there are: another name in a template is an error. A value that is
-    callable is a method.
-    """
-
-
-class _Missing:
-    """What an absent field is: false, empty, and printed as given."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __bool__(self) -> bool:
-        return False
-
+__all__ = ["Template"]
 
 # ------------------------------------------------------------------ the parsed form
 
@@ -156,10 +139,6 @@ class _Token:
     apart: bool
 
 
-def _fail(message: str) -> Invalid:
-    return Invalid(f"--format: {message}")
-
-
 def _segments(text: str) -> Iterator[tuple[bool, str]]:
     """The template as (is an action, text); white space at trim markers already gone."""
     position, trim = 0, False
@@ -189,7 +168,7 @@ def _action_end(text: str, position: int) -> int:
         close = text.find("*/", position)
         end = text.find("}}", close) if close >= 0 else -1
         if end < 0:
-            raise _fail('a comment is not closed with "*/}}"')
+            raise fail('a comment is not closed with "*/}}"')
         return end
     quote = ""
     while position < len(text):
@@ -204,7 +183,7 @@ def _action_end(text: str, position: int) -> int:
         elif text.startswith("}}", position):
             return position
         position += 1
-    raise _fail('an action is not closed: "{{" without "}}"')
+    raise fail('an action is not closed: "{{" without "}}"')
 
 
 class _Parser:
@@ -219,7 +198,7 @@ class _Parser:
     def parse(self) -> tuple[_Node, ...]:
         nodes, end = self._nodes(inside="")
         if end:
-            raise _fail(f"{{{{{end}}}}} without a block that it could belong to")
+            raise fail(f"{{{{{end}}}}} without a block that it could belong to")
         return nodes
 
     def _nodes(self, *, inside: str) -> tuple[tuple[_Node, ...], str]:
@@ -246,10 +225,10 @@ class _Parser:
             self._index = 1
             return self._block(word, inside)
         if word in ("define", "template", "block"):
-            raise _fail(f"{{{{{word}}}}} is not offered; write the template as one piece")
+            raise fail(f"{{{{{word}}}}} is not offered; write the template as one piece")
         if word in ("break", "continue"):
             if "range" not in inside:
-                raise _fail(f"{{{{{word}}}}} stands outside of a range")
+                raise fail(f"{{{{{word}}}}} stands outside of a range")
             return _Jump(word)
         pipeline = self._pipeline()
         self._expect_end()
@@ -267,7 +246,7 @@ class _Parser:
             self._index = 2
             return _Block(kind, pipeline, body, (self._block(end.split()[1], inside),))
         if end != "end":
-            raise _fail(f"a {{{{{kind}}}}} is not closed with {{{{end}}}}")
+            raise fail(f"a {{{{{kind}}}}} is not closed with {{{{end}}}}")
         return _Block(kind, pipeline, body, otherwise)
 
     def _pipeline(self) -> _Pipeline:
@@ -300,7 +279,7 @@ class _Parser:
         while (token := self._peek()) and not (token.kind == "sign" and token.text in "|),"):
             operands.append(self._operand())
         if not operands:
-            raise _fail("a value is missing")
+            raise fail("a value is missing")
         return _Command(operands[0], tuple(operands[1:]))
 
     def _operand(self) -> _Node:
@@ -330,11 +309,11 @@ class _Parser:
             node = self._pipeline()
             closing = self._peek()
             if closing is None or closing.text != ")":
-                raise _fail('"(" is not closed')
+                raise fail('"(" is not closed')
             self._index += 1
             names = self._names(())
             return _Chain(node, names) if names else node
-        raise _fail(f"{token.text!r} is out of place")
+        raise fail(f"{token.text!r} is out of place")
 
     def _names(self, names: tuple[str, ...]) -> tuple[str, ...]:
         while (token := self._peek()) and token.kind == "field" and not token.apart:
@@ -348,7 +327,7 @@ class _Parser:
     def _expect_end(self) -> None:
         token = self._peek()
         if token is not None:
-            raise _fail(f"{token.text!r} is out of place")
+            raise fail(f"{token.text!r} is out of place")
 
 
 def _tokens(text: str) -> list[_Token]:
@@ -358,7 +337,7 @@ def _tokens(text: str) -> list[_Token]:
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None or match.lastgroup is None:
-            raise _fail(f"{text[position:].strip()!r} cannot be read in {{{{{text}}}}}")
+            raise fail(f"{text[position:].strip()!r} cannot be read in {{{{{text}}}}}")
         kind = match.lastgroup
         tokens.append(_Token(kind, match[kind], match.start(kind) > position or position == 0))
         position = match.end()
@@ -371,7 +350,7 @@ def _unquote(text: str) -> str:
     try:
         return str(json.loads(text))
     except ValueError:
-        raise _fail(f"{text} is not a string") from None
+        raise fail(f"{text} is not a string") from None
 
 
 # ------------------------------------------------------------------ evaluation
@@ -416,8 +395,8 @@ class _Run:
     def _range(self, block: _Block, dot: Any, scope: dict[str, Any]) -> None:
         pipeline = block.pipeline
         value = self._pipeline(_Pipeline((), False, pipeline.commands), dot, scope)
-        pairs = list(_pairs(value))
-        for key, item in pairs:
+        items = list(pairs(value))
+        for key, item in items:
             inner = _Scope(scope)
             if len(pipeline.declare) == 1:
                 inner.declare(pipeline.declare[0], item)
@@ -430,7 +409,7 @@ class _Run:
                 break
             except _Continue:
                 continue
-        if not pairs:
+        if not items:
             self.nodes(block.otherwise, dot, scope)
 
     def _pipeline(self, pipeline: _Pipeline, dot: Any, variables: dict[str, Any]) -> Any:
@@ -450,16 +429,16 @@ class _Run:
         head = command.head
         if isinstance(head, _Function):
             values = [self._value(node, dot, variables) for node in command.arguments]
-            return _call(head.name, [*values, *piped])
+            return call(head.name, [*values, *piped])
         value = self._value(head, dot, variables, called=True)
         if callable(value):
             arguments = [self._value(node, dot, variables) for node in command.arguments]
             try:
                 return value(*arguments, *piped)
             except TypeError as error:
-                raise _fail(f"{_spell(head)}: {error}") from None
+                raise fail(f"{_spell(head)}: {error}") from None
         if command.arguments or piped:
-            raise _fail(f"{_spell(head)} takes no arguments")
+            raise fail(f"{_spell(head)} takes no arguments")
         return value
 
     def _value(
@@ -470,10 +449,10 @@ class _Run:
                 return value
             case _Variable(name):
                 if name not in variables:
-                    raise _fail(f"the variable {name} is not defined")
+                    raise fail(f"the variable {name} is not defined")
                 return variables[name]
             case _Function(name):
-                return _call(name, [])
+                return call(name, [])
             case _Pipeline():
                 return self._pipeline(node, dot, _Scope(variables))
             case _Chain(base, names):
@@ -481,24 +460,24 @@ class _Run:
                 for name in names:
                     value = self._field(value, name)
                 return value() if callable(value) and not called else value
-        raise _fail(f"{_spell(node)} is not a value")
+        raise fail(f"{_spell(node)} is not a value")
 
     def _field(self, value: Any, name: str) -> Any:
         if isinstance(value, Mapping):
             if name in value:
                 return value[name]
             if isinstance(value, Record):
-                raise _fail(_unknown(name, value))
+                raise fail(_unknown(name, value))
             if name in self._known:
-                return _Missing("")
+                return Missing("")
             # Keys that users choose (labels) may be absent; a name written like one of ours is a
             # slip.
             if self._known and name[:1].isupper():
-                raise _fail(_unknown(name, self._known, among=value))
-            return _Missing("<no value>")
-        if isinstance(value, _Missing) or value is None:
-            return _Missing("")
-        raise _fail(f"{show(value)!r} is not an object, it has no field {name!r}")
+                raise fail(_unknown(name, self._known, among=value))
+            return Missing("<no value>")
+        if isinstance(value, Missing) or value is None:
+            return Missing("")
+        raise fail(f"{show(value)!r} is not an object, it has no field {name!r}")
 
 
 class _Scope(dict[str, Any]):
@@ -540,186 +519,3 @@ def _spell(node: _Node) -> str:
         case _Variable(name) | _Function(name):
             return name
     return "this"
-
-
-def _pairs(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Index and item of a list, key and value of a map in order of its keys."""
-    if isinstance(value, Mapping):
-        for key in sorted(value):
-            yield key, value[key]
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        yield from enumerate(value)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        yield from ((number, number) for number in range(value))
-    elif truth(value):
-        raise _fail(f"range needs a list or an object, not {show(value)!r}")
-
-
-def truth(value: Any) -> bool:
-    """Go's truth: false, 0, nil and what is empty are false."""
-    return bool(value)
-
-
-def show(value: Any) -> str:
-    """A value as Go's %v prints it."""
-    match value:
-        case None:
-            return "<no value>"
-        case _Missing():
-            return value.text
-        case bool():
-            return "true" if value else "false"
-        case str():
-            return value
-        case float():
-            return f"{value:g}"
-        case Mapping():
-            return "map[" + " ".join(f"{k}:{show(value[k])}" for k in sorted(value)) + "]"
-        case list() | tuple():
-            return "[" + " ".join(map(show, value)) + "]"
-    return str(value)
-
-
-# ------------------------------------------------------------------ functions
-
-
-def _call(name: str, arguments: list[Any]) -> Any:
-    function = FUNCTIONS.get(name)
-    if function is None:
-        near = difflib.get_close_matches(name, FUNCTIONS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise _fail(
-            f"there is no function {name!r}{hint} (functions: {', '.join(sorted(FUNCTIONS))})"
-        )
-    try:
-        return function(*arguments)
-    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-        raise _fail(f"{name}: {error}") from None
-
-
-def _plain(value: Any) -> Any:
-    """The value for JSON: what is absent is null, methods are left out."""
-    if isinstance(value, _Missing):
-        return None
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items() if not callable(v)}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
-
-
-def to_json(value: Any) -> str:
-    """Compact JSON as Go's encoder writes it."""
-    return json.dumps(_plain(value), separators=(",", ":"), ensure_ascii=False)
-
-
-def _index(value: Any, *keys: Any) -> Any:
-    for key in keys:
-        if isinstance(value, Mapping):
-            value = value.get(key, _Missing(""))
-        elif isinstance(value, _Missing):
-            continue
-        elif not isinstance(key, int) or not 0 <= key < len(value):
-            raise IndexError(f"{show(key)} is out of range: there are {len(value)} items")
-        else:
-            value = value[key]
-    return value
-
-
-_VERB = re.compile(r"%([-+# 0]*)(\d+)?(?:\.(\d+))?([a-zA-Z%])")
-
-
-def _printf(form: str, *values: Any) -> str:
-    rest = list(values)
-
-    def one(match: re.Match[str]) -> str:
-        flags, width, precision, verb = match.groups()
-        if verb == "%":
-            return "%"
-        if not rest:
-            return f"%!{verb}(MISSING)"
-        value = rest.pop(0)
-        width, point = width or "", f".{precision}" if precision else ""
-        match verb:
-            case "s" | "v":
-                return str(f"%{flags.replace('0', '')}{width}{point}s" % show(value))
-            case "q":
-                return f"%{flags}{width}s" % json.dumps(show(value), ensure_ascii=False)
-            case "t":
-                return f"%{flags}{width}s" % show(value)
-            case "d" | "x" | "X" | "o" | "f" | "e" | "g":
-                if isinstance(value, str) and verb in "xX":
-                    return value.encode().hex()
-                if not isinstance(value, (int, float)):
-                    return f"%!{verb}({type(value).__name__}={show(value)})"
-                return str(f"%{flags}{width}{point}{verb}" % value)
-        raise ValueError(f"%{verb} is not offered")
-
-    text = _VERB.sub(one, form)
-    if rest:
-        text += "%!(EXTRA " + ", ".join(map(show, rest)) + ")"
-    return text
-
-
-def _title(text: str) -> str:
-    return re.sub(r"(?<!\S)\S", lambda match: match[0].upper(), show(text))
-
-
-def _pad(text: str, before: int, after: int) -> str:
-    return " " * before + show(text) + " " * after if text else show(text)
-
-
-def _truncate(text: str, length: int) -> str:
-    return show(text)[: max(length, 0)]
-
-
-def _equal(first: Any, *others: Any) -> bool:
-    def comparable(value: Any) -> Any:
-        return value.text if isinstance(value, _Missing) else value
-
-    return any(comparable(first) == comparable(other) for other in others)
-
-
-def _and(*values: Any) -> Any:
-    return next((value for value in values if not truth(value)), values[-1])
-
-
-def _or(*values: Any) -> Any:
-    return next((value for value in values if truth(value)), values[-1])
-
-
-def _join(items: Any, separator: str = "") -> str:
-    if isinstance(items, _Missing):
-        return ""
-    return separator.join(show(item) for item in items)
-
-
-def _print(*values: Any) -> str:
-    return "".join(map(show, values))
-
-
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "json": to_json,
-    "join": _join,
-    "split": lambda text, separator: show(text).split(separator),
-    "lower": lambda text: show(text).lower(),
-    "upper": lambda text: show(text).upper(),
-    "title": _title,
-    "pad": _pad,
-    "truncate": _truncate,
-    "print": _print,
-    "println": lambda *values: " ".join(map(show, values)) + "\n",
-    "printf": _printf,
-    "len": lambda value: 0 if isinstance(value, _Missing) else len(value),
-    "index": _index,
-    "slice": lambda value, start=0, end=None: value[start:end],
-    "not": lambda value: not truth(value),
-    "and": _and,
-    "or": _or,
-    "eq": _equal,
-    "ne": lambda first, second: not _equal(first, second),
-    "lt": lambda first, second: first < second,
-    "le": lambda first, second: first <= second,
-    "gt": lambda first, second: first > second,
-    "ge": lambda first, second: first >= second,
-}

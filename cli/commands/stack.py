@@ -6,6 +6,8 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
@@ -41,9 +43,10 @@ from swarm.v1 import (
     WatchServicesRequest,
 )
 
+F = TypeVar("F", bound=Callable[..., Any])
 COLUMNS = (("NAME", "Name"), ("SERVICES", "Services"))
 _VERBS = {"created": "Creating", "updated": "Updating", "removed": "Removing"}
-FILES = click.option(
+_FILES = click.option(
     "-c",
     "--compose-file",
     "files",
@@ -54,13 +57,30 @@ FILES = click.option(
 )
 
 
+_ENV_FILES = click.option(
+    "--env-file",
+    "env_files",
+    multiple=True,
+    metavar="FILE",
+    help="Variables for the compose file, in place of .env beside it.",
+)
+_PROFILES = click.option(
+    "--profile", "profiles", multiple=True, metavar="NAME", help="Profile to take services of."
+)
+
+
+def compose_options(function: F) -> F:
+    """The options that say which compose files are read, and how."""
+    return _FILES(_ENV_FILES(_PROFILES(function)))
+
+
 @click.group(cls=Group)
 def group() -> None:
     """Deploy and manage stacks."""
 
 
 @group.command()
-@FILES
+@compose_options
 @click.argument("stack", type=Ref("stack"))
 @click.option("--prune", is_flag=True, help="Remove what the file no longer names.")
 @click.option("--with-registry-auth", is_flag=True, help="Send your registry credentials along.")
@@ -75,6 +95,8 @@ def group() -> None:
 def deploy(
     stack: str,
     files: tuple[str, ...],
+    env_files: tuple[str, ...],
+    profiles: tuple[str, ...],
     *,
     prune: bool,
     with_registry_auth: bool,
@@ -89,7 +111,7 @@ def deploy(
     """
     if resolve_image != "never":
         warn([f"--resolve-image {resolve_image}: tags are resolved by the nodes that pull them"])
-    spec, warnings = _load(files, stack)
+    spec, warnings = _load(files, stack, env_files, profiles)
     warn(warnings)
     auths = _auths(spec) if with_registry_auth else {}
 
@@ -130,11 +152,21 @@ def interruptible(work: Callable[[Connection], Awaitable[int]]) -> int:
         return EXIT_INTERRUPTED
 
 
-def _load(files: tuple[str, ...], stack: str) -> tuple[StackSpec, tuple[str, ...]]:
+def _load(
+    files: tuple[str, ...], stack: str, env_files: tuple[str, ...], profiles: tuple[str, ...]
+) -> tuple[StackSpec, tuple[str, ...]]:
     from cli.compose import load
 
     stdin = sys.stdin.read() if "-" in files else None
-    loaded = load(files, stack=stack, environment=dict(os.environ), stdin=stdin)
+    loaded = load(
+        files,
+        stack=stack,
+        environment=dict(os.environ),
+        stdin=stdin,
+        env_files=tuple(map(Path, env_files)),
+        # None given: those of COMPOSE_PROFILES.
+        profiles=profiles,
+    )
     return loaded.spec, loaded.warnings
 
 
@@ -163,11 +195,19 @@ def _print_changes(answer: DeployStackResponse) -> None:
 
 
 @group.command()
-@FILES
-@click.option("--skip-interpolation", is_flag=True, hidden=True)
-def config(files: tuple[str, ...], *, skip_interpolation: bool) -> None:
+@compose_options
+@click.option(
+    "--stack",
+    default="stack",
+    show_default=True,
+    metavar="NAME",
+    help="Stack's name to show it for.",
+)
+def config(
+    files: tuple[str, ...], env_files: tuple[str, ...], profiles: tuple[str, ...], stack: str
+) -> None:
     """Check compose files and print what they come to, as YAML."""
-    spec, warnings = _load(files, "stack")
+    spec, warnings = _load(files, stack, env_files, profiles)
     warn(warnings)
     click.echo(to_yaml(docker_json.stack(Stack(spec=spec))["Spec"]), nl=False)
 

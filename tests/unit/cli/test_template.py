@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from cli.template import Record, Template
+from cli.template import Template
+from cli.template_values import Record
 from swarm.errors import Invalid
 
 NODE = {

@@ -1,0 +1,125 @@
+"""When waiting ends, and what is shown until then."""
+
+from __future__ import annotations
+
+import pytest
+
+from cli.converge import Progress, Verdict, judge
+from cli.progress import plain_line, rows
+from swarm.v1 import ServiceStatus, UpdateState, UpdateStatus
+
+
+def status(**more: object) -> ServiceStatus:
+    fields: dict[str, object] = {"service_id": "w", "name": "web", "desired": 3, **more}
+    return ServiceStatus(**fields)  # type: ignore[arg-type]  # of these names
+
+
+def update(state: UpdateState, started: int = 9) -> UpdateStatus:
+    return UpdateStatus(state=state, started_at_ns=started)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "expected"),
+    [
+        ({}, {}, Progress.GOING),
+        ({"converged": True}, {}, Progress.DONE),
+        ({"converged": True, "update_status": update(UpdateState.COMPLETED)}, {}, Progress.DONE),
+        ({"converged": True, "update_status": update(UpdateState.UPDATING)}, {}, Progress.GOING),
+        (
+            {"converged": True, "update_status": update(UpdateState.ROLLBACK_STARTED)},
+            {},
+            Progress.GOING,
+        ),
+        ({"update_status": update(UpdateState.PAUSED)}, {}, Progress.PAUSED),
+        ({"update_status": update(UpdateState.ROLLBACK_PAUSED)}, {}, Progress.PAUSED),
+        (
+            {"converged": True, "update_status": update(UpdateState.ROLLBACK_COMPLETED)},
+            {},
+            Progress.ROLLED_BACK,
+        ),
+        (
+            {"converged": False, "update_status": update(UpdateState.ROLLBACK_COMPLETED)},
+            {},
+            Progress.GOING,
+        ),
+        (
+            {"converged": True, "update_status": update(UpdateState.ROLLBACK_COMPLETED)},
+            {"rollback": True},
+            Progress.DONE,
+        ),
+        (
+            {"converged": True, "update_status": update(UpdateState.ROLLBACK_COMPLETED)},
+            {"before": 9},
+            Progress.DONE,
+        ),
+        (
+            {"converged": True, "update_status": update(UpdateState.PAUSED)},
+            {"before": 9},
+            Progress.DONE,
+        ),
+        ({"update_status": update(UpdateState.PAUSED)}, {"before": 5}, Progress.PAUSED),
+        ({"removed": True}, {}, Progress.GONE),
+        ({"converged": True}, {"removing": True}, Progress.GOING),
+        ({"removed": True}, {"removing": True}, Progress.GONE),
+    ],
+)
+def test_how_far_a_service_is(
+    given: dict[str, object], options: dict[str, object], expected: Progress
+) -> None:
+    assert judge(status(**given), **options) is expected  # type: ignore[arg-type]  # of these names
+
+
+@pytest.mark.parametrize(
+    ("progress", "timed_out", "code"),
+    [
+        ([Progress.DONE, Progress.GONE], False, 0),
+        ([Progress.DONE, Progress.ROLLED_BACK], False, 7),
+        ([Progress.PAUSED, Progress.ROLLED_BACK], False, 6),
+        ([Progress.GOING], True, 6),
+        ([], True, 6),
+        ([], False, 0),
+    ],
+)
+def test_the_exit_code_of_a_verdict(progress: list[Progress], timed_out: bool, code: int) -> None:
+    named = {str(number): one for number, one in enumerate(progress)}
+    assert Verdict(progress=named, timed_out=timed_out).exit_code == code
+
+
+def test_an_empty_verdict_is_not_over() -> None:
+    assert not Verdict().over
+    assert not Verdict(progress={"a": Progress.DONE, "b": Progress.GOING}).over
+
+
+@pytest.mark.parametrize(
+    ("given", "progress", "line"),
+    [
+        (
+            {"up_to_date": 1, "states": {"running": 1, "starting": 2}},
+            Progress.GOING,
+            "web: 1/3 running, 2 starting",
+        ),
+        (
+            {"states": {"pending": 3, "assigned": 1}, "reasons": ("no suitable node",)},
+            Progress.GOING,
+            "web: 0/3 running, 3 pending, 1 assigned (no suitable node)",
+        ),
+        (
+            {"reasons": ("3 of 3 replicas starting",), "states": {"starting": 3}},
+            Progress.GOING,
+            "web: 0/3 running, 3 starting",
+        ),
+        ({"up_to_date": 3, "stopping": 2}, Progress.GOING, "web: 3/3 running, 2 stopping"),
+        ({"up_to_date": 3}, Progress.DONE, "web: 3/3 running, converged"),
+        ({"completed": 3}, Progress.DONE, "web: 3/3 running, converged"),
+        ({"up_to_date": 1}, Progress.ROLLED_BACK, "web: 1/3 running, rolled back"),
+        ({"removed": True, "desired": 0}, Progress.GONE, "web: removed"),
+    ],
+)
+def test_plain_lines(given: dict[str, object], progress: Progress, line: str) -> None:
+    [row] = rows([status(**given)], {"w": progress}, removing=False)
+    assert plain_line(row) == line
+
+
+def test_lines_of_a_removal() -> None:
+    [row] = rows([status(desired=0, stopping=2)], {"w": Progress.GOING}, removing=True)
+    assert plain_line(row, removing=True) == "web: removing, 2 tasks left"
