@@ -82,7 +82,7 @@ REMOVE_TRIES = 5
 REMOVE_PAUSE_S = 0.2
 
 
-_NETWORK_GONE = re.compile(r"network [0-9a-f]{64} (is )?not found", re.IGNORECASE)
+_NETWORK_GONE = re.compile(r"network \S+ not found", re.IGNORECASE)
 
 
 class _NetworkGone(Failed):

@@ -88,13 +88,16 @@ class Harness:
 
     async def clean(self) -> None:
         await self.close()
-        label = f"label=swarm-py.node.id={self.node_id}"
-        if ids := self.host.docker("ps", "-aq", "--filter", label).split():
-            self.host.docker("rm", "-f", "-v", *ids)
+        self.drop_containers()
         for network_id in self.networks:
             label = f"label=swarm-py.network.id={network_id}"
             if ids := self.host.docker("network", "ls", "-q", "--filter", label).split():
                 self.host.docker("network", "rm", *ids)
+
+    def drop_containers(self) -> None:
+        label = f"label=swarm-py.node.id={self.node_id}"
+        if ids := self.host.docker("ps", "-aq", "--filter", label).split():
+            self.host.docker("rm", "-f", "-v", *ids)
 
     # -------------------------------------------------------------- tasks
 
