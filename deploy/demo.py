@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import contextlib
 import hashlib
-import json
 import os
 import signal
 import socket
@@ -23,6 +22,8 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,7 +84,7 @@ def pid_of(name: str) -> int | None:
 
 
 def start_node(name: str, runtimes: str) -> None:
-    """Starts a node's swarmd unless it runs already, and waits until its socket answers."""
+    """Starts a node's swarmd unless it runs already."""
     folder = HOME / name
     folder.mkdir(parents=True, exist_ok=True)
     path = socket_path(name)
@@ -102,7 +103,20 @@ def start_node(name: str, runtimes: str) -> None:
                 start_new_session=True,
             )
         (folder / "pid").write_text(str(process.pid))
-    wait_until(lambda: answers(path), f"{name} does not start; see {folder}/swarmd.log")
+
+
+def ended(name: str) -> bool:
+    return pid_of(name) is None
+
+
+def enter(name: str, *words: str) -> None:
+    """Waits until a node's socket answers, and makes or joins the cluster unless it is in it."""
+    path = socket_path(name)
+    wait_until(lambda: answers(path), f"{name} does not start; see {HOME / name}/swarmd.log")
+    if swarm_state(name) == "inactive":
+        address = NODES[name]
+        listen = ("--listen-addr", address, "--advertise-addr", address)
+        swarmctl(name, "swarm", words[0], *listen, *words[1:], quiet=True)
 
 
 def answers(path: Path) -> bool:
@@ -124,13 +138,8 @@ def wait_until(
         time.sleep(0.02)
 
 
-def node_info(name: str) -> dict[str, object]:
-    return dict(json.loads(swarmctl(name, "info", "--format", "json", quiet=True)))
-
-
-def in_cluster(name: str) -> bool:
-    swarm = node_info(name).get("Swarm")
-    return isinstance(swarm, dict) and swarm.get("LocalNodeState") != "inactive"
+def swarm_state(name: str) -> str:
+    return swarmctl(name, "info", "--format", "{{.Swarm.LocalNodeState}}", quiet=True).strip()
 
 
 def free_port(address: str, port: int) -> bool:
@@ -188,27 +197,11 @@ def up() -> None:
     print(f"starting three nodes ({', '.join(f'{n} on {a}' for n, a in NODES.items())}) …")
     for name in NODES:
         start_node(name, "process" if trouble else "docker,process")
-    if not in_cluster(first):
-        swarmctl(
-            first,
-            "swarm",
-            "init",
-            "--listen-addr",
-            NODES[first],
-            "--advertise-addr",
-            NODES[first],
-            quiet=True,
-        )
+    enter(first, "init")
     token = swarmctl(first, "swarm", "join-token", "-q", "worker", quiet=True).strip()
-    for name in others:
-        if not in_cluster(name):
-            address = NODES[name]
-            swarmctl(
-                name,
-                *("swarm", "join", "--token", token),
-                *("--listen-addr", address, "--advertise-addr", address, f"{NODES[first]}:2377"),
-                quiet=True,
-            )
+    with ThreadPoolExecutor() as pool:
+        manager = f"{NODES[first]}:2377"
+        list(pool.map(lambda name: enter(name, "join", "--token", token, manager), others))
     stacks = swarmctl(first, "stack", "ls", "--format", "{{.Name}}", quiet=True).split()
     if STACK not in stacks and not all(free_port(a, PORT) for a in NODES.values()):
         raise DemoError(f"port {PORT} is taken; free it, or change it in {example}")
@@ -272,7 +265,7 @@ def down() -> None:
             continue
         swarmctl(name, "swarm", "leave", "--force", quiet=True, check=False)
         os.kill(pid, signal.SIGTERM)
-        wait_until(lambda n=name: pid_of(n) is None, f"{name} (pid {pid}) does not end")
+        wait_until(partial(ended, name), f"{name} (pid {pid}) does not end")
     for name in NODES:
         with contextlib.suppress(FileNotFoundError):
             socket_path(name).unlink()
