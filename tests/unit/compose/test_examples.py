@@ -24,8 +24,10 @@ def test_every_example_loads_without_a_warning(path: Path) -> None:
     assert found.spec.services
 
 
-@pytest.mark.parametrize("name", ["web.yml", "web-process.yml"])
-def test_the_web_example_has_five_limited_replicas(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "cpu_nano"), [("web.yml", 100_000_000), ("web-process.yml", 500_000_000)]
+)
+def test_the_web_example_has_five_limited_replicas(name: str, cpu_nano: int) -> None:
     (web,) = load([str(EXAMPLES / name)], stack="app", environment={}).spec.services
     assert web.name == "app_web"
     assert web.mode is not None
@@ -34,7 +36,7 @@ def test_the_web_example_has_five_limited_replicas(name: str) -> None:
     resources, restart = task(web).resources, task(web).restart
     assert resources is not None
     assert resources.limits is not None
-    assert resources.limits.cpu_nano == 100_000_000
+    assert resources.limits.cpu_nano == cpu_nano
     assert resources.limits.memory_bytes == 50 * 1024 * 1024
     assert restart is not None
     assert restart.condition == "on-failure"
