@@ -125,7 +125,9 @@ class DockerRuntime:
             info = await self._engine.call("info", "GET", "info", timeout_s=PING_S)
         except Refusal as refusal:
             raise self._refused("GET /info", refusal) from None
-        self._facts = read_facts(self._engine.version, info)
+        self._facts = read_facts(
+            self._engine.version, info, systemd=Path("/run/systemd/system").exists()
+        )
 
     async def describe(self) -> Description:
         return describe(self._facts)

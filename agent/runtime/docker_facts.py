@@ -24,6 +24,7 @@ _CONTROLS = {
     "CPUSet": "cpuset has no effect: the kernel has no cpuset cgroup",
     "OomKillDisable": "oom_kill_disable has no effect on this kernel",
 }
+_NO_HEALTHCHECKS = "podman: healthchecks do not run: they need systemd on this node"
 # cgroup v2 has none of these by design; saying so on every modern node would be noise.
 _ONLY_V1 = frozenset({"OomKillDisable"})
 
@@ -40,6 +41,8 @@ class Facts:
     selinux: bool = False
     apparmor: bool = False
     nvidia: bool = False
+    # False: the engine cannot run healthchecks here.
+    healthchecks: bool = True
     warnings: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     plugins: tuple[EnginePlugin, ...] = ()
@@ -57,8 +60,9 @@ class Facts:
         return False
 
 
-def read_facts(version: Version, info: Mapping[str, Any]) -> Facts:
-    """The facts from an engine's answers."""
+def read_facts(version: Version, info: Mapping[str, Any], *, systemd: bool = True) -> Facts:
+    """The facts from an engine's answers. Podman runs healthchecks with timers of systemd."""
+    healthchecks = version.engine != "podman" or systemd
     security = [str(option) for option in info.get("SecurityOptions") or ()]
     runtimes = frozenset(str(name) for name in info.get("Runtimes") or ())
     default = str(info.get("DefaultRuntime") or "")
@@ -77,7 +81,8 @@ def read_facts(version: Version, info: Mapping[str, Any]) -> Facts:
         selinux=any("name=selinux" in option for option in security),
         apparmor=any("name=apparmor" in option for option in security),
         nvidia=any("nvidia" in name for name in (*runtimes, default)),
-        warnings=_warnings(version, info),
+        healthchecks=healthchecks,
+        warnings=_warnings(version, info) + (() if healthchecks else (_NO_HEALTHCHECKS,)),
         labels={key: value for key, _, value in pairs},
         plugins=tuple(plugins),
         cpus=int(info.get("NCPU") or 1),

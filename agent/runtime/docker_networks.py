@@ -93,6 +93,8 @@ class Networks:
         mark = hashlib.sha256(os.path.realpath(engine.socket).encode()).hexdigest()[:16]
         self._lock_path = Path(tempfile.gettempdir()) / f"swarm-engine-{mark}.lock"
         self._ids: dict[str, str] = {}  # cluster's id -> engine's id
+        # Engine's id or name -> cluster's id. Podman tells of a container's networks by name.
+        self._ours: dict[str, str] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def ensure(self, network: Network, facts: Facts) -> str:
@@ -106,6 +108,7 @@ class Networks:
                 async with self._alone():
                     known = await self._find(network.id) or await self._create(network, facts)
                 self._ids[network.id] = known
+                self._ours[known] = self._ours[engine_name(network)] = network.id
             return known
 
     def forget_all(self) -> None:
@@ -113,22 +116,25 @@ class Networks:
         self._ids.clear()
 
     def cluster_id(self, engine_id: str) -> str:
-        """The cluster's id of one of the engine's networks that is in use here; empty: not ours."""
-        return next((ours for ours, theirs in self._ids.items() if theirs == engine_id), "")
+        """The cluster's id of one of the engine's networks; empty: not ours."""
+        return self._ours.get(engine_id, "")
 
     async def load(self) -> None:
         """Learns which of the cluster's networks the engine has."""
         listed = await self._engine.call(
             "network_list", "GET", "networks", params=filters(label=LABEL_NETWORK)
         )
-        self._ids = {}
+        self._ids, self._ours = {}, {}
         for entry in sorted(listed or (), key=lambda e: str(e["Id"])):
-            self._ids.setdefault(str(entry["Labels"][LABEL_NETWORK]), str(entry["Id"]))
+            network_id = str(entry["Labels"][LABEL_NETWORK])
+            self._ids.setdefault(network_id, str(entry["Id"]))
+            self._ours[str(entry["Id"])] = self._ours[str(entry["Name"])] = network_id
 
     async def release(self, network_id: str) -> None:
         """Removes it unless somebody on this engine still uses it. Raises Failed."""
         async with self._lock(network_id):
             self._ids.pop(network_id, None)
+            self._ours = {k: v for k, v in self._ours.items() if v != network_id}
             for entry in await self._list(network_id):
                 await self._delete(str(entry["Id"]), str(entry["Name"]))
         self._locks.pop(network_id, None)

@@ -161,6 +161,8 @@ def _config(
 
 
 def _healthcheck(health: HealthConfig, facts: Facts, problem: Problem) -> dict[str, Any]:
+    if health.test[:1] != ("NONE",) and not facts.healthchecks:
+        problem("a healthcheck is asked for, and Podman runs them only where systemd runs")
     out: dict[str, Any] = {
         "Test": list(health.test),
         "Interval": health.interval_ns,

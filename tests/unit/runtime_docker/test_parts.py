@@ -157,6 +157,15 @@ def test_facts_say_what_is_offered_and_what_is_not_enforced() -> None:
     assert (facts.nvidia, facts.apparmor, facts.selinux) == (True, True, False)
 
 
+def test_podman_without_systemd_runs_no_healthchecks() -> None:
+    podman = Version("podman", "4.3", (1, 41))
+    without = read_facts(podman, {}, systemd=False)
+    assert not without.healthchecks
+    assert "systemd" in describe(without).warnings[0]
+    assert read_facts(podman, {}, systemd=True).healthchecks
+    assert read_facts(Version("docker", "25", (1, 44)), {}, systemd=False).healthchecks
+
+
 # ------------------------------------------------------------------ watchlist
 
 

@@ -508,6 +508,11 @@ REFUSED: dict[str, tuple[Work, Facts, str]] = {
     ),
     "apparmor_missing": (work(ContainerSpec(security_opt=("apparmor=x",))), OLD, "no AppArmor"),
     "pull_policy": (work(ContainerSpec(pull_policy="sometimes")), NEW, "pull_policy 'sometimes'"),
+    "no_healthchecks": (
+        work(ContainerSpec(healthcheck=HealthConfig(test=("CMD", "x")))),
+        Facts(engine="podman", healthchecks=False),
+        "only where systemd runs",
+    ),
     "extra_host": (work(ContainerSpec(hosts=("1.2.3.4",))), NEW, "not of the form `IP name`"),
     "expose": (work(ContainerSpec(expose=("http",))), NEW, "expose 'http'"),
     "swap": (
