@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.runtime.docker_logs import PIECE_BYTES, Line, LogParser, parse_time, query, seconds
+from agent.runtime.docker.logs import PIECE_BYTES, Line, LogParser, parse_time, query, seconds
 from swarm.v1 import LogStream
 
 TIME = b"2026-11-21T12:05:08.191446986Z "

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from agent.runtime.docker_facts import Facts
-from agent.runtime.docker_mounts import Mounts, plan_mounts
+from agent.runtime.docker.facts import Facts
+from agent.runtime.docker.mounts import Mounts, plan_mounts
 from swarm.v1 import BindOptions, Driver, Mount, TmpfsOption, TmpfsOptions, VolumeOptions
 
 NEW = Facts(api=(1, 48))

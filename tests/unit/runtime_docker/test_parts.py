@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from agent.runtime.base import EventKind, Phase, Rejected, TaskFile
-from agent.runtime.docker_engine import Version
-from agent.runtime.docker_facts import Facts, describe, read_facts
-from agent.runtime.docker_files import Files, filesystem, memory_folder
-from agent.runtime.docker_images import auth_header, parse_reference
-from agent.runtime.docker_inspect import (
+from agent.runtime.docker.engine import Version
+from agent.runtime.docker.facts import Facts, describe, read_facts
+from agent.runtime.docker.files import Files, filesystem, memory_folder
+from agent.runtime.docker.images import auth_header, parse_reference
+from agent.runtime.docker.inspection import (
     end_of,
     health_of,
     health_of_status,
@@ -24,8 +24,8 @@ from agent.runtime.docker_inspect import (
     phase_of,
     started_of,
 )
-from agent.runtime.docker_networks import create_body
-from agent.runtime.docker_watch import Watched, Watchlist
+from agent.runtime.docker.networks import create_body
+from agent.runtime.docker.watch import Watched, Watchlist
 from swarm.v1 import Driver, IpamConfig, IpamOptions, Network, NetworkSpec
 
 # ------------------------------------------------------------------ images

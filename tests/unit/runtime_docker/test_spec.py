@@ -9,8 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 from agent.runtime.base import Rejected, Work
-from agent.runtime.docker_facts import Facts
-from agent.runtime.docker_spec import body_for, plan_container
+from agent.runtime.docker.facts import Facts
+from agent.runtime.docker.spec import body_for, plan_container
 from swarm.v1 import (
     AppArmorOpts,
     Assignment,

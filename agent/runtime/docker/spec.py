@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.runtime.base import Rejected, Work
-from agent.runtime.docker_attach import (
+from agent.runtime.docker.attach import (
     BUILT_IN,
     Attachment,
     exposed_ports,
     plan_attachments,
     port_bindings,
 )
-from agent.runtime.docker_facts import Facts
-from agent.runtime.docker_mounts import Problem, plan_mounts
+from agent.runtime.docker.facts import Facts
+from agent.runtime.docker.mounts import Problem, plan_mounts
 from swarm.v1 import (
     Assignment,
     ContainerSpec,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.runtime.base import Work
-from agent.runtime.docker_facts import Facts
-from agent.runtime.docker_mounts import Problem
+from agent.runtime.docker.facts import Facts
+from agent.runtime.docker.mounts import Problem
 from swarm.v1 import (
     Assignment,
     ContainerSpec,

@@ -1,14 +1,13 @@
 """The Docker runtime: tasks as containers of a Docker Engine or Podman.
 
-Owns the containers with this node's label (docker_spec.LABEL_NODE) and the bridges of the cluster's
+Owns the containers with this node's label (spec.LABEL_NODE) and the bridges of the cluster's
 networks; touches nothing else on the engine. Keeps no state on a disk: after a restart `adopt`
 finds everything by labels. A start is three calls (create, start, inspect) when image and network
 are there; more would cost time that the engines alone do not need.
 
-Parts: docker_engine (calls), docker_facts (what the engine can do), docker_spec, docker_attach and
-docker_mounts (task to container), docker_inspect (container to status), docker_images (pulls),
-docker_networks (bridges), docker_files (secrets in memory), docker_watch and docker_events (what
-happens to containers), docker_logs, docker_exec.
+Parts: engine (calls), facts (what the engine can do), spec, attach and mounts (task to container),
+inspection (container to status), images (pulls), networks (bridges), files (secrets in memory),
+watch and events (what happens to containers), logs, exec.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from typing import Any, TypeVar
 
 import structlog
 
-from agent.runtime import docker_exec
 from agent.runtime.base import (
     Description,
     Event,
@@ -34,28 +32,29 @@ from agent.runtime.base import (
     Started,
     Work,
 )
-from agent.runtime.docker_engine import PING_S, Engine, Refusal
-from agent.runtime.docker_events import EventStream, inspect, list_all
-from agent.runtime.docker_facts import Facts, describe, read_facts
-from agent.runtime.docker_files import Files, memory_folder
-from agent.runtime.docker_images import Images
-from agent.runtime.docker_inspect import (
+from agent.runtime.docker import exec as docker_exec
+from agent.runtime.docker.engine import PING_S, Engine, Refusal
+from agent.runtime.docker.events import EventStream, inspect, list_all
+from agent.runtime.docker.facts import Facts, describe, read_facts
+from agent.runtime.docker.files import Files, memory_folder
+from agent.runtime.docker.images import Images
+from agent.runtime.docker.inspection import (
     end_of,
     health_of,
     last_output,
     phase_of,
     started_of,
 )
-from agent.runtime.docker_logs import LogParser, parse_time, query
-from agent.runtime.docker_networks import Networks
-from agent.runtime.docker_spec import (
+from agent.runtime.docker.logs import LogParser, parse_time, query
+from agent.runtime.docker.networks import Networks
+from agent.runtime.docker.spec import (
     LABEL_NODE,
     LABEL_TASK,
     Plan,
     body_for,
     plan_container,
 )
-from agent.runtime.docker_watch import Watched, Watchlist
+from agent.runtime.docker.watch import Watched, Watchlist
 from swarm import errors
 from swarm.clock import Clock
 from swarm.v1 import (

@@ -23,8 +23,8 @@ from typing import Any
 import structlog
 
 from agent.runtime.base import Failed, Rejected
-from agent.runtime.docker_engine import Engine, Refusal, filters
-from agent.runtime.docker_facts import Facts
+from agent.runtime.docker.engine import Engine, Refusal, filters
+from agent.runtime.docker.facts import Facts
 from swarm.v1 import IpamConfig, Network, NetworkSpec
 
 log = structlog.get_logger("docker")

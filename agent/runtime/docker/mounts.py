@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.runtime.docker_facts import Facts
+from agent.runtime.docker.facts import Facts
 from swarm.v1 import Mount
 
 Problem = Callable[[str], None]

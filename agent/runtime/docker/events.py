@@ -15,17 +15,17 @@ from typing import Any
 import structlog
 
 from agent.runtime.base import Event, Failed, Phase
-from agent.runtime.docker_engine import PING_S, Engine, Refusal, filters
-from agent.runtime.docker_inspect import (
+from agent.runtime.docker.engine import PING_S, Engine, Refusal, filters
+from agent.runtime.docker.inspection import (
     KILLED,
     end_of,
     health_of_status,
     last_output,
     phase_of,
 )
-from agent.runtime.docker_logs import seconds
-from agent.runtime.docker_spec import LABEL_NODE
-from agent.runtime.docker_watch import GONE, Watched, Watchlist
+from agent.runtime.docker.logs import seconds
+from agent.runtime.docker.spec import LABEL_NODE
+from agent.runtime.docker.watch import GONE, Watched, Watchlist
 from swarm import errors
 from swarm.clock import Clock
 

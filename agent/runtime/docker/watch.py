@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.runtime.base import Event, EventKind, Phase
-from agent.runtime.docker_spec import LABEL_TASK
+from agent.runtime.docker.spec import LABEL_TASK
 
 GONE = 255  # the container was removed by somebody else, so its exit code is lost
 

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from agent.runtime.base import Failed, Rejected
-from agent.runtime.docker_engine import Engine, Refusal
+from agent.runtime.docker.engine import Engine, Refusal
 from swarm.v1 import ExecInput, ExecOutput, ExecStart
 
 CHUNK_BYTES = 64 * 1024

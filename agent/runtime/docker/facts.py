@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.runtime.base import Description
-from agent.runtime.docker_engine import Version
+from agent.runtime.docker.engine import Version
 from swarm.v1 import EngineDescription, EnginePlugin, Resources
 
 # Keys of /info that are false where the kernel lacks the control, and what that means.

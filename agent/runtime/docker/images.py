@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import structlog
 
 from agent.runtime.base import Failed, Rejected
-from agent.runtime.docker_engine import Engine, Refusal
+from agent.runtime.docker.engine import Engine, Refusal
 from swarm import errors
 from swarm.clock import Clock
 
