@@ -15,7 +15,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -88,10 +87,11 @@ def _ipam(config: IpamConfig) -> dict[str, Any]:
 class Networks:
     """The cluster's networks on one engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, lock_folder: Path) -> None:
+        """`lock_folder` is the same for all agents of this machine's user."""
         self._engine = engine
         mark = hashlib.sha256(os.path.realpath(engine.socket).encode()).hexdigest()[:16]
-        self._lock_path = Path(tempfile.gettempdir()) / f"swarm-engine-{mark}.lock"
+        self._lock_path = lock_folder / f"engine-{mark}.lock"
         self._ids: dict[str, str] = {}  # cluster's id -> engine's id
         # Engine's id or name -> cluster's id. Podman tells of a container's networks by name.
         self._ours: dict[str, str] = {}
@@ -144,7 +144,11 @@ class Networks:
         """Keeps other agents on the same engine from making networks meanwhile. Held for as long
         as two or three calls take; an agent that dies lets go of it.
         """
-        handle = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            self._lock_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise Failed(f"networks cannot be made without the lock file: {error}") from None
         try:
             while True:
                 try:

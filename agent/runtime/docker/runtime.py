@@ -15,7 +15,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
+import tempfile
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -108,8 +110,10 @@ class DockerRuntime:
         self._engine = Engine(socket)
         self._facts = Facts()
         self._images = Images(self._engine, clock)
-        self._networks = Networks(self._engine)
-        self._files = Files(node_id, files_root or memory_folder())
+        memory = files_root or memory_folder()
+        self._files = Files(node_id, memory)
+        shared = Path(tempfile.gettempdir()) / f"swarm-{os.geteuid()}"
+        self._networks = Networks(self._engine, lock_folder=memory.parent if memory else shared)
         self._watchlist = Watchlist()
         self._creating = asyncio.Semaphore(AT_ONCE)
         self._starting = asyncio.Semaphore(AT_ONCE)
