@@ -81,13 +81,19 @@ def judge(
     state = UpdateState.UNSPECIFIED
     if update is not None and (not before or update.started_at_ns != before):
         state = update.state
-    if state in _PAUSED:
+    if state in _PAUSED or (_held_back(status) and not status.converged):
         return Progress.PAUSED
     if state in _GOING or not status.converged:
         return Progress.GOING
     if state == UpdateState.ROLLBACK_COMPLETED and not rollback:
         return Progress.ROLLED_BACK
     return Progress.DONE
+
+
+def _held_back(status: ServiceStatus) -> bool:
+    """Whether a paused update, even an earlier one, is all that is left to wait for."""
+    paused = status.update_status is not None and status.update_status.state in _PAUSED
+    return paused and status.running >= status.desired and not status.stopping
 
 
 @dataclass(slots=True)
@@ -127,7 +133,7 @@ class Verdict:
                     lines.append(f"{status.name}: {count(status)} running")
                 case _:
                     continue
-            lines += [f"  {reason}" for reason in status.reasons]
+            lines += [f"  {reason}" for reason in status.reasons if reason != message]
         return lines
 
 

@@ -58,6 +58,16 @@ def update(state: UpdateState, started: int = 9) -> UpdateStatus:
             Progress.DONE,
         ),
         ({"update_status": update(UpdateState.PAUSED)}, {"before": 5}, Progress.PAUSED),
+        (
+            {"update_status": update(UpdateState.PAUSED), "running": 1},
+            {"before": 9},
+            Progress.GOING,
+        ),
+        (
+            {"update_status": update(UpdateState.PAUSED), "running": 3},
+            {"before": 9},
+            Progress.PAUSED,
+        ),
         ({"removed": True}, {}, Progress.GONE),
         ({"converged": True}, {"removing": True}, Progress.GOING),
         ({"removed": True}, {"removing": True}, Progress.GONE),
