@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import hashlib
+import io
 import os
 import signal
 import socket
@@ -277,6 +278,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m deploy.demo", description=__doc__)
     parser.add_argument("action", choices=("up", "down"))
     action = parser.parse_args().action
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(line_buffering=True)  # in step with what swarmctl says on stderr
     try:
         up() if action == "up" else down()
     except DemoError as error:

@@ -1,0 +1,88 @@
+"""A swarmd on this machine's loopback, without root or an engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.e2e.cluster import wait_for
+
+BIN = Path(sys.executable).parent
+
+
+def free_port(address: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+class Node:
+    """One swarmd with the process runtime, its state below a folder of the test's."""
+
+    def __init__(self, folder: Path, name: str, address: str = "127.0.0.1") -> None:
+        self.folder = folder / name
+        self.folder.mkdir()
+        self.name = name
+        self.address = address
+        self.port = free_port(address)
+        self.socket = self.folder / "s.sock"
+        self.log = self.folder / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def words(self) -> list[str | Path]:
+        return [
+            *(BIN / "swarmd", "--state-dir", self.folder / "state", "--socket", self.socket),
+            *("--runtimes", "process", "--docker-socket", "none", "--hostname", self.name),
+            *("--relay-port", str(free_port(self.address))),
+        ]
+
+    def start(self) -> None:
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(self.words, stdout=output, stderr=output)
+        wait_for(f"{self.name} answers", self.socket.exists)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+        self.process.wait(timeout=30)
+        self.process = None
+
+    def run(
+        self, *words: str | Path, stdin: str | None = None, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [BIN / "swarmctl", "--host", f"unix://{self.socket}", *words],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env={**os.environ, **(env or {})},
+        )
+
+    def ok(self, *words: str | Path) -> str:
+        done = self.run(*words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def init(self) -> None:
+        where = f"{self.address}:{self.port}"
+        self.ok("swarm", "init", "--listen-addr", where, "--advertise-addr", where)
+
+    def join(self, manager: Node) -> None:
+        token = manager.ok("swarm", "join-token", "-q", "worker").strip()
+        self.ok(
+            *("swarm", "join", "--token", token, "--advertise-addr", f"{self.address}:{self.port}"),
+            f"{manager.address}:{manager.port}",
+        )
+
+    def close(self) -> None:
+        """Ends tasks and daemon, whatever state they are in."""
+        if self.process is not None:
+            self.run("swarm", "leave", "--force")
+            self.stop()
