@@ -81,19 +81,23 @@ def judge(
     state = UpdateState.UNSPECIFIED
     if update is not None and (not before or update.started_at_ns != before):
         state = update.state
-    if state in _PAUSED or (_held_back(status) and not status.converged):
+    if state in _PAUSED:
         return Progress.PAUSED
-    if state in _GOING or not status.converged:
-        return Progress.GOING
     if state == UpdateState.ROLLBACK_COMPLETED and not rollback:
         return Progress.ROLLED_BACK
-    return Progress.DONE
+    if state in _GOING or not (status.converged or _settled(status)):
+        return Progress.GOING
+    earlier = status.update_status.state if status.update_status else None
+    return Progress.PAUSED if earlier in _PAUSED and not status.converged else Progress.DONE
 
 
-def _held_back(status: ServiceStatus) -> bool:
-    """Whether a paused update, even an earlier one, is all that is left to wait for."""
-    paused = status.update_status is not None and status.update_status.state in _PAUSED
-    return paused and status.running >= status.desired and not status.stopping
+def _settled(status: ServiceStatus) -> bool:
+    """Whether an earlier update that was paused or rolled back is all that keeps the service from
+    counting as converged: nothing will change any more.
+    """
+    over = (*_PAUSED, UpdateState.ROLLBACK_COMPLETED)
+    past = status.update_status is not None and status.update_status.state in over
+    return past and status.running >= status.desired and not status.stopping
 
 
 @dataclass(slots=True)

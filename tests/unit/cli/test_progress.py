@@ -40,7 +40,7 @@ def update(state: UpdateState, started: int = 9) -> UpdateStatus:
         (
             {"converged": False, "update_status": update(UpdateState.ROLLBACK_COMPLETED)},
             {},
-            Progress.GOING,
+            Progress.ROLLED_BACK,
         ),
         (
             {"converged": True, "update_status": update(UpdateState.ROLLBACK_COMPLETED)},
@@ -67,6 +67,16 @@ def update(state: UpdateState, started: int = 9) -> UpdateStatus:
             {"update_status": update(UpdateState.PAUSED), "running": 3},
             {"before": 9},
             Progress.PAUSED,
+        ),
+        (
+            {"update_status": update(UpdateState.ROLLBACK_COMPLETED), "running": 3},
+            {"before": 9},
+            Progress.DONE,
+        ),
+        (
+            {"update_status": update(UpdateState.ROLLBACK_COMPLETED), "running": 1},
+            {"before": 9},
+            Progress.GOING,
         ),
         ({"removed": True}, {}, Progress.GONE),
         ({"converged": True}, {"removing": True}, Progress.GOING),
