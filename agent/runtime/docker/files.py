@@ -7,6 +7,7 @@ the agent, not a restart of the machine, and neither do the containers that use 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -72,6 +73,8 @@ class Files:
     def remove(self, task_id: str) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder / task_id, ignore_errors=True)
+            with contextlib.suppress(OSError):  # other tasks have files, or there never were any
+                self._folder.rmdir()
 
     def keep(self, task_ids: Iterable[str]) -> None:
         """Removes the files of all other tasks."""

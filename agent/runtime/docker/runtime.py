@@ -113,7 +113,7 @@ class DockerRuntime:
         memory = files_root or memory_folder()
         self._files = Files(node_id, memory)
         shared = Path(tempfile.gettempdir()) / f"swarm-{os.geteuid()}"
-        self._networks = Networks(self._engine, lock_folder=memory.parent if memory else shared)
+        self._networks = Networks(self._engine, lock_folder=memory or shared)
         self._watchlist = Watchlist()
         self._creating = asyncio.Semaphore(AT_ONCE)
         self._starting = asyncio.Semaphore(AT_ONCE)

@@ -342,7 +342,7 @@ def test_files_are_written_with_mode_and_removed(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "n1").iterdir()] == ["t2"]
     files.remove("t2")
     files.remove("t2")
-    assert list((tmp_path / "n1").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_folder_in_memory_secrets_are_refused() -> None:
