@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -48,6 +49,8 @@ class Files:
 
     def __init__(self, node_id: str, root: Path | None) -> None:
         self._folder = None if root is None else root / node_id
+        # Between a new task's folder and the removal of an empty node's one; from any thread.
+        self._changing = threading.Lock()
 
     def write(self, task_id: str, files: Sequence[TaskFile]) -> tuple[tuple[str, str], ...]:
         """Writes a task's files anew; pairs of path here and inside. Raises Rejected, Failed."""
@@ -61,7 +64,8 @@ class Files:
         folder = self._folder / task_id
         try:
             self.remove(task_id)
-            folder.mkdir(mode=0o700, parents=True)
+            with self._changing:
+                folder.mkdir(mode=0o700, parents=True)
             return tuple(
                 (_write(folder / str(number), file), file.target)
                 for number, file in enumerate(files)
@@ -73,7 +77,10 @@ class Files:
     def remove(self, task_id: str) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder / task_id, ignore_errors=True)
-            with contextlib.suppress(OSError):  # other tasks have files, or there never were any
+            with (
+                self._changing,
+                contextlib.suppress(OSError),
+            ):  # other tasks have files, or there never were any
                 self._folder.rmdir()
 
     def keep(self, task_ids: Iterable[str]) -> None:

@@ -42,6 +42,7 @@ def podman_host(bed: Bed) -> Host:
     # Its default limits are above what a machine may hand out that is itself a container.
     (host.folder / "containers.conf").write_text(
         '[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n'
+        '[engine]\nlock_type = "file"\n'  # else it leaves a segment in /dev/shm
     )
     host.spawn(
         "podman",
