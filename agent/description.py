@@ -37,7 +37,7 @@ def describe(
     said = dict.fromkeys([*warnings, *(w for r in runtimes for w in r.warnings)])
     return NodeDescription(
         hostname=about.hostname,
-        platform=Platform(architecture=platform.machine(), os=platform.system().lower()),
+        platform=platform_of_host(),
         resources=_resources([r.resources for r in runtimes]),
         engine=_engine(about, [r.engine for r in runtimes if r.engine is not None]),
         runtimes=tuple(names),
@@ -46,6 +46,11 @@ def describe(
         data_path_port=about.data_path_port,
         warnings=tuple(said),
     )
+
+
+def platform_of_host() -> Platform:
+    """What images must be made for to run here."""
+    return Platform(architecture=platform.machine(), os=platform.system().lower())
 
 
 def _resources(given: Sequence[Resources]) -> Resources:

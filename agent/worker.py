@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import structlog
 from msgspec import structs
 
-from agent import description, equipment
+from agent import description, equipment, templates
 from agent import task_machine as tm
 from agent.hosts import Host, Snapshot
 from agent.ingress import Ingress, LocalTarget
@@ -454,8 +454,15 @@ class Worker:
                     f"network {attachment.network_id} is not in the cluster any more; create it "
                     "again and update the service"
                 )
+        names = templates.Names.of(
+            entry.assignment,
+            hostname=self._about.hostname,
+            platform=description.platform_of_host(),
+        )
+        spec = entry.assignment.spec or TaskSpec()
+        expanded = structs.replace(spec, container=templates.expand(container, names))
         return Work(
-            assignment=entry.assignment,
+            assignment=structs.replace(entry.assignment, spec=expanded),
             files=equipment.files(container, supplies.secrets, supplies.configs),
             networks={
                 n: supplies.networks[n] for n in sorted(entry.networks & set(supplies.networks))
