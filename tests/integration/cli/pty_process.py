@@ -42,6 +42,9 @@ class PtyProcess:
 
     def _take_terminal(self) -> None:
         os.setsid()
+        # A shell on a terminal gives its children this; a job in the background ignores it, and
+        # what is ignored is inherited.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     def resize(self, rows: int, columns: int) -> None:
@@ -55,7 +58,7 @@ class PtyProcess:
         end = time.monotonic() + DEADLINE_S
         while not done(self.screen):
             left = end - time.monotonic()
-            assert left > 0, f"not seen within {DEADLINE_S} s: {self.screen!r}"
+            assert left > 0, f"not seen within {DEADLINE_S} s: {self.screen[-2000:]!r}"
             if select.select([self._master], [], [], min(left, 0.2))[0]:
                 try:
                     self.screen += os.read(self._master, 65536)
@@ -70,7 +73,7 @@ class PtyProcess:
         """The exit code; what is still printed is read meanwhile."""
         end = time.monotonic() + DEADLINE_S
         while self._process.poll() is None:
-            assert time.monotonic() < end, f"does not end: {self.screen!r}"
+            assert time.monotonic() < end, f"does not end: {self.screen[-2000:]!r}"
             if select.select([self._master], [], [], 0.05)[0]:
                 self.screen += os.read(self._master, 65536)
         while select.select([self._master], [], [], 0)[0]:
