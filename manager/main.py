@@ -15,11 +15,13 @@ from typing import Any
 
 import grpc
 import structlog
+from prometheus_client import REGISTRY
 
 from manager.api import ControlService, NodeFacts
 from manager.ca import Authority, NewCluster, Sealer, load_or_make_key, new_cluster
 from manager.control import ControlLoop
 from manager.dispatcher import Dispatcher
+from manager.metrics import ClusterCollector
 from manager.store import Draft, Store
 from manager.store.engines.embedded import EmbeddedEngine
 from swarm import errors, rpc, tls
@@ -129,6 +131,7 @@ class Manager:
         )
         self._certificate = (settings.key_pem, settings.certificate_pem)
         self._server: Any = None
+        self._collector = ClusterCollector(self.store)
         # What the TLS server presents and trusts, and whether it knows; read on gRPC's threads.
         self._offered: tuple[str, str, str] | None = None
 
@@ -160,6 +163,7 @@ class Manager:
             )
         await server.start()
         self._server = server
+        REGISTRY.register(self._collector)
         log.info("manager_serving", addr=listen, revision=self.store.revision)
 
     def use_certificate(self, key_pem: str, certificate_pem: str) -> None:
@@ -208,6 +212,7 @@ class Manager:
     async def stop(self) -> None:
         """Ends all calls and closes the store; what was acknowledged is kept."""
         if self._server is not None:
+            REGISTRY.unregister(self._collector)
             await self._server.stop(STOP_GRACE_S)
             self._server = None
         await self.store.close()

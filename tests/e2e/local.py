@@ -32,6 +32,7 @@ class Node:
         self.socket = self.folder / "s.sock"
         self.log = self.folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.extra: tuple[str, ...] = ()
 
     @property
     def words(self) -> list[str | Path]:
@@ -39,6 +40,7 @@ class Node:
             *(BIN / "swarmd", "--state-dir", self.folder / "state", "--socket", self.socket),
             *("--runtimes", "process", "--docker-socket", "none", "--hostname", self.name),
             *("--relay-port", str(free_port(self.address))),
+            *self.extra,
         ]
 
     def start(self) -> None:
@@ -55,8 +57,15 @@ class Node:
     def run(
         self, *words: str | Path, stdin: str | None = None, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
+        host = ("--host", f"unix://{self.socket}")
+        return self.run_bare(*host, *words, stdin=stdin, env=env)
+
+    def run_bare(
+        self, *words: str | Path, stdin: str | None = None, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """swarmctl with whatever its environment says about whom to talk to."""
         return subprocess.run(
-            [BIN / "swarmctl", "--host", f"unix://{self.socket}", *words],
+            [BIN / "swarmctl", *words],
             input=stdin,
             capture_output=True,
             text=True,
