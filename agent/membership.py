@@ -122,6 +122,7 @@ class Membership:
             on_cluster=self._learn,
             on_removed=self._removed,
         )
+        self._talking: asyncio.Task[None] | None = None
         self.first_session = self._session.first
 
     def _make_runtimes(self) -> tuple[Runtime, ...]:
@@ -169,7 +170,7 @@ class Membership:
                 group.create_task(self._worker.run(looked.set))
                 group.create_task(self._keep_certificate())
                 await looked.wait()
-                await self._session.run()
+                self._talking = group.create_task(self._session.run())
         finally:
             await self._stop()
 
@@ -203,6 +204,9 @@ class Membership:
         """Tells the managers, and stops and removes all of the node's tasks."""
         if self._manager is None:
             await self._session.leave()
+        # Else a manager would go on assigning tasks to a node that is being emptied.
+        if self._talking is not None:
+            self._talking.cancel()
         if not await self._worker.empty(timeout_s=LEAVE_TIMEOUT_S):
             log.warning("tasks_left_behind", tasks=len(self._worker))
 

@@ -99,6 +99,28 @@ def test_tasks_outlive_the_daemon_and_are_found_again(node: Node, number: int) -
     assert sleepers() == pids
 
 
+def test_the_last_manager_takes_its_tasks_along_when_it_leaves(node: Node) -> None:
+    node.start()
+    node.init()
+    node.ok(
+        "service",
+        "create",
+        "--name",
+        "web",
+        "--replicas",
+        "3",
+        "--runtime",
+        "process",
+        "sleep",
+        SLEEP_S,
+    )
+    assert len(sleepers()) == 3
+    node.ok("swarm", "leave", "--force")
+    assert sleepers() == set()
+    assert "tasks_left_behind" not in node.log.read_text()
+    assert node.ok("info", "--format", "{{.Swarm.LocalNodeState}}").strip() == "inactive"
+
+
 def sleepers() -> set[int]:
     """The tasks' processes."""
     out = set()
