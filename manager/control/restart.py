@@ -3,7 +3,8 @@
 The policy is Docker's: condition (none, on-failure, any), delay, max_attempts, window. The
 replacement is made at once, so that it is placed and prepared during the delay; it has desired
 state READY and `start_after_ns`, and becomes RUNNING when it is due and its predecessor has
-stopped. All of it stands in the objects: a new leader goes on where the old one was.
+stopped. One that fails to get ready before is replaced when it would have been due. All of it
+stands in the objects: a new leader goes on where the old one was.
 
 The window, and a departure: SwarmKit counts the restarts of the last `window`. With a window
 shorter than the delay none is ever counted, and max_attempts does nothing. Here the time spent
@@ -51,8 +52,19 @@ def restart(work: Work) -> None:
         if not work.may_create(slot) or not _replaced(work, newest):
             _retire(work, slot)
             continue
+        if _failed_early(work, newest):
+            work.wake(newest.start_after_ns)
+            continue
         if _next_attempt(work, slot, newest):
             _retire(work, slot)
+
+
+def _failed_early(work: Work, newest: Task) -> bool:
+    """Whether a replacement failed to get ready while its restart delay still ran. The next one
+    waits for the end of that delay: what fails at once must not be tried at the speed of failing.
+    """
+    early = newest.start_after_ns > work.now_ns and work.up_to_date(newest)
+    return early and _ended_by_itself(newest) and not work.lost(newest)
 
 
 def _retire(work: Work, slot: Slot) -> None:

@@ -77,7 +77,7 @@ class _Account:
             if not (self._mode.job and task.job_iteration != service.job_iteration):
                 slots.setdefault(slot_of(task), []).append(task)
             self._count_stopping(task)
-        self.desired = self._desired(slots)
+        self.desired = 0 if service.pending_delete else self._desired(slots)
         if service.pending_delete:
             self._because("the service is being removed", 1)
             return
@@ -95,8 +95,11 @@ class _Account:
         self.weight[text] = weight
 
     def _count_stopping(self, task: Task) -> None:
-        """Tasks on nodes that are down cannot stop now, so nobody waits for them."""
-        if states.wanted(task.desired_state) or states.ended(state_of(task)):
+        """Tasks on nodes that are down cannot stop now, so nobody waits for them. Of a service that
+        is being removed no task is wanted, even before the control loop has told each so.
+        """
+        wanted = states.wanted(task.desired_state) and not self._service.pending_delete
+        if wanted or states.ended(state_of(task)):
             return
         node = self._view.get(Node, task.node_id) if task.node_id else None
         if node is not None and not is_lost(node):

@@ -203,6 +203,48 @@ def test_a_failed_task_is_replaced_after_the_delay() -> None:
     assert [t.id for t in world.running(sid)] == [new.id]
 
 
+def test_a_replacement_that_fails_to_get_ready_is_not_replaced_before_it_was_due() -> None:
+    world = World(1)
+    sid = world.create(make_spec(restart=RestartPolicy(delay_ns=5 * SECOND)))
+    world.settle()
+    world.report(world.running(sid)[0], S.FAILED, err="exit code 1")
+    world.tick()
+    failures = 0
+    for _ in range(200):
+        (newest,) = [t for t in world.tasks(sid) if t.desired_state == S.READY]
+        if state_of(newest) != S.REJECTED:
+            world.report(newest, S.REJECTED, err="the image cannot be pulled")
+            failures += 1
+        world.clock.advance(seconds=0.1)
+        world.tick()
+    assert failures == 4, "20 s at a restart delay of 5 s"
+
+
+def test_a_new_spec_does_not_wait_for_the_delay_of_a_failed_one() -> None:
+    world = World(1)
+    sid = world.create(make_spec(restart=RestartPolicy(delay_ns=5 * SECOND)))
+    world.settle()
+    world.report(world.running(sid)[0], S.FAILED, err="exit code 1")
+    world.tick()
+    (newest,) = [t for t in world.tasks(sid) if t.desired_state == S.READY]
+    world.report(newest, S.REJECTED, err="the image cannot be pulled")
+    world.tick()
+    world.update(sid, make_spec(image="web:2", restart=RestartPolicy(delay_ns=5 * SECOND)))
+    world.tick()
+    assert [world.image(t) for t in world.live(sid)] == ["web:2"]
+
+
+def test_tasks_left_of_a_removed_service_only_get_fewer() -> None:
+    world = World(2)
+    sid = world.create(make_spec(replicas=4))
+    world.settle()
+    world.remove(sid)
+    left = [world.status(sid)]
+    world.tick()
+    left.append(world.status(sid))
+    assert [(status.desired, status.stopping) for status in left] == [(0, 4), (0, 4)]
+
+
 @pytest.mark.parametrize(
     ("condition", "end", "again"),
     [
