@@ -128,7 +128,12 @@ class Verdict:
             message = status.update_status.message if status.update_status else ""
             match progress:
                 case Progress.PAUSED:
-                    lines.append(f"{status.name}: update paused: {message}")
+                    text = (
+                        message
+                        if message.startswith("update paused")
+                        else f"update paused: {message}"
+                    )
+                    lines.append(f"{status.name}: {text}")
                 case Progress.ROLLED_BACK:
                     lines.append(f"{status.name}: rolled back: {message}")
                 case Progress.GOING if status.stopping and not status.desired:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Command", "Entry", "Group", "LazyGroup"]
 
+# Docker's other names of commands; understood, not shown.
+ALIASES = {"list": "ls", "remove": "rm"}
 _BOOLEAN = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -63,6 +65,15 @@ class Group(click.Group):
 
     command_class = Command
 
+    def __init__(
+        self, *args: Any, aliases: Mapping[str, str] | None = None, **settings: Any
+    ) -> None:
+        super().__init__(*args, **settings)
+        self._aliases = ALIASES | dict(aliases or {})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return self.commands.get(cmd_name) or self.commands.get(self._aliases.get(cmd_name, ""))
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -76,7 +87,8 @@ class Group(click.Group):
 
     def names(self, ctx: click.Context) -> list[str]:
         """All names that are understood."""
-        return self.list_commands(ctx)
+        shown = self.list_commands(ctx)
+        return [*shown, *(alias for alias, name in self._aliases.items() if name in shown)]
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of definition

@@ -42,7 +42,7 @@ ENTRIES = (
         "events", "cli.commands.events:command", "Show what changes in the cluster, as it happens"
     ),
     Entry("info", "cli.commands.info:command", "Show the node and its cluster"),
-    Entry("version", "cli.commands.version:command", "Show the versions of client and manager"),
+    Entry("version", "cli.commands.version:command", "Show the versions of client and server"),
     Entry("context", "cli.commands.context:group", "Manage connections to other clusters", _LOCAL),
     Entry(
         "completion", "cli.commands.completion:command", "Print a shell completion script", _LOCAL

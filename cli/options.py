@@ -33,6 +33,7 @@ __all__ = [
     "list_options",
     "make_filters",
     "no_trunc_option",
+    "quiet_names_option",
     "quiet_option",
     "read_input",
 ]
@@ -133,6 +134,7 @@ format_option = click.option(
     help="table, json, yaml, a Go template, or `table TEMPLATE`.",
 )
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
+quiet_names_option = click.option("-q", "--quiet", is_flag=True, help="Print names only.")
 no_trunc_option = click.option("--no-trunc", is_flag=True, help="Print whole ids and digests.")
 
 
@@ -184,22 +186,23 @@ def list_options(*keys: str) -> Callable[[F], F]:
     return decorate
 
 
-def detach_options(function: F) -> F:
-    """-d and --timeout of commands that wait for convergence."""
-    function = click.option(
-        "--timeout",
-        "timeout_ns",
-        type=DURATION,
-        default="10m",
-        show_default=True,
-        help="How long to wait for convergence; 0: without end.",
-    )(function)
-    return click.option(
-        "-d",
-        "--detach",
-        is_flag=True,
-        help="Do not wait for convergence.",
-    )(function)
+def detach_options(*, until: str = "the services have converged") -> Callable[[F], F]:
+    """-d and --timeout of commands that wait."""
+
+    def decorate(function: F) -> F:
+        function = click.option(
+            "--timeout",
+            "timeout_ns",
+            type=DURATION,
+            default="10m",
+            show_default=True,
+            help=f"How long to wait until {until}; 0: without end.",
+        )(function)
+        return click.option("-d", "--detach", is_flag=True, help=f"Do not wait until {until}.")(
+            function
+        )
+
+    return decorate
 
 
 # ------------------------------------------------------------------ helpers

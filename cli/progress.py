@@ -39,6 +39,8 @@ class Row:
     # "2 starting, 1 preparing"
     states: str
     reasons: tuple[str, ...]
+    # What `done` counts: running, or updated while tasks of an earlier version run as well.
+    unit: str = "running"
 
 
 def rows(
@@ -64,14 +66,16 @@ def _row(status: ServiceStatus, progress: str, *, removing: bool) -> Row:
     )
     states = ", ".join(f"{number} {state}" for state, number in counted)
     if removing:
-        left = status.stopping + status.desired
-        return Row(status.name, 0, 0, progress, f"{left} tasks left" if left else states, ())
+        left = status.stopping
+        noun = "task" if left == 1 else "tasks"
+        return Row(status.name, 0, 0, progress, f"{left} {noun} left" if left else "", ())
     if status.stopping:
         states = ", ".join(filter(None, (states, f"{status.stopping} stopping")))
     done = max(status.up_to_date, status.completed)
     # "2 of 3 replicas starting" says what the states say already.
     reasons = tuple(reason for reason in status.reasons if not _COUNTED.fullmatch(reason))
-    return Row(status.name, done, status.desired, progress, states, reasons)
+    unit = "updated" if status.running > status.up_to_date else "running"
+    return Row(status.name, done, status.desired, progress, states, reasons, unit)
 
 
 class NoDisplay:
@@ -117,7 +121,7 @@ def plain_line(row: Row, *, removing: bool = False) -> str:
         return f"{row.name}: removed"
     if removing:
         return f"{row.name}: removing" + (f", {row.states}" if row.states else "")
-    line = f"{row.name}: {row.done}/{row.total} running"
+    line = f"{row.name}: {row.done}/{row.total} {row.unit}"
     if row.progress != "going":
         return f"{line}, {row.progress}"
     if row.states:

@@ -419,7 +419,13 @@ def create_options(function: F) -> F:
         decorators.append(click.option(*names, multiple=True, metavar="KEY=VALUE", help=text))
     decorators += [
         click.option("-e", "--env", "env_add", multiple=True, metavar="K=V", help="Variable."),
-        click.option("--env-file", multiple=True, metavar="FILE", help="Variables from a file."),
+        click.option(
+            "--env-file",
+            multiple=True,
+            type=click.Path(),
+            metavar="FILE",
+            help="Variables from a file.",
+        ),
         click.option("--name", default="", help="Name of the service; else one is made up."),
         click.option(
             "--mode",

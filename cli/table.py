@@ -1,9 +1,9 @@
 """Tables as Docker's CLI draws them: columns at least 10 wide, 3 spaces apart, no lines.
 
 The method is Go's text/tabwriter with minwidth 10 and padding 3, except that spaces at the end of a
-line are left out. A column that holds sentences (ERROR) is never cut: where the table is wider than
-the terminal it is wrapped, and where that leaves too little room its text stands under the row, the
-columns stand closer, and empty ones are left out.
+line are left out. Where the table is wider than the terminal, columns stand closer, and empty ones
+are left out. A column that holds sentences (ERROR) is never cut: it is wrapped, and where that
+leaves too little room its text stands under the row.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ def layout(
     if not rows:
         return []
     widths = _widths(rows)
-    if width is None or sentences is None or _longest(rows) <= width:
+    if width is None or _longest(rows) <= width:
         return [_line(row, widths) for row in rows]
+    if sentences is None:
+        return _closer(rows, width)
     without = [[c for i, c in enumerate(row) if i != sentences] for row in rows]
     room = width - _longest(without) - PADDING
     if room >= WRAP_MIN:
@@ -89,6 +91,17 @@ def _filled(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     count = len(rows[0])
     kept = [i for i in range(count) if any(row[i] for row in rows[1:])]
     return [[row[i] for i in kept] for row in rows]
+
+
+def _closer(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Columns closer together; where that is not enough, without the empty ones. A row that does
+    not fit even so is left to the terminal, as nothing in it may be cut.
+    """
+    widths = _widths(rows, least=1, padding=PADDING_TIGHT)
+    if max(text_width(_line(row, widths)) for row in rows) > width and len(rows) > 1:
+        rows = _filled(rows)
+        widths = _widths(rows, least=1, padding=PADDING_TIGHT)
+    return [_line(row, widths) for row in rows]
 
 
 def _below(

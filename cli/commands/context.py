@@ -229,7 +229,7 @@ def export(name: str, file: str | None) -> None:
 
 @group.command("import")
 @click.argument("name")
-@click.argument("file", metavar="FILE|-")
+@click.argument("file", metavar="FILE|-", type=click.Path(allow_dash=True))
 def import_(name: str, file: str) -> None:
     """Take a context from a file that `context export` wrote."""
     import dataclasses

@@ -54,6 +54,8 @@ def command(
         from_revision=from_revision,
     )
     here = settings()
+    if form.split(" ", 1)[0] in ("table", "yaml"):
+        raise Invalid(f"--format {form}: events come one by one; write json or a Go template")
     template = None if form in ("", "json") else Template(form)
 
     async def work(connection: Connection) -> int:

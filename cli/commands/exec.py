@@ -24,7 +24,9 @@ from swarm.v1 import ExecInput, ExecStart, WindowSize
 @click.option("-i", "--interactive", is_flag=True, help="Hand standard input on.")
 @click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
 @click.option("-e", "--env", multiple=True, metavar="K=V", help="Variable.")
-@click.option("--env-file", "env_files", multiple=True, metavar="FILE", help="Variables.")
+@click.option(
+    "--env-file", "env_files", multiple=True, type=click.Path(), metavar="FILE", help="Variables."
+)
 @click.option("-u", "--user", default="", help="User: name|uid[:group|gid].")
 @click.option("-w", "--workdir", default="", help="Working directory.")
 @click.option("--privileged", is_flag=True, help="With all privileges.")
@@ -81,23 +83,26 @@ async def _run(connection: Connection, start: ExecStart, *, interactive: bool) -
     watching: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if start.size is not None:
         watching = terminal.watch_size(sys.stdout.fileno(), sizes.put_nowait)
-    await inputs.put(ExecInput(start=start))
+    begun = asyncio.Event()
     sources = [
         asyncio.create_task(_typed(inputs, interactive=interactive)),
         asyncio.create_task(_resized(inputs, sizes)),
     ]
     try:
         with watching:
-            return await _outputs(connection, inputs)
+            return await _outputs(connection, _each(start, inputs, begun), begun)
     finally:
         for source in sources:
             source.cancel()
         await asyncio.gather(*sources, return_exceptions=True)
 
 
-async def _outputs(connection: Connection, inputs: asyncio.Queue[ExecInput]) -> int:
+async def _outputs(
+    connection: Connection, inputs: AsyncIterator[ExecInput], begun: asyncio.Event
+) -> int:
     """Writes what the command prints; its exit code."""
-    async for output in connection.control.exec(_each(inputs)):
+    async for output in connection.control.exec(inputs):
+        begun.set()
         if output.stdout is not None:
             _write(sys.stdout.buffer, output.stdout)
         if output.stderr is not None:
@@ -112,7 +117,14 @@ def _write(stream: BinaryIO, data: bytes) -> None:
     stream.flush()
 
 
-async def _each(inputs: asyncio.Queue[ExecInput]) -> AsyncIterator[ExecInput]:
+async def _each(
+    start: ExecStart, inputs: asyncio.Queue[ExecInput], begun: asyncio.Event
+) -> AsyncIterator[ExecInput]:
+    """Input follows once the command has begun: where a call is refused, gRPC would report the
+    message that could not be sent any more in place of the reason.
+    """
+    yield ExecInput(start=start)
+    await begun.wait()
     while True:
         yield await inputs.get()
 

@@ -46,7 +46,7 @@ ATTEMPTS = 5  # of a change against concurrent ones
 
 @click.command(cls=Command, context_settings={"allow_interspersed_args": False})
 @create_options
-@detach_options
+@detach_options()
 @click.argument("image")
 @click.argument("arguments", nargs=-1, metavar="[COMMAND] [ARG...]")
 def create(image: str, arguments: tuple[str, ...], **flags: Any) -> int:
@@ -82,7 +82,7 @@ def create(image: str, arguments: tuple[str, ...], **flags: Any) -> int:
 
 @click.command(cls=Command)
 @update_options
-@detach_options
+@detach_options()
 @click.argument("service", type=Ref("service"))
 def update(service: str, **flags: Any) -> int:
     """Change a service: only what is given changes. Waits until the new tasks run."""
@@ -120,7 +120,7 @@ def _given(flags: Mapping[str, Any]) -> set[str]:
 @click.command(cls=Command)
 @click.argument("service", type=Ref("service"))
 @click.option("-q", "--quiet", is_flag=True, help="No progress display.")
-@detach_options
+@detach_options()
 def rollback(service: str, **flags: Any) -> int:
     """Go back to the spec before the last update, and wait until its tasks run."""
 
@@ -134,7 +134,7 @@ def rollback(service: str, **flags: Any) -> int:
 @click.argument(
     "scales", nargs=-1, required=True, type=Ref("service"), metavar="SERVICE=REPLICAS..."
 )
-@detach_options
+@detach_options()
 def scale(scales: tuple[str, ...], **flags: Any) -> int:
     """Set the number of replicas of services, and wait until they run."""
     wanted: dict[str, int] = {}

@@ -24,6 +24,7 @@ from cli.options import (
     format_option,
     make_filters,
     no_trunc_option,
+    quiet_names_option,
     quiet_option,
 )
 from cli.registry import auth_for
@@ -52,6 +53,7 @@ _FILES = click.option(
     "files",
     multiple=True,
     required=True,
+    type=click.Path(allow_dash=True),
     metavar="FILE",
     help="Compose file, or - for standard input; several are merged, the last one wins.",
 )
@@ -61,6 +63,7 @@ _ENV_FILES = click.option(
     "--env-file",
     "env_files",
     multiple=True,
+    type=click.Path(allow_dash=True),
     metavar="FILE",
     help="Variables for the compose file, in place of .env beside it.",
 )
@@ -74,7 +77,7 @@ def compose_options(function: F) -> F:
     return _FILES(_ENV_FILES(_PROFILES(function)))
 
 
-@click.group(cls=Group)
+@click.group(cls=Group, aliases={"up": "deploy", "down": "rm"})
 def group() -> None:
     """Deploy and manage stacks."""
 
@@ -91,7 +94,7 @@ def group() -> None:
     show_default=True,
     help="Accepted for Docker's sake: nodes resolve tags when they pull.",
 )
-@detach_options
+@detach_options()
 def deploy(
     stack: str,
     files: tuple[str, ...],
@@ -214,7 +217,7 @@ def config(
 
 @group.command("ls")
 @format_option
-@quiet_option
+@quiet_names_option
 def ls(form: str, *, quiet: bool) -> None:
     """List stacks."""
 
@@ -298,7 +301,7 @@ def services(stack: str, filters: tuple[tuple[str, str], ...], form: str, *, qui
 
 @group.command()
 @click.argument("stacks", nargs=-1, required=True, type=Ref("stack"), metavar="STACK...")
-@detach_options
+@detach_options(until="their tasks are gone")
 def rm(stacks: tuple[str, ...], *, detach: bool, timeout_ns: int) -> int:
     """Remove stacks with all that belongs to them. Waits until their tasks are gone."""
 

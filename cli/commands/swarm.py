@@ -306,7 +306,7 @@ def update(**given: Any) -> None:
 @click.option("--cert-expiry", type=DURATION, help="With --rotate: lifetime of certificates.")
 @click.option("--external-ca", multiple=True, metavar="CA", help="With --rotate: external CA.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
-@detach_options
+@detach_options(until="all nodes trust the new root")
 def ca(*, rotate: bool, quiet: bool, detach: bool, timeout_ns: int, **given: Any) -> int:
     """Print the cluster's root certificate, or rotate it."""
     if not rotate and any(value for value in given.values()):

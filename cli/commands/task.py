@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import click
 import msgspec
 
@@ -102,7 +104,7 @@ def _document(answer: ExplainTaskResponse) -> dict[str, object]:
 
 def explain_lines(answer: ExplainTaskResponse, *, width: int | None) -> list[str]:
     """The account for people."""
-    lines = [answer.summary]
+    lines = _wrap(answer.summary, width)
     if answer.filters:
         table = [["FILTER", "NODES OUT", "NEEDED", "BEST FREE", "REASON"]]
         table += [_filter_row(result) for result in answer.filters]
@@ -112,8 +114,12 @@ def explain_lines(answer: ExplainTaskResponse, *, width: int | None) -> list[str
     if answer.never and "even if" not in answer.summary:
         lines.append("No node could take it, even if it were empty.")
     if answer.hint:
-        lines += ["", answer.hint]
+        lines += ["", *_wrap(answer.hint, width)]
     return lines
+
+
+def _wrap(text: str, width: int | None) -> list[str]:
+    return textwrap.wrap(text, width) if width else [text]
 
 
 def _filter_row(result: FilterResult) -> list[str]:

@@ -100,6 +100,7 @@ class FakeCluster:
         )
         self.exec_reply = b""
         self.exec_code = 0
+        self.exec_refusal: SwarmError | None = None
         self.exec_inputs: list[ExecInput] = []
         self.version = 100
         self.cluster = Cluster(
@@ -276,6 +277,9 @@ class _Control:
         self, request: AsyncIterator[ExecInput], context: rpc.Context
     ) -> AsyncIterator[ExecOutput]:
         self.cluster.note("exec", None)
+        self.cluster.exec_inputs.append(await anext(request))
+        if self.cluster.exec_refusal is not None:
+            raise self.cluster.exec_refusal
         yield ExecOutput(started=True)
         if self.cluster.exec_reply:
             yield ExecOutput(stdout=self.cluster.exec_reply)

@@ -73,6 +73,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("service", "logs", "--tail", "few", "web"), "a number of lines, or all"),
     (("service", "logs", "--since", "yesterday", "web"), "is not a time"),
     (("events", "--filter", "type=pod"), "the types are"),
+    (("events", "--format", "table"), "events come one by one"),
     (("node", "update", "web"), "nothing to change"),
     (("node", "update", "--availability", "sleepy", "n"), "'sleepy' is not one of"),
     (("node", "update", "--role", "foo", "n"), "'foo' is not one of"),
@@ -192,3 +193,14 @@ def test_every_command_has_help_that_reads_well(cli: Cli, path: tuple[str, ...])
 
 def test_every_short_help_is_that_of_its_command() -> None:
     assert all(entry.help and entry.help[0].isupper() for entry in ENTRIES)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("stack", "up"), ("stack", "down"), ("stack", "remove"), ("node", "list"), ("secret", "list")],
+    ids=" ".join,
+)
+def test_other_names_that_docker_has_for_commands_are_understood(
+    cli: Cli, words: tuple[str, str]
+) -> None:
+    assert cli.ok(*words, "--help").startswith(f"Usage: swarmctl {words[0]} ")

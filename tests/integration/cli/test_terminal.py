@@ -10,6 +10,7 @@ import termios
 
 import pytest
 
+from swarm.errors import NotFound
 from swarm.v1 import WindowSize
 from tests.integration.cli.conftest import COMMAND, Cli
 from tests.integration.cli.fake import FakeCluster
@@ -67,6 +68,14 @@ def test_exec_without_i_reads_nothing(cli: Cli, cluster: FakeCluster) -> None:
     done = cli.process("exec", "web", "true", stdin=b"abc")
     assert (done.returncode, done.stdout) == (0, b"out\n")
     assert [item.stdin for item in cluster.exec_inputs] == [None, None]
+
+
+def test_exec_tells_why_it_was_refused_whatever_is_typed(cli: Cli, cluster: FakeCluster) -> None:
+    cluster.exec_refusal = NotFound("task web not found")
+    for _ in range(8):  # input sent into a refused call would hide the reason, but not each time
+        done = cli.process("exec", "-i", "web", "cat", stdin=b"abc")
+        assert (done.returncode, done.stderr) == (4, b"Error: task web not found\n")
+    assert all(item.start for item in cluster.exec_inputs)
 
 
 # ------------------------------------------------------------------ progress

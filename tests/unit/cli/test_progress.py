@@ -140,6 +140,13 @@ def test_plain_lines(given: dict[str, object], progress: Progress, line: str) ->
     assert plain_line(row) == line
 
 
-def test_lines_of_a_removal() -> None:
-    [row] = rows([status(desired=0, stopping=2)], {"w": Progress.GOING}, removing=True)
-    assert plain_line(row, removing=True) == "web: removing, 2 tasks left"
+@pytest.mark.parametrize(("left", "text"), [(2, ", 2 tasks left"), (1, ", 1 task left"), (0, "")])
+def test_lines_of_a_removal(left: int, text: str) -> None:
+    going = {"w": Progress.GOING}
+    [row] = rows([status(desired=3, stopping=left)], going, removing=True)
+    assert plain_line(row, removing=True) == f"web: removing{text}"
+
+
+def test_an_update_counts_what_is_updated() -> None:
+    [row] = rows([status(running=3, up_to_date=1)], {"w": Progress.GOING}, removing=False)
+    assert plain_line(row) == "web: 1/3 updated"

@@ -57,3 +57,11 @@ def test_a_very_narrow_terminal_puts_the_sentence_under_the_row() -> None:
 )
 def test_width_counts_terminal_cells(text: str, width: int) -> None:
     assert text_width(text) == width
+
+
+def test_a_table_without_sentences_stands_closer_where_it_is_too_wide() -> None:
+    rows = [("ID", "NAME", "EMPTY", "LAST"), ("x" * 20, "web", "", "y")]
+    assert layout(rows, width=48)[1] == "x" * 20 + "   web       " + " " * 10 + "y"
+    assert layout(rows, width=40)[1] == "x" * 20 + "  web   " + " " * 7 + "y"
+    assert layout(rows, width=30) == ["ID" + " " * 20 + "NAME  LAST", "x" * 20 + "  web   y"]
+    assert layout(rows, width=20)[1] == "x" * 20 + "  web   y"
