@@ -207,7 +207,7 @@ def up() -> None:
     if STACK not in stacks and not all(free_port(a, PORT) for a in NODES.values()):
         raise DemoError(f"port {PORT} is taken; free it, or change it in {example}")
     print(f"$ swarmctl stack deploy -c {example} {STACK}")
-    swarmctl(first, "stack", "deploy", "-c", str(ROOT / example), STACK)
+    print(swarmctl(first, "stack", "deploy", "-c", str(ROOT / example), STACK), end="")
     print(f"converged {time.monotonic() - began:.1f} s after the first node was started\n")
     show_answers()
     for words in (("stack", "services", STACK), ("service", "ps", f"{STACK}_web")):
