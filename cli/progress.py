@@ -138,7 +138,11 @@ class LiveDisplay:
 
         self._removing = removing
         console = Console(
-            stderr=True, no_color=not terminal.colour, width=terminal.width, highlight=False
+            stderr=True,
+            no_color=not terminal.colour,
+            # The "^C" that a terminal echoes must not wrap: lines would be drawn one too low.
+            width=max(1, terminal.width - len("^C")) if terminal.width else None,
+            highlight=False,
         )
         self._height = console.size.height
         self._live = Live(console=console, refresh_per_second=REFRESH_PER_SECOND, transient=False)

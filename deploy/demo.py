@@ -53,11 +53,15 @@ def socket_path(name: str) -> Path:
     return Path("/tmp") / f"swarm-demo-{os.getuid()}-{mark}" / f"{name}.sock"
 
 
-def swarmctl(name: str, *words: str, quiet: bool = False, check: bool = True) -> str:
-    """Runs swarmctl against a node; its answer. Progress goes to the terminal unless quiet."""
+def swarmctl(
+    name: str, *words: str, quiet: bool = False, shown: bool = False, check: bool = True
+) -> str:
+    """Runs swarmctl against a node; its answer, which is empty when it is shown as it comes.
+    Progress goes to the terminal unless quiet.
+    """
     done = subprocess.run(
         [BIN / "swarmctl", "--host", f"unix://{socket_path(name)}", *words],
-        stdout=subprocess.PIPE,
+        stdout=None if shown else subprocess.PIPE,
         stderr=subprocess.PIPE if quiet else None,
         text=True,
         check=False,
@@ -68,7 +72,7 @@ def swarmctl(name: str, *words: str, quiet: bool = False, check: bool = True) ->
             f"{(done.stderr or '').strip() or 'see above'}; "
             f"the nodes' logs are {HOME}/n?/swarmd.log"
         )
-    return done.stdout
+    return done.stdout or ""
 
 
 # ------------------------------------------------------------------ nodes
@@ -207,7 +211,7 @@ def up() -> None:
     if STACK not in stacks and not all(free_port(a, PORT) for a in NODES.values()):
         raise DemoError(f"port {PORT} is taken; free it, or change it in {example}")
     print(f"$ swarmctl stack deploy -c {example} {STACK}")
-    print(swarmctl(first, "stack", "deploy", "-c", str(ROOT / example), STACK), end="")
+    swarmctl(first, "stack", "deploy", "-c", str(ROOT / example), STACK, shown=True)
     print(f"converged {time.monotonic() - began:.1f} s after the first node was started\n")
     show_answers()
     for words in (("stack", "services", STACK), ("service", "ps", f"{STACK}_web")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -96,6 +97,15 @@ def test_progress_is_drawn_on_a_terminal_and_answers_stay_apart(
     assert "1/4" in screen and "3 starting" in screen and "image is pulled" in screen
     assert "✓ web" in screen and "4/4" in screen and "converged" in screen
     assert "\x1b[3" not in screen, "no colour"
+
+
+def test_progress_leaves_room_for_the_echo_of_ctrl_c(cli: Cli, cluster: FakeCluster) -> None:
+    web = cluster.add(service("web", id_="w1"))
+    cluster.watch_script = [[status(web, 1, 4, reasons=("word " * 40,))], 0.3, [status(web, 4, 4)]]
+    with on_terminal(cli, "service", "scale", "web=4", NO_COLOR="1") as process:
+        assert process.wait() == 0
+        lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", process.screen.decode()).splitlines()
+    assert max(len(line) for line in lines) == 78
 
 
 def test_colour_only_on_a_terminal(cli: Cli, cluster: FakeCluster) -> None:
