@@ -48,6 +48,8 @@ class EventStream:
         self._node_id = node_id
         self._clock = clock
         self._closed = asyncio.Event()
+        # Ends of containers that somebody else has started again.
+        self._endings: set[asyncio.Task[None]] = set()
         # Time of the newest event seen, on the engine's clock; 0: none.
         self._seen_ns = 0
 
@@ -71,9 +73,9 @@ class EventStream:
                 if pump.done() and not closed.done():
                     pump.result()
         finally:
-            pump.cancel()
-            closed.cancel()
-            await asyncio.gather(pump, closed, return_exceptions=True)
+            for task in (pump, closed, *self._endings):
+                task.cancel()
+            await asyncio.gather(pump, closed, *self._endings, return_exceptions=True)
 
     async def _pump(self) -> None:
         """Feeds the watchlist from the engine until the engine stays away."""
@@ -138,6 +140,8 @@ class EventStream:
             self._watchlist.exit(entry, code, await self._why(entry, code))
         elif action == "health_status":
             await self._hear_health(entry, detail.strip() or attributes.get("health_status", ""))
+        elif action == "start" and entry.phase is Phase.EXITED:
+            self._end_again(entry)
         elif action in ("destroy", "remove"):
             self._watchlist.exit(entry, GONE, _REMOVED)
 
@@ -157,15 +161,36 @@ class EventStream:
         container = await inspect(self._engine, entry.container_id)
         return end_of(container, oom=entry.oom)[1] if container else ""
 
+    def _end_again(self, entry: Watched) -> None:
+        """A task that has ended stays so: its replacement runs, and nobody would stop this one. The
+        event of a start of ours that was short-lived may come this late too; then nothing runs.
+        """
+
+        async def stop() -> None:
+            path = f"containers/{entry.container_id}/stop"
+            try:
+                # The engine waits for the container's own grace period.
+                await self._engine.call("stop", "POST", path, timeout_s=None)
+            except (Refusal, errors.SwarmError) as error:
+                # Removed meanwhile, or the engine is away: the next listing tells.
+                log.info("ended_task_not_stopped", task_id=entry.task_id, reason=str(error))
+
+        log.info("ended_task_runs_again", task_id=entry.task_id)
+        ending = asyncio.create_task(stop())
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+
     # -------------------------------------------------------------- the listing
 
     async def _reconcile(self) -> None:
         """Finds by listing what happened while nobody listened."""
         listed = {str(found["Id"]): found for found in await list_all(self._engine, self._node_id)}
         for entry in self._watchlist:
+            found = listed.get(entry.container_id, {})
+            if entry.phase is Phase.EXITED and phase_of(str(found.get("State"))) is Phase.RUNNING:
+                self._end_again(entry)
             if entry.phase is not Phase.RUNNING:
                 continue
-            found = listed.get(entry.container_id, {})
             listed_healthy = health_of_status(str(found.get("Status", "")))
             changed = listed_healthy is not None and listed_healthy is not entry.healthy
             runs = phase_of(str(found.get("State", ""))) is Phase.RUNNING

@@ -74,6 +74,12 @@ def health_of(container: Mapping[str, Any]) -> bool | None:
     return None if status == "none" else status == "healthy"
 
 
+def verdict_of(container: Mapping[str, Any]) -> bool | None:
+    """The healthcheck's verdict; None: it has not come to one yet, or there is none."""
+    health = container["State"].get("Health") or container["State"].get("Healthcheck") or {}
+    return {"healthy": True, "unhealthy": False}.get(str(health.get("Status")))
+
+
 def end_of(container: Mapping[str, Any], *, oom: bool = False) -> tuple[int, str]:
     """Exit code and reason. `oom`: the engine told of it, whatever the state says."""
     state = container["State"]

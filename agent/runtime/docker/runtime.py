@@ -27,6 +27,7 @@ import structlog
 from agent.runtime.base import (
     Description,
     Event,
+    EventKind,
     Failed,
     Found,
     Phase,
@@ -42,10 +43,10 @@ from agent.runtime.docker.files import Files, memory_folder
 from agent.runtime.docker.images import Images
 from agent.runtime.docker.inspection import (
     end_of,
-    health_of,
     last_output,
     phase_of,
     started_of,
+    verdict_of,
 )
 from agent.runtime.docker.logs import LogParser, parse_time, query
 from agent.runtime.docker.networks import Networks
@@ -114,7 +115,10 @@ class DockerRuntime:
         self._files = Files(node_id, memory)
         shared = Path(tempfile.gettempdir()) / f"swarm-{os.geteuid()}"
         self._networks = Networks(self._engine, lock_folder=memory or shared)
-        self._watchlist = Watchlist()
+        # Ended containers are kept for their logs; what was secret goes at once.
+        self._watchlist = Watchlist(on_end=self._files.remove)
+        # Their files are written, and no container tells of them yet.
+        self._preparing: set[str] = set()
         self._creating = asyncio.Semaphore(AT_ONCE)
         self._starting = asyncio.Semaphore(AT_ONCE)
         self._stream = EventStream(self._engine, self._watchlist, node_id=node_id, clock=clock)
@@ -150,6 +154,8 @@ class DockerRuntime:
 
     async def adopt(self) -> tuple[Found, ...]:
         """See Runtime."""
+        # What is made while the engine lists may be missing in its list, and is not gone.
+        known = tuple(self._watchlist)
         try:
             await self._networks.load()
             listed = await list_all(self._engine, self._node_id)
@@ -164,10 +170,11 @@ class DockerRuntime:
         inspected = await asyncio.gather(*(look(str(entry["Id"])) for entry in listed))
         found = [self._adopt_one(container) for container in inspected if container is not None]
         present = {f.task_id for f in found}
-        for entry in self._watchlist:
-            if entry.task_id not in present:
+        for entry in known:
+            if entry.task_id not in present and self._watchlist.get(entry.task_id) is entry:
                 self._watchlist.drop(entry.task_id)
-        self._files.keep(present)
+        alive = {e.task_id for e in self._watchlist if e.phase is not Phase.EXITED}
+        self._files.keep(alive | self._preparing)
         return tuple(found)
 
     def _adopt_one(self, container: dict[str, Any]) -> Found:
@@ -188,13 +195,19 @@ class DockerRuntime:
             entry.exit_code, entry.message = end_of(container, oom=entry.oom)
             return Found(task_id, phase, exit_code=entry.exit_code, message=entry.message)
         self._watchlist.runs(entry)
-        healthy = health_of(container)
-        if entry.told and healthy is not None:
-            self._watchlist.health(entry, last_output(container), healthy=healthy)
-        else:
-            entry.healthy = healthy
-            self._watchlist.tell(entry)
+        self._take_verdict(entry, container)
+        self._watchlist.tell(entry)
         return Found(task_id, phase, started=started_of(container, self._networks.cluster_id))
+
+    def _take_verdict(self, entry: Watched, container: Mapping[str, Any]) -> None:
+        """Takes the healthcheck's verdict from an inspection that is told to the worker, too: that
+        a task is healthy it learns from `Started`, that it is not by an event.
+        """
+        verdict = verdict_of(container)
+        if verdict and not entry.told:
+            entry.healthy = True
+        elif verdict is not None:
+            self._watchlist.health(entry, last_output(container), healthy=verdict)
 
     # -------------------------------------------------------------- events
 
@@ -217,10 +230,17 @@ class DockerRuntime:
             self._network_ids(plan),
         )
         files: tuple[tuple[str, str], ...] = ()
-        if work.files:
-            files = await asyncio.to_thread(self._files.write, plan.task_id, work.files)
-        container_id = await self._create(plan, network_ids, files, auth)
-        self._watchlist.add(Watched(plan.task_id, container_id))
+        self._preparing.add(plan.task_id)
+        try:
+            if work.files:
+                files = await asyncio.to_thread(self._files.write, plan.task_id, work.files)
+            container_id = await self._create(plan, network_ids, files, auth)
+            self._watchlist.add(Watched(plan.task_id, container_id))
+        except BaseException:
+            self._files.remove(plan.task_id)  # a task that failed may be kept for long
+            raise
+        finally:
+            self._preparing.discard(plan.task_id)
 
     async def _network_ids(self, plan: Plan) -> list[str]:
         return [
@@ -331,9 +351,10 @@ class DockerRuntime:
             # So short-lived that it ended before this look; its event may still be on the way.
             self._watchlist.exit(entry, *end_of(container, oom=entry.oom))
         elif not entry.told:
-            # Health that was heard of since is in `started` already.
-            entry.healthy = health_of(container)
-            entry.held.clear()
+            # Health that was heard of since is in the inspection already; an end is not.
+            entry.held = [e for e in entry.held if e.kind is EventKind.EXITED]
+            entry.healthy = None
+            self._take_verdict(entry, container)
         self._watchlist.tell(entry)
         return started
 

@@ -10,7 +10,7 @@ each exit and each change of health is told once. Exits that a stop asked for ar
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,8 @@ class Watched:
     task_id: str
     container_id: str
     phase: Phase = Phase.CREATED
-    # None: it has no healthcheck; else the last word about it.
+    # The healthcheck's last verdict; None: there was none yet. A check that has not passed and one
+    # that has failed are not the same: the second is news after the first.
     healthy: bool | None = None
     exit_code: int = 0
     message: str = ""
@@ -41,9 +42,12 @@ class Watched:
 
 
 class Watchlist:
-    """All containers of this node by task id, and the queue of their events."""
+    """All containers of this node by task id, and the queue of their events. `on_end` is called
+    with the task's id whenever one has ended, for whatever reason.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, on_end: Callable[[str], None] = lambda _: None) -> None:
+        self._on_end = on_end
         self._by_task: dict[str, Watched] = {}
         # Not taken yet, in order; of one task and kind only the newest counts, so there are at
         # most three per container.
@@ -90,6 +94,7 @@ class Watchlist:
         asked = entry.stopping
         never_ran = entry.phase is Phase.CREATED
         entry.phase, entry.exit_code, entry.message = Phase.EXITED, code, message
+        self._on_end(entry.task_id)
         if not asked and not never_ran:
             self._emit(entry, Event(entry.task_id, EventKind.EXITED, code, message))
 

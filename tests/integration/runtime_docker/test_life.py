@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 import pytest
 
-from agent.runtime.base import EventKind, Failed, Phase, Rejected
+from agent.runtime.base import EventKind, Failed, Phase, Rejected, TaskFile
 from agent.runtime.docker import DockerRuntime
 from swarm import errors
 from swarm.clock import SystemClock
@@ -259,3 +260,54 @@ async def test_no_engine_is_said_with_its_socket_and_what_to_do(docker: Harness)
     with pytest.raises(errors.Unavailable, match=r"/nonexistent/docker\.sock.*start Docker"):
         await runtime.connect()
     await runtime.close()
+
+
+# ------------------------------------------------------------------ what others do to containers
+
+
+async def test_a_healthcheck_that_never_passes_is_told(docker: Harness) -> None:
+    work, started = await docker.run("sleep", "100", container=health("echo broken; exit 1"))
+    assert not started.healthy
+    assert (await docker.event(work, EventKind.UNHEALTHY)).message == "broken"
+    assert docker.events_of(work) == [EventKind.UNHEALTHY]
+
+
+async def test_a_task_that_became_unhealthy_while_the_agent_was_away_is_told(
+    docker: Harness,
+) -> None:
+    work, _ = await docker.run("sleep", "100", container=health("echo broken; exit 1"))
+    await docker.event(work, EventKind.UNHEALTHY)
+    docker.heard.clear()
+    await docker.restart()
+    (found,) = await docker.runtime.adopt()
+    assert found.phase is Phase.RUNNING and found.started is not None
+    docker.listen()
+    assert (await docker.event(work, EventKind.UNHEALTHY)).message == "broken"
+
+
+async def test_an_ended_task_that_somebody_starts_again_is_ended_again(docker: Harness) -> None:
+    work, _ = await docker.run("sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.05; done")
+    docker.host.docker("restart", "--time", "0", work.assignment.name)
+    await docker.event(work, EventKind.EXITED)
+
+    def over() -> bool:
+        state = docker.inspect(work)["State"]
+        return not state["Running"] and state["StartedAt"] < state["FinishedAt"]
+
+    await until(over, timeout_s=20, what=lambda: f"{docker.inspect(work)['State']}")
+    assert docker.events_of(work) == [EventKind.EXITED]
+
+
+async def test_secrets_of_an_ended_task_go_with_its_end(docker: Harness) -> None:
+    secret = TaskFile("/run/secrets/key", b"x", secret=True)
+    works = [(await docker.run("sleep", "100", files=(secret,)))[0] for _ in range(2)]
+    folders = [Path(docker.inspect(w)["Mounts"][0]["Source"]).parent for w in works]
+    assert all(folder.exists() for folder in folders)
+    docker.host.docker("kill", works[0].assignment.name)
+    await docker.event(works[0], EventKind.EXITED)
+    assert [folder.exists() for folder in folders] == [False, True]
+    await docker.close()
+    docker.host.docker("kill", works[1].assignment.name)
+    await docker.restart()
+    await docker.runtime.adopt()
+    assert not folders[1].exists()

@@ -23,6 +23,7 @@ from agent.runtime.docker.inspection import (
     last_output,
     phase_of,
     started_of,
+    verdict_of,
 )
 from agent.runtime.docker.networks import create_body
 from agent.runtime.docker.watch import Watched, Watchlist
@@ -232,6 +233,25 @@ def test_events_of_an_older_container_are_not_the_tasks() -> None:
     label = {"com.docker.swarm.task.id": "t1"}
     assert watchlist.of_container(label, "c1") is entry
     assert watchlist.of_container(label, "c0") is None
+
+
+def test_a_healthcheck_that_has_never_passed_can_fail() -> None:
+    """Not passed yet and failed are different words, though both are not healthy."""
+    assert verdict_of(container(Health={"Status": "starting"})) is None
+    assert verdict_of(container(Health={"Status": "unhealthy"})) is False
+    watchlist, entry = watched()
+    entry.healthy = verdict_of(container(Health={"Status": "starting"}))
+    watchlist.health(entry, "no", healthy=False)
+    assert taken(watchlist) == [(EventKind.UNHEALTHY, 0)]
+
+
+def test_an_end_is_told_at_once_to_whoever_keeps_its_secrets() -> None:
+    ended: list[str] = []
+    watchlist = Watchlist(on_end=ended.append)
+    entry = watchlist.add(Watched("task", "c1", phase=Phase.RUNNING, told=True))
+    watchlist.exit(entry, 1, "")
+    watchlist.exit(entry, 1, "")
+    assert ended == ["task"]
 
 
 # ------------------------------------------------------------------ inspections
