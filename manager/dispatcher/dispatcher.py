@@ -131,10 +131,10 @@ class Dispatcher:
             async for message in session.messages():
                 yield message
         finally:
+            self._drop(session)
             reading.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await reading
-            self._drop(session)
 
     async def relay(
         self, request: AsyncIterator[RelayFrame], context: Context
@@ -286,10 +286,19 @@ class Dispatcher:
             await asyncio.sleep(LIVENESS_CHECK_S)
             late_s = loop.time() - due_s
             if late_s > LATE_S:
-                log.warning("manager_stood_still", late_s=round(late_s, 1))
-                self._liveness.postpone(late_s)
+                self._stood_still(late_s)
             for node_id in self._liveness.expired(loop.time()):
                 self._lose(node_id)
+
+    def _stood_still(self, late_s: float) -> None:
+        """Nobody was heard because nobody listened. Agents that were without an answer for longer
+        may have left, and have to find the manager again as after its start.
+        """
+        log.warning("manager_stood_still", late_s=round(late_s, 1))
+        period_s = self._period_s()
+        left = late_s > period_s
+        back_s = MISSED_MAX * period_s + START_GRACE_S if left else 0.0
+        self._liveness.postpone(late_s, at_least_s=asyncio.get_running_loop().time() + back_s)
 
     def _lose(self, node_id: str) -> None:
         HEARTBEATS_MISSED.inc()

@@ -57,8 +57,10 @@ class Liveness:
                 heapq.heappush(self._heap, (deadline_s, node_id))
         return out
 
-    def postpone(self, by_s: float) -> None:
-        """Moves all deadlines: it was we who did not listen. Cost: the number of nodes."""
-        self._deadlines = {n: d + by_s for n, d in self._deadlines.items()}
+    def postpone(self, by_s: float, *, at_least_s: float = 0.0) -> None:
+        """Moves all deadlines, it was we who did not listen, to no earlier than `at_least_s`.
+        Cost: the number of nodes.
+        """
+        self._deadlines = {n: max(d + by_s, at_least_s) for n, d in self._deadlines.items()}
         self._heap = [(d, n) for n, d in self._deadlines.items()]
         heapq.heapify(self._heap)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -444,6 +445,37 @@ async def test_silent_node_is_down_after_three_heartbeats_and_ready_when_back(
         await agent.start()
         await manager.node_reaches("n1", NodeState.READY)
         assert manager.node_status("n1").message == ""
+
+
+async def test_manager_that_stood_still_gives_nodes_time_to_come_back(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "n1") as (manager, (agent,)):
+        await manager.node_reaches("n1", NodeState.READY)
+        await agent.stop()  # it gave up on a manager that did not answer
+        with manager.store.watch(("node", "n1")) as watch:
+            time.sleep(0.9)  # noqa: ASYNC251  # the whole loop stands still
+            await asyncio.sleep(1.0)  # longer than three heartbeats, shorter than the grace
+            await agent.start()
+            await agent.connected()
+            await asyncio.sleep(0.1)
+            batches = [await anext(watch) for _ in range(watch.pending)]
+            assert not batches  # it was ready all the time
+
+
+async def test_defect_while_an_agent_is_heard_leaves_no_session_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster(tmp_path, "n1", start=False) as (manager, _):
+
+        def fails(session: object, message: AgentMessage) -> None:
+            raise RuntimeError("a defect")
+
+        monkeypatch.setattr(manager.dispatcher, "_hear", fails)
+        async with Raw(manager, "n1") as agent:
+            agent.hello()
+            await agent.hear_of("assignments")
+            assert "n1" in manager.dispatcher._sessions
+            agent.say(AgentMessage(heartbeat=Heartbeat(sequence=1)))
+            await until(lambda: not manager.dispatcher._sessions)
 
 
 async def test_node_that_leaves_is_down_at_once(tmp_path: Path) -> None:

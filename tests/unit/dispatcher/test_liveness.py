@@ -93,3 +93,14 @@ def test_a_node_is_told_exactly_when_its_latest_deadline_has_passed(
             assert set(liveness.expired(now_s)) == due
             for node_ in due:
                 del deadlines[node_]
+
+
+def test_own_stall_moves_deadlines_to_no_earlier_than_a_nodes_way_back() -> None:
+    liveness = Liveness()
+    liveness.expect("a", 3.0)
+    liveness.expect("b", 30.0)
+    liveness.postpone(20.0, at_least_s=28.0)
+    assert liveness.expired(27.9) == []
+    assert liveness.expired(28.0) == ["a"]
+    assert liveness.expired(49.9) == []
+    assert liveness.expired(50.0) == ["b"]
