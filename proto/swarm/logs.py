@@ -4,14 +4,33 @@ people.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from typing import TextIO
+from typing import TextIO, cast
 
 import structlog
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 FORMATS = ("auto", "json", "text")
+
+
+class _Steadfast:
+    """A stream whose writes never fail. A full disk or a reader that has gone must not end what
+    only wanted to say something; the line is lost, for there is nowhere to say so.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def configure(*, level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
@@ -36,7 +55,7 @@ def configure(*, level: str = "info", form: str = "auto", stream: TextIO | None 
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Steadfast(stream))),
         cache_logger_on_first_use=False,
     )
     # Libraries log through the standard module; only what somebody should look at comes through.
