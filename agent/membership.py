@@ -207,6 +207,22 @@ class Membership:
         # Else a manager would go on assigning tasks to a node that is being emptied.
         if self._talking is not None:
             self._talking.cancel()
+        await self._empty()
+
+    async def empty(self) -> None:
+        """In place of `run`, when that cannot be: stops and removes all of the node's tasks."""
+        try:
+            await self._ingress.start()
+            async with asyncio.TaskGroup() as group:
+                looked = asyncio.Event()
+                working = group.create_task(self._worker.run(looked.set))
+                await looked.wait()
+                await self._empty()
+                working.cancel()
+        finally:
+            await self._stop()
+
+    async def _empty(self) -> None:
         if not await self._worker.empty(timeout_s=LEAVE_TIMEOUT_S):
             log.warning("tasks_left_behind", tasks=len(self._worker))
 
@@ -226,7 +242,14 @@ class Membership:
         )
 
     async def _replace(self, identity: ids.Identity) -> None:
-        ids.save(self._settings.state_dir, identity)
+        """Raises Unavailable when the disk refuses; then all is as it was."""
+        try:
+            ids.save(self._settings.state_dir, identity)
+        except OSError as error:
+            raise errors.Unavailable(
+                f"the node's identity cannot be written to {self._settings.state_dir}: "
+                f"{error.strerror or error}; free space on its disk"
+            ) from error
         self.identity = identity
         if self._manager is not None:
             self._manager.use_certificate(identity.key_pem, identity.certificate_pem)
@@ -244,7 +267,11 @@ class Membership:
             root_ca_pem=info.root_ca_pem or self.identity.root_ca_pem,
         )
         if known != self.identity:
-            await self._replace(known)
+            try:
+                await self._replace(known)
+            except errors.Unavailable as error:
+                # The session knows them, and the next one brings them again.
+                log.warning("cluster_facts_not_written", reason=error.message)
         if info.role not in (NodeRole.UNSPECIFIED, self.identity.role):
             self._renew.set()
 
@@ -278,7 +305,8 @@ class Membership:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        return self._worker.description().warnings
+        mine = self._manager.problems.values() if self._manager is not None else ()
+        return (*self._worker.description().warnings, *mine)
 
     @property
     def tasks(self) -> int:

@@ -8,7 +8,7 @@ elsewhere, and, through swarmd's unix socket, to the machine's own users.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from manager.ca import Authority, NewCluster, Sealer, load_or_make_key, new_clus
 from manager.control import ControlLoop
 from manager.dispatcher import Dispatcher
 from manager.metrics import ClusterCollector
-from manager.store import Draft, Store
+from manager.store import Draft, Fence, Store
 from manager.store.engines.embedded import EmbeddedEngine
 from swarm import errors, rpc, tls
 from swarm.clock import Clock
@@ -35,6 +35,10 @@ log = structlog.get_logger("manager")
 STORE_FILE = "store.db"
 SEAL_FILE = "seal.key"
 STOP_GRACE_S = 2.0
+# A part of the manager that a defect has ended begins again after such a pause, doubled each time
+# until it has lasted for the longest of them.
+RESTART_S_MIN, RESTART_S_MAX = 0.2, 30.0
+CAMPAIGN_S_MAX = 2.0
 DATA_PATH_PORT = 4789  # Swarm's
 SUBNET_SIZE = 24  # Swarm's
 
@@ -131,6 +135,8 @@ class Manager:
         )
         self._certificate = (settings.key_pem, settings.certificate_pem)
         self._server: Any = None
+        # What does not work, by part; empty: all does.
+        self.problems: dict[str, str] = {}
         self._collector = ClusterCollector(self.store)
         # What the TLS server presents and trusts, and whether it knows; read on gRPC's threads.
         self._offered: tuple[str, str, str] | None = None
@@ -184,17 +190,55 @@ class Manager:
         return None if self._current() == self._offered else self._fetch()
 
     async def run(self, ready: Callable[[], None]) -> None:
-        """Serves agents and, while this manager leads, runs the control loop; until cancelled."""
+        """Serves agents and, while this manager leads, runs the control loop; until cancelled.
+
+        Raises what only an operator can put right: the state file failed.
+        """
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._dispatcher.run())
-            group.create_task(self.control.run())
-            group.create_task(self._lead())
+            group.create_task(self._keep("dispatcher", self._dispatcher.run))
+            group.create_task(self._keep("api", self.control.run))
+            group.create_task(self._keep("control loop", self._lead))
+            group.create_task(self._watch_store())
             ready()
+
+    async def _keep(self, part: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Runs a part, and again when a defect has ended it: each begins with what the store
+        holds, so it can. Operating errors are passed on.
+        """
+        loop = asyncio.get_running_loop()
+        delay_s = RESTART_S_MIN
+        while True:
+            begun_s = loop.time()
+            well = loop.call_later(RESTART_S_MAX, self.problems.pop, part, None)
+            try:
+                await run()
+                return
+            except Exception as error:
+                if _operating(error):
+                    raise
+                self.problems[part] = (
+                    f"the manager's {part} failed ({_cause(error)!r}) and was started again; "
+                    "swarmd's log has more"
+                )
+                log.exception("manager_part_failed", part=part, restart_s=delay_s)
+            finally:
+                well.cancel()
+            if loop.time() - begun_s > RESTART_S_MAX:
+                delay_s = RESTART_S_MIN
+            await asyncio.sleep(delay_s)
+            delay_s = min(RESTART_S_MAX, delay_s * 2)
+
+    async def _watch_store(self) -> None:
+        """Raises once the store can write no more: a manager that only reads would look alive."""
+        error = await self.store.engine.wait_failed()
+        log.error("state_file_failed", reason=error.message)
+        # Trying again by itself cannot help, which Unavailable would suggest.
+        raise errors.Internal(error.message) if isinstance(error, errors.Unavailable) else error
 
     async def _lead(self) -> None:
         engine = self.store.engine
         while True:
-            fence = await engine.campaign(self._settings.node_id)
+            fence = await self._campaign()
             log.info("leadership_won", epoch=fence.epoch)
             loop = ControlLoop(self.store, self._clock, self._rng, fence=fence)
             leading = asyncio.ensure_future(loop.run())
@@ -208,6 +252,23 @@ class Manager:
                 for task in (leading, deposed):
                     task.cancel()
                 await asyncio.gather(leading, deposed, return_exceptions=True)
+
+    async def _campaign(self) -> Fence:
+        """Leadership, however long a disk that is full keeps it from being written: meanwhile the
+        manager answers what is asked of it.
+        """
+        delay_s = RESTART_S_MIN
+        while True:
+            try:
+                fence = await self.store.engine.campaign(self._settings.node_id)
+            except errors.Unavailable as error:
+                self.problems["leadership"] = error.message
+                log.warning("leadership_not_won", reason=error.message, retry_s=delay_s)
+            else:
+                self.problems.pop("leadership", None)
+                return fence
+            await asyncio.sleep(delay_s)
+            delay_s = min(CAMPAIGN_S_MAX, delay_s * 2)
 
     async def stop(self) -> None:
         """Ends all calls and closes the store; what was acknowledged is kept."""
@@ -223,3 +284,17 @@ def advertised(address: str, listen_addr: str) -> str:
     return tls.join_address(
         *tls.split_address(address, default_port=tls.split_address(listen_addr)[1])
     )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The first error within groups of errors."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _operating(error: Exception) -> bool:
+    """Whether an operating error is the cause, or one of several."""
+    if isinstance(error, ExceptionGroup):
+        return any(_operating(e) for e in error.exceptions)
+    return isinstance(error, errors.SwarmError)

@@ -103,4 +103,10 @@ class Engine(Protocol):
         """Returns when the leadership is lost."""
         ...
 
+    async def wait_failed(self) -> errors.SwarmError:
+        """Returns when this engine can write no more until it is opened afresh, with the reason.
+        A full disk or a lost quorum is no such failure.
+        """
+        ...
+
     async def close(self) -> None: ...

@@ -93,6 +93,7 @@ class EmbeddedEngine:
         self._on_commit: OnCommit | None = None
         self._closing = False
         self._broken: errors.SwarmError | None = None  # why nothing more is written
+        self._failed = asyncio.Event()  # set once `_broken` is
         # Of the writer thread, once it runs.
         self._versions: preconditions.Versions = {}
         self._revision = 0
@@ -195,11 +196,14 @@ class EmbeddedEngine:
                     self._on_commit(result, time_ns, commit.ops)
                 except BaseException:
                     # The tables are behind the log for good: nothing may be built on them.
-                    self._broken = errors.Internal(
-                        f"revision {result} of {self._path} could not be applied; restart swarmd"
+                    broken = self._give_up(
+                        errors.Internal(
+                            f"revision {result} of {self._path} could not be applied; restart "
+                            "swarmd"
+                        )
                     )
                     for other, _, _ in results:
-                        _finish(other.done, _again(self._broken))
+                        _finish(other.done, _again(broken))
                     raise
         for commit, result, _ in results:
             _finish(commit.done, result)
@@ -233,6 +237,12 @@ class EmbeddedEngine:
         """Returns when another campaign, `resign` or `close` has ended this leadership."""
         while self._fence == fence and not self._closing:
             await self._deposed.wait()
+
+    async def wait_failed(self) -> errors.SwarmError:
+        """See Engine."""
+        await self._failed.wait()
+        assert self._broken is not None
+        return _again(self._broken)
 
     async def close(self) -> None:
         """Finishes the commits already made, folds the WAL into the file and frees it.
@@ -293,6 +303,12 @@ class EmbeddedEngine:
                 self._tell(_finish, call.done, result)
         self._release()
 
+    def _give_up(self, why: errors.SwarmError) -> errors.SwarmError:
+        """Nothing more is written; on either thread."""
+        self._broken = why
+        self._tell(self._failed.set)
+        return why
+
     def _tell(self, fn: Callable[..., None], *args: Any) -> None:
         """Runs it on the event loop; when that is gone, nobody waits for the answer."""
         assert self._loop is not None
@@ -305,13 +321,15 @@ class EmbeddedEngine:
             return self._write(group)
         except Exception as error:
             log.exception("state_writer_defect", file=self.where)
-            self._broken = errors.Internal(
-                f"the writer of {self._path} has a defect ({error!r}) and has stopped; restart "
-                "swarmd and report it"
+            broken = self._give_up(
+                errors.Internal(
+                    f"the writer of {self._path} has a defect ({error!r}) and has stopped; restart "
+                    "swarmd and report it"
+                )
             )
             if self._db is not None and self._db.in_transaction:
                 _outcome(self._db.rollback)
-            return [(commit, _again(self._broken), 0) for commit in group]
+            return [(commit, _again(broken), 0) for commit in group]
 
     def _write(self, group: Sequence[_Commit]) -> Results:
         """Judges and writes one group; for each commit its revision or its error, and the time."""
@@ -398,17 +416,18 @@ class EmbeddedEngine:
             # After a failed fsync the kernel may have dropped the pages and call the next one good,
             # so nothing that follows could be promised. Only reading the file anew tells what it
             # holds (Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020).
-            self._broken = errors.Unavailable(
-                f"the disk of {self._path} failed to sync, and nothing more is written to it; see "
-                "to the disk and restart swarmd"
+            self._give_up(
+                errors.Unavailable(
+                    f"the disk of {self._path} failed to sync, and nothing more is written to it; "
+                    "see to the disk and restart swarmd"
+                )
             )
             return errors.TimedOut(
                 f"the disk of {self._path} failed to sync: whether the change was kept is known "
                 "after a restart of swarmd; see to the disk first"
             )
         if state_file.is_damage(error):
-            self._broken = state_file.damaged(self._path, str(error))
-            return self._broken
+            return self._give_up(state_file.damaged(self._path, str(error)))
         return errors.Unavailable(
             f"state file {self._path} cannot be written: {error}; nothing was changed. Free space "
             "on its disk or raise the limit on it, and try again"

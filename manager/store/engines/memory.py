@@ -81,6 +81,11 @@ class MemoryEngine:
         while self._fence == fence:
             await self._deposed.wait()
 
+    async def wait_failed(self) -> errors.SwarmError:
+        """Memory does not fail: waits for ever."""
+        await asyncio.get_running_loop().create_future()
+        raise errors.Internal("a future that nobody holds was done")
+
     async def close(self) -> None:
         """Refuses commits from now on."""
         self._on_commit = None
