@@ -45,6 +45,9 @@ log = structlog.get_logger("swarmd")
 
 JOIN_WAIT_S = 20.0  # Docker's: then the join goes on in the background
 STOP_GRACE_S = 5.0
+# How long to wait before a membership that failed is tried again; doubles.
+RETRY_S_MIN, RETRY_S_MAX = 1.0, 30.0
+_PASSING = (errors.Unavailable, errors.TimedOut, errors.Exhausted)
 RELAY_PORT = 7946  # Swarm's port for traffic between nodes
 SOCKET_PATH_MAX = 107  # bytes in sockaddr_un, less the final zero
 
@@ -233,24 +236,49 @@ class Swarmd:
     async def _enter(self, identity: ids.Identity) -> None:
         """Begins to be a member; returns once the manager, if any, serves or has failed."""
         self._error = ""
-        member = Membership(self._options.settings, identity, self._clock, self._rng)
-        self._member = member
-        self._running = asyncio.create_task(self._be(member))
-        started = asyncio.create_task(member.started.wait())
-        try:
-            await asyncio.wait({started, self._running}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            started.cancel()
+        begun = asyncio.Event()
+        self._running = asyncio.create_task(self._be(self._make_member(identity), begun))
+        await begun.wait()
 
-    async def _be(self, member: Membership) -> None:
-        try:
-            await member.run()
-        except* errors.SwarmError as group:
-            self._error = "; ".join(str(e) for e in _leaves(group))
-            log.error("membership_failed", reason=self._error)
-        except* Exception as group:
-            self._error = f"internal error: {group.exceptions[0]!r}; swarmd's log has more"
-            log.exception("membership_failed")
+    def _make_member(self, identity: ids.Identity) -> Membership:
+        self._member = Membership(self._options.settings, identity, self._clock, self._rng)
+        return self._member
+
+    async def _be(self, member: Membership, begun: asyncio.Event) -> None:
+        """Is a member until cancelled. What may pass by itself, such as a full disk or a port that
+        is taken, is tried again; what cannot waits, and is told, until swarmd is restarted.
+        """
+        loop = asyncio.get_running_loop()
+        delay_s = RETRY_S_MIN
+        while True:
+            begun_s = loop.time()
+            noting = asyncio.create_task(self._note_start(member, begun))
+            passes = True
+            try:
+                await member.run()
+            except* errors.SwarmError as group:
+                self._error = "; ".join(str(e) for e in _leaves(group))
+                passes = all(isinstance(e, _PASSING) for e in _leaves(group))
+                log.error("membership_failed", reason=self._error)
+            except* Exception as group:
+                self._error = f"internal error: {_leaves(group)[0]!r}; swarmd's log has more"
+                log.exception("membership_failed")
+            finally:
+                noting.cancel()
+            begun.set()
+            if not passes:
+                return
+            if loop.time() - begun_s > RETRY_S_MAX:
+                delay_s = RETRY_S_MIN
+            await asyncio.sleep(delay_s)
+            delay_s = min(RETRY_S_MAX, delay_s * 2)
+            log.info("membership_tried_again", node_id=member.identity.node_id)
+            member = self._make_member(member.identity)
+
+    async def _note_start(self, member: Membership, begun: asyncio.Event) -> None:
+        await member.started.wait()
+        self._error = ""
+        begun.set()
 
     async def _exit(self) -> None:
         """Stops being a member for now; tasks go on."""
@@ -366,7 +394,11 @@ class Swarmd:
                     "manager. Removing the last manager erases all current state of the swarm. Use "
                     "`--force` to ignore this message."
                 )
-            await member.leave()
+            if self._error:
+                await self._exit()
+                await self._make_member(member.identity).empty()
+            else:
+                await member.leave()
             await self._forget()
             log.info("left_cluster", node_id=member.identity.node_id)
 
