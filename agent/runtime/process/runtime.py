@@ -17,7 +17,7 @@ import os
 import platform
 import shutil
 import signal
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -230,6 +230,9 @@ class ProcessRuntime:
 
     async def _adopt_one(self, task: _Task) -> Found:
         record = task.record
+        known = self._tasks.get(record.task_id)
+        if known is not None and known.running:  # an earlier look at the host broke off after it
+            return Found(record.task_id, Phase.RUNNING, started=_started(known))
         self._tasks[record.task_id] = task
         if record.leased and record.address:
             self._bridge.adopt(record.task_id, record.address)
@@ -239,9 +242,9 @@ class ProcessRuntime:
             return Found(record.task_id, Phase.CREATED)
         task.pids = process_state.load_pids(task.folder)
         if self._open(task):
-            if record.isolated and record.host_ports and self._host_ports is not None:
-                await self._publish(task.record)
             self._watch(task)
+            if record.isolated and record.host_ports and self._host_ports is not None:
+                await self._publish_again(task)
             return Found(record.task_id, Phase.RUNNING, started=_started(task))
         outcome = self._settle_outcome(task)
         await self._release(task)
@@ -423,6 +426,16 @@ class ProcessRuntime:
         )
         return msgspec.structs.replace(record, host_ports=ports)
 
+    async def _publish_again(self, task: _Task) -> None:
+        """For a task that was found running. Its port may have been taken while no agent listened;
+        then this task has failed, and no other has.
+        """
+        try:
+            await self._publish(task.record)
+        except errors.SwarmError as error:
+            text = f"its port cannot be opened again: {error.message}"
+            self._events.put(Event(task.record.task_id, EventKind.UNHEALTHY, message=text))
+
     async def _undo(self, task: _Task) -> None:
         """After a start that failed: nothing of it is left, so that nothing runs unseen."""
         if task.running:
@@ -479,7 +492,7 @@ class ProcessRuntime:
             if self._cgroups is not None and self._cgroups.oom_kills(task.record.task_id):
                 message = "out of memory: a process was killed at the memory limit"
             outcome = Outcome(code, message)
-            process_state.save_outcome(task.folder, outcome)
+            _try_to_save(task, lambda: process_state.save_outcome(task.folder, outcome))
         task.outcome = outcome
         return outcome
 
@@ -512,12 +525,15 @@ class ProcessRuntime:
         age_s = (self._clock.now_ns() - record.started_at_ns) / _NANO
 
         async def probe(schedule: Schedule) -> Result:
-            code, output = await process_spawn.output_of(
-                self._exec_plan(task),
-                schedule.command,
-                timeout_s=schedule.timeout_s,
-                bytes_max=HEALTH_OUTPUT_BYTES,
-            )
+            try:
+                code, output = await process_spawn.output_of(
+                    self._exec_plan(task),
+                    schedule.command,
+                    timeout_s=schedule.timeout_s,
+                    bytes_max=HEALTH_OUTPUT_BYTES,
+                )
+            except OSError as error:  # no process can be made just now
+                return Result(False, f"healthcheck cannot be run: {error.strerror}")
             text = output.decode(errors="replace").strip()
             if code is None:
                 text = f"healthcheck took longer than {schedule.timeout_s:g} s: {text}"
@@ -525,7 +541,7 @@ class ProcessRuntime:
 
         def report(healthy: bool, output: str) -> None:
             task.record = msgspec.structs.replace(task.record, healthy=healthy)
-            process_state.save_record(task.folder, task.record)
+            _try_to_save(task, lambda: process_state.save_record(task.folder, task.record))
             kind = EventKind.HEALTHY if healthy else EventKind.UNHEALTHY
             self._events.put(Event(record.task_id, kind, message=output))
 
@@ -550,9 +566,19 @@ class ProcessRuntime:
         return None if task.outcome is None else task.outcome.exit_code
 
     async def _stop(self, task: _Task, number: int, grace_s: float) -> None:
-        process_state.request_stop(task.folder, number, max(0.0, grace_s))
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(task.pidfd, signal.SIGUSR1)
+        try:
+            process_state.request_stop(task.folder, number, max(0.0, grace_s))
+        except OSError as error:  # a full disk must not make tasks that nobody can stop
+            log.warning("stop_not_written", task_id=task.record.task_id, reason=str(error))
+            _signal_main(task, number)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    await task.exited.wait()
+            _signal_main(task, signal.SIGKILL)
+            grace_s = 0.0
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(task.pidfd, signal.SIGUSR1)
         try:
             async with asyncio.timeout(grace_s + STOP_MARGIN_S):
                 await task.exited.wait()
@@ -652,6 +678,27 @@ class ProcessRuntime:
 def _parts(work: Work) -> tuple[Assignment, TaskSpec, ContainerSpec]:
     spec = work.assignment.spec or TaskSpec()
     return work.assignment, spec, spec.container or ContainerSpec()
+
+
+def _try_to_save(task: _Task, save: Callable[[], None]) -> None:
+    """Writes what only a later agent needs: without room on the disk the task goes on without."""
+    try:
+        save()
+    except OSError as error:
+        log.warning("task_not_written", task_id=task.record.task_id, reason=str(error))
+
+
+def _signal_main(task: _Task, number: int) -> None:
+    """Signals the main process without its supervisor."""
+    pids = task.pids
+    handle = pids and process_state.open_pidfd(pids.main, pids.main_birth)
+    if not handle:
+        return
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, number)
+    finally:
+        os.close(handle)
 
 
 def _started(task: _Task) -> Started:

@@ -31,6 +31,7 @@ from agent.runtime.process.inside import Plan
 CHUNK_BYTES = 65_536
 LINE_BYTES_MAX = 16_384  # Docker's; what is longer becomes several lines
 SIGUSR1, SIGCHLD, SIGKILL = _signal.SIGUSR1, _signal.SIGCHLD, 9
+EXIT_BYTES = 40  # more than an exit code and a time take
 REAP_LIMIT_S = 10.0  # how long processes in the kernel's hands may delay the exit's report
 
 
@@ -100,12 +101,18 @@ class LogWriter:
             self._lost += len(view)
 
     def _next(self) -> None:
+        self._size = 0
+        path = f"{self._folder}/{self._number + 1:08d}"
+        try:
+            fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError:
+            if self._fd < 0:
+                raise
+            return  # no room for a new file: the old one grows by as much again
         if self._fd >= 0:
             os.close(self._fd)
+        self._fd = fd
         self._number += 1
-        self._size = 0
-        path = f"{self._folder}/{self._number:08d}"
-        self._fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self._folder}/{self._number - self._files_max:08d}")
 
@@ -215,6 +222,7 @@ class _Running:
             number, _, text = report.decode(errors="replace").partition(" ")
             raise OSError(int(number), text)
         self._write_file("pids", f"{_boot_id()} {_birth(os.getpid())} {_birth(pid)}\n")
+        self._reserve_exit()
         with contextlib.suppress(OSError):  # the agent died: the next one finds the task running
             os.write(0, b"started\n")
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -325,11 +333,22 @@ class _Running:
                 while data := os.read(fd, CHUNK_BYTES):
                     self._log.feed(self._outputs[fd], data)
         self._log.close()
-        self._write_file("exit", f"{code} {_now_ns()}\n")
+        # Over what was reserved, without giving its place back first.
+        self._write_file("exit", f"{code} {_now_ns()}\n".ljust(EXIT_BYTES), truncate=0)
 
-    def _write_file(self, name: str, text: str) -> None:
+    def _reserve_exit(self) -> None:
+        """Takes the room for the exit file now, so that a full disk does not lose the exit code."""
+        flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC
+        with contextlib.suppress(OSError):
+            handle = os.open(f"{self._folder}/exit.new", flags, 0o600)
+            try:
+                os.write(handle, b" " * EXIT_BYTES)
+            finally:
+                os.close(handle)
+
+    def _write_file(self, name: str, text: str, truncate: int = os.O_TRUNC) -> None:
         path = f"{self._folder}/{name}"
-        handle = os.open(path + ".new", os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        handle = os.open(path + ".new", os.O_CREAT | truncate | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         os.write(handle, text.encode())
         os.fsync(handle)
         os.close(handle)

@@ -14,6 +14,7 @@ import pytest
 
 from agent.ingress import LocalTarget
 from agent.runtime.base import EventKind, Phase, Rejected, TaskFile
+from swarm import errors
 from swarm.v1 import (
     ContainerSpec,
     DnsConfig,
@@ -301,12 +302,15 @@ class FakeHostPorts:
 
     def __init__(self) -> None:
         self.published: dict[str, LocalTarget] = {}
+        self.taken = False  # by another program
 
     async def publish(
         self, task_id: str, ports: Sequence[PortConfig], target: LocalTarget
     ) -> tuple[PortConfig, ...]:
         from msgspec.structs import replace
 
+        if self.taken:
+            raise errors.Conflict("tcp 0.0.0.0:31000 is taken by another program")
         self.published[task_id] = target
         return tuple(replace(port, published_port=port.published_port or 31000) for port in ports)
 
@@ -328,6 +332,26 @@ async def test_publish_mode_host_goes_through_the_given_publisher(tmp_path: Path
         assert ports.published[job.task_id].address == started.address
         await held.runtime.stop(job.task_id, signal="SIGKILL", grace_s=1)
         await until(lambda: not ports.published)
+
+
+async def test_a_host_port_that_was_taken_meanwhile_fails_its_task_alone(tmp_path: Path) -> None:
+    ports = FakeHostPorts()
+    async with harness(tmp_path / "p", isolate=True, host_ports=ports) as held:
+        loser = work("sleep", "60", ports=[PortConfig(target_port=80, publish_mode="host")])
+        other = work("sleep", "60")
+        for job in (loser, other):
+            await held.run(job)
+        await held.restart()
+        ports.taken = True
+        for _ in range(2):  # looking again gives the same, and follows no task twice
+            found = await held.runtime.adopt()
+            assert {f.task_id: f.phase for f in found} == {
+                loser.task_id: Phase.RUNNING,
+                other.task_id: Phase.RUNNING,
+            }
+        event = await held.event()
+        assert (event.task_id, event.kind) == (loser.task_id, EventKind.UNHEALTHY)
+        assert "31000 is taken" in event.message
 
 
 async def test_a_task_reaches_outside_through_masquerading(isolated: Harness) -> None:

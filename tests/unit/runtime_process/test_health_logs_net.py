@@ -239,3 +239,17 @@ def test_a_record_survives_the_disk_and_a_torn_one_counts_as_none(tmp_path: Path
     whole = (tmp_path / "task.json").read_bytes()
     (tmp_path / "task.json").write_bytes(whole[:-3])
     assert process_state.load_record(tmp_path) is None
+
+
+def test_a_log_that_finds_no_room_for_its_next_file_goes_on_in_the_old_one(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    folder.mkdir()
+    writer = LogWriter(str(folder), file_bytes_max=1000, files_max=2, tty=False)
+    folder.rename(tmp_path / "away")  # files can be written, and no new one be made
+    for _ in range(100):
+        writer.feed(b"o", b"x" * 99 + b"\n")
+    (tmp_path / "away").rename(folder)
+    assert (folder / "00000001").read_bytes().count(b"\n") == 100
+    writer.feed(b"o", b"x" * 990 + b"\n")
+    writer.close()
+    assert [path.name for path in folder.iterdir() if path.name != "00000001"]
