@@ -395,12 +395,27 @@ class Swarmd:
                     "`--force` to ignore this message."
                 )
             if self._error:
-                await self._exit()
-                await self._make_member(member.identity).empty()
+                await self._empty(member.identity, force=force)
             else:
                 await member.leave()
             await self._forget()
             log.info("left_cluster", node_id=member.identity.node_id)
+
+    async def _empty(self, identity: ids.Identity, *, force: bool) -> None:
+        """Ends the tasks of a membership that has failed. What keeps them from ending is an error
+        unless `force`.
+        """
+        await self._exit()
+        try:
+            await self._make_member(identity).empty()
+        except* errors.SwarmError as group:
+            reason = "; ".join(str(e) for e in _leaves(group))
+            log.warning("tasks_left_behind", reason=reason)
+            if not force:
+                raise errors.Unavailable(
+                    f"the node's tasks cannot be ended: {reason}; put that right, or leave with "
+                    "--force, which may leave tasks running"
+                ) from None
 
     def _check_free(self) -> None:
         if self._member is not None:

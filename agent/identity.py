@@ -18,7 +18,12 @@ from swarm.clock import SECOND_NS, Clock
 from swarm.files import write_private
 from swarm.ids import Rng
 from swarm.rpc import Channel
-from swarm.v1 import Availability, IssueNodeCertificateRequest, NodeRole
+from swarm.v1 import (
+    Availability,
+    IssueNodeCertificateRequest,
+    IssueNodeCertificateResponse,
+    NodeRole,
+)
 from swarm.v1.services import CertificatesClient
 
 log = structlog.get_logger("identity")
@@ -32,6 +37,8 @@ _RENEW_FROM, _RENEW_TO = 0.5, 0.8
 # The clock is looked at this often, because a sleeping machine's timers do not run.
 _RENEW_CHECK_S = 60.0
 _RENEW_RETRY_S = 30.0
+
+Issue = Callable[[IssueNodeCertificateRequest], Awaitable[IssueNodeCertificateResponse]]
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,9 +176,10 @@ async def keep_renewed(
     clock: Clock,
     rng: Rng,
     wake: asyncio.Event,
+    issue: Issue | None = None,
 ) -> None:
     """Renews the node's certificate for as long as it runs; `wake` asks for a renewal at once (the
-    role has changed).
+    role has changed). `issue`: see `renew`.
     """
     while True:
         facts = tls.facts(tls.load_certificates(current().certificate_pem)[0])
@@ -182,39 +190,49 @@ async def keep_renewed(
             await _wait(wake, min(_RENEW_CHECK_S, max(0.0, (due_ns - clock.now_ns()) / SECOND_NS)))
         wake.clear()
         try:
-            await replace(await renew(current()))
+            await replace(await renew(current(), issue=issue))
         except errors.SwarmError as error:
             log.warning("certificate_not_renewed", reason=error.message, retry_s=_RENEW_RETRY_S)
             await _wait(wake, _RENEW_RETRY_S)
 
 
-async def renew(identity: Identity) -> Identity:
+async def renew(identity: Identity, *, issue: Issue | None = None) -> Identity:
     """The identity with a fresh key and certificate, in the role that the cluster has for the node
     now.
+
+    `issue` is the authority of a manager on this very node. It is asked directly, for over a
+    connection a certificate that has expired meanwhile would be refused, and a cluster that was
+    switched off for long could not be started any more.
     """
     key_pem = tls.new_key_pem()
     request = IssueNodeCertificateRequest(
         csr_pem=tls.csr_pem(key_pem), addr=identity.advertise_addr
     )
+    answer = await (issue(request) if issue is not None else _ask(identity, request))
+    log.info("certificate_renewed", role=answer.role.name.lower())
+    return msgspec.structs.replace(
+        identity,
+        key_pem=key_pem,
+        certificate_pem=answer.certificate_pem,
+        root_ca_pem=answer.root_ca_pem,
+        role=answer.role,
+        managers=answer.managers or identity.managers,
+    )
+
+
+async def _ask(
+    identity: Identity, request: IssueNodeCertificateRequest
+) -> IssueNodeCertificateResponse:
+    """The answer of the first manager that gives one."""
     problems: list[str] = []
     for address in identity.managers:
         try:
             async with identity.channel(address) as channel:
-                answer = await CertificatesClient(channel).issue_node_certificate(
+                return await CertificatesClient(channel).issue_node_certificate(
                     request, timeout_s=JOIN_TIMEOUT_S
                 )
         except errors.Unavailable as error:
             problems.append(error.message)
-            continue
-        log.info("certificate_renewed", role=answer.role.name.lower())
-        return msgspec.structs.replace(
-            identity,
-            key_pem=key_pem,
-            certificate_pem=answer.certificate_pem,
-            root_ca_pem=answer.root_ca_pem,
-            role=answer.role,
-            managers=answer.managers or identity.managers,
-        )
     raise errors.Unavailable("; ".join(problems) or "no manager is known")
 
 

@@ -239,6 +239,7 @@ class Membership:
             clock=self._clock,
             rng=self._rng,
             wake=self._renew,
+            issue=self._manager.issue_own if self._manager is not None else None,
         )
 
     async def _replace(self, identity: ids.Identity) -> None:

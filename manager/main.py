@@ -27,7 +27,12 @@ from manager.store.engines.embedded import EmbeddedEngine
 from swarm import errors, rpc, tls
 from swarm.clock import Clock
 from swarm.ids import Rng
-from swarm.v1 import InitRequest
+from swarm.v1 import (
+    Caller,
+    InitRequest,
+    IssueNodeCertificateRequest,
+    IssueNodeCertificateResponse,
+)
 from swarm.v1.services import CERTIFICATES_METHODS, CONTROL_METHODS, DISPATCHER_METHODS
 
 log = structlog.get_logger("manager")
@@ -175,6 +180,11 @@ class Manager:
     def use_certificate(self, key_pem: str, certificate_pem: str) -> None:
         """From now on new connections are answered with this certificate."""
         self._certificate = (key_pem, certificate_pem)
+
+    async def issue_own(self, request: IssueNodeCertificateRequest) -> IssueNodeCertificateResponse:
+        """A certificate for the node that this manager is on."""
+        own = rpc.Identity(Caller.MANAGER, node_id=self._settings.node_id)
+        return await self.authority.issue_node_certificate(request, rpc.Context(own, ""))
 
     def _current(self) -> tuple[str, str, str]:
         return (*self._certificate, self.authority.trusted_pem())

@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from agent import identity as ids
+from agent.membership import Settings, found
+from swarm.clock import SECOND_NS, ManualClock, SystemClock
+from swarm.ids import seeded_rng
+from swarm.v1 import InitRequest
 from tests.e2e.cluster import wait_for
-from tests.e2e.local import Node
+from tests.e2e.local import Node, free_port
 
 
 @pytest.fixture
@@ -65,3 +70,41 @@ def test_node_with_damaged_state_can_be_left_and_its_tasks_end(node: Node) -> No
     node.ok("swarm", "leave", "--force")
     assert not processes(seconds)
     assert "Swarm: inactive" in node.ok("info")
+
+
+def test_node_whose_task_records_cannot_be_read_can_be_left_by_force(node: Node) -> None:
+    node.stop()
+    worker = node.folder / "state/worker"
+    (node.folder / "state/manager/store.db").write_bytes(b"nonsense")
+    worker.rename(worker.with_name("kept"))
+    worker.write_text("not a folder")
+    node.start()
+    wait_for("the error is told", lambda: "is damaged" in node.run("info").stdout)
+    node.ok("swarm", "leave", "--force")
+    assert "Swarm: inactive" in node.ok("info")
+    worker.unlink()
+
+
+async def test_manager_that_was_off_past_its_certificates_end_issues_itself_a_new_one(
+    tmp_path: Path,
+) -> None:
+    node = Node(tmp_path, "n1", "127.0.0.1")
+    state, address = node.folder / "state", f"{node.address}:{node.port}"
+    state.mkdir()
+    long_ago = ManualClock(SystemClock().now_ns() - 100 * 86400 * SECOND_NS)
+    identity = await found(
+        Settings(state, "n1", "", ("process",), free_port(node.address), {}),
+        InitRequest(),
+        listen_addr=address,
+        advertise_addr=address,
+        clock=long_ago,
+        rng=seeded_rng(1),
+    )
+    ids.save(state, identity)
+    try:
+        node.start()
+        wait_for("the node is ready", lambda: "Ready" in node.run("node", "ls").stdout)
+        renewed = ids.load(state)
+        assert renewed is not None and renewed.certificate_pem != identity.certificate_pem
+    finally:
+        node.close()
