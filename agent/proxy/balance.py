@@ -45,6 +45,10 @@ class Balancer:
             slot.backend = backend
             self._slots[backend.task_id] = slot
 
+    def has(self, slot: Slot) -> bool:
+        """Whether the slot's backend is still one of the service's."""
+        return self._slots.get(slot.backend.task_id) is slot
+
     def order(self, now_s: float) -> list[Slot]:
         """All backends, best first."""
         return sorted(

@@ -1,15 +1,17 @@
 """UDP on published ports, and the relay's UDP side.
 
-A session is one client address on one published port; it sticks to its backend until it has been
-silent for `IDLE_S`. The table is bounded: beyond `SESSIONS_MAX` the session that was silent longest
-is dropped. Sockets are read here, not by asyncio's transports, because an answer must leave from
-the address that the client asked (IP_PKTINFO), and transports do not tell it.
+A session is one client address on one published port; it sticks to its backend until the backend is
+taken from the service, or the session has been silent for `IDLE_S`. The table is bounded: beyond
+`SESSIONS_MAX` the session that was silent longest is dropped. Sockets are read here, not by
+asyncio's transports, because an answer must leave from the address that the client asked
+(IP_PKTINFO), and transports do not tell it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import struct
 from collections import OrderedDict
@@ -43,6 +45,9 @@ BUFFER_BYTES = 4 << 20
 _PKTINFO = struct.Struct("=I4s4s")
 _PKTINFO6 = struct.Struct("=16sI")
 IP_PKTINFO = getattr(socket, "IP_PKTINFO", 8)
+
+# What the kernel says of earlier datagrams: nobody listens there, or the task's address is gone.
+_NOBODY = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 Address = tuple[Any, ...]
 Sender = Callable[[bytes], None]
@@ -123,20 +128,18 @@ class Upstream:
                 data = self._sock.recv(DATAGRAM_BYTES_MAX)
             except (BlockingIOError, InterruptedError):
                 return
-            except ConnectionRefusedError:
-                self._on_refused()
-                return
-            except OSError:
+            except OSError as error:
+                if error.errno in _NOBODY:
+                    self._on_refused()
                 return
             self._on_data(data)
 
     def send(self, data: bytes) -> None:
         try:
             self._sock.send(data)
-        except ConnectionRefusedError:
-            self._on_refused()
-        except OSError:
-            return  # dropped, as a network does
+        except OSError as error:  # else dropped, as a network does
+            if error.errno in _NOBODY:
+                self._on_refused()
 
     def close(self) -> None:
         if self._sock.fileno() >= 0:
@@ -151,6 +154,9 @@ class Session:
     send: Sender
     close: Callable[[], None]
     used_s: float
+    # Whether the backend is still there. A client that is never silent would else keep to one that
+    # is gone for ever.
+    good: Callable[[], bool]
 
 
 @dataclass(slots=True)
@@ -161,7 +167,11 @@ class Sessions:
     _table: OrderedDict[Any, Session] = field(default_factory=OrderedDict)
 
     def get(self, key: Any) -> Session | None:
+        """A session that can be used."""
         session = self._table.get(key)
+        if session is not None and not session.good():
+            self.drop(key)
+            return None
         if session is not None:
             session.used_s = self.cluster.clock.monotonic_s()
             self._table.move_to_end(key)
@@ -251,7 +261,10 @@ class Listener:
                 balancer.closed(slot)
                 close()
 
-            session = Session(send=send, close=end, used_s=cluster.clock.monotonic_s())
+            def good(slot: Slot = slot) -> bool:
+                return balancer.has(slot)
+
+            session = Session(send, end, cluster.clock.monotonic_s(), good)
             self._sessions.add(key, session)
             metrics.CONNECTIONS.labels("udp", "ok").inc()
             return session
@@ -373,7 +386,10 @@ class Relay:
             session.send(datagram.data)
 
     def _begin(self, first: Datagram, key: Any, peer: Address, asked: bytes) -> Session | None:
-        cluster, token, sent = self._sessions.cluster, first.session, 0
+        cluster, token = self._sessions.cluster, first.session
+        # The other side may know this session from before: from before its task left, or before
+        # our restart. Numbers that began at 1 again would be taken for replays.
+        sent = cluster.clock.now_ns()
 
         def back(kind: Kind, data: bytes) -> None:
             nonlocal sent
@@ -403,7 +419,11 @@ class Relay:
             upstream.close()
 
         self._incoming[token] = Sequence64()
-        session = Session(send=upstream.send, close=end, used_s=cluster.clock.monotonic_s())
+
+        def good() -> bool:
+            return cluster.local(first.task_id, first.port) == target
+
+        session = Session(upstream.send, end, cluster.clock.monotonic_s(), good)
         self._sessions.add(key, session)
         metrics.CONNECTIONS.labels("relay", "ok").inc()
         return session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections import Counter
 
@@ -131,3 +132,39 @@ async def test_the_relay_takes_no_datagram_twice_and_none_of_strangers(bench: Be
         # The next answer is that to the second datagram: nothing else was answered.
         assert b"a:y" in await client.ask(second)
     await until(lambda: len(node.proxy._sessions) == 1)
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
+async def test_a_client_that_is_never_silent_leaves_a_replica_that_is_taken_away(
+    bench: Bench, remote: bool
+) -> None:
+    first, second = await bench.node(), await bench.node()
+    home = second if remote else first
+    old, new = [await bench.udp_task(home, name) for name in ("old", "new")]
+    port = free_port()
+    await first.proxy.apply([service(port, old, target=53, protocol="udp")])
+    with Client(first.host, port) as client:
+        assert await client.ask(b"x") == b"old:x"
+        await first.proxy.apply([service(port, old, new, target=53, protocol="udp")])
+        assert await client.ask(b"y") == b"old:y"
+        # The old replica still answers; that it is not the service's any more is enough.
+        await first.proxy.apply([service(port, new, target=53, protocol="udp")])
+        assert await client.ask(b"z") == b"new:z"
+
+
+async def test_a_relay_sends_nothing_to_a_task_that_has_left_its_node(bench: Bench) -> None:
+    first, second = await bench.node(), await bench.node()
+    old = await bench.udp_task(second, "old")
+    new = await bench.udp_task(first, "zz-new")
+    port = free_port()
+    await first.proxy.apply([service(port, old, new, target=53, protocol="udp")])
+    with Client(first.host, port) as client:
+        assert await client.ask(b"x") == b"old:x"
+        second.proxy.set_target("old", None)
+        answer = b""
+        async with asyncio.timeout(10):
+            while not answer:  # the datagram that finds the task gone is lost
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.2):
+                        answer = await client.ask(b"y")
+        assert answer == b"zz-new:y"
