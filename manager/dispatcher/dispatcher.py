@@ -33,7 +33,7 @@ from manager.dispatcher.relays import Relays
 from manager.dispatcher.session import BATCHES_MAX, Session
 from manager.store import Change, Store, WatchLost
 from swarm import errors
-from swarm.clock import Clock
+from swarm.clock import SECOND_NS, Clock
 from swarm.ids import Rng, new_id
 from swarm.rpc import Context
 from swarm.v1 import (
@@ -80,6 +80,7 @@ class Dispatcher:
 
     def __init__(self, store: Store, clock: Clock, rng: Rng, *, sealer: Sealer) -> None:
         self._store = store
+        self._clock = clock
         self._rng = rng
         self._sealer = sealer
         self._sessions: dict[str, Session] = {}
@@ -282,23 +283,29 @@ class Dispatcher:
     async def _watch_silence(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            due_s = loop.time() + LIVENESS_CHECK_S
+            begun_s, begun_ns = loop.time(), self._clock.now_ns()
             await asyncio.sleep(LIVENESS_CHECK_S)
-            late_s = loop.time() - due_s
-            if late_s > LATE_S:
-                self._stood_still(late_s)
+            late_s = loop.time() - begun_s - LIVENESS_CHECK_S
+            # A machine that is suspended stops the loop's time as well.
+            away_s = (self._clock.now_ns() - begun_ns) / SECOND_NS - LIVENESS_CHECK_S
+            if max(late_s, away_s) > LATE_S:
+                self._stood_still(late_s, away_s)
             for node_id in self._liveness.expired(loop.time()):
                 self._lose(node_id)
 
-    def _stood_still(self, late_s: float) -> None:
+    def _stood_still(self, late_s: float, away_s: float) -> None:
         """Nobody was heard because nobody listened. Agents that were without an answer for longer
         may have left, and have to find the manager again as after its start.
+
+        `away_s` is by the wall clock, which may just have been set: it grants that time once, and
+        moves nothing.
         """
-        log.warning("manager_stood_still", late_s=round(late_s, 1))
+        log.warning("manager_stood_still", late_s=round(late_s, 1), away_s=round(away_s, 1))
         period_s = self._period_s()
-        left = late_s > period_s
+        left = max(late_s, away_s) > period_s
         back_s = MISSED_MAX * period_s + START_GRACE_S if left else 0.0
-        self._liveness.postpone(late_s, at_least_s=asyncio.get_running_loop().time() + back_s)
+        at_least_s = asyncio.get_running_loop().time() + back_s
+        self._liveness.postpone(max(0.0, late_s), at_least_s=at_least_s)
 
     def _lose(self, node_id: str) -> None:
         HEARTBEATS_MISSED.inc()

@@ -13,6 +13,7 @@ from msgspec import structs
 from agent.runtime.base import Failed, Rejected
 from manager.store import Draft, Stale
 from swarm import errors, rpc
+from swarm.clock import ManualClock
 from swarm.v1 import (
     AgentMessage,
     Cluster,
@@ -459,6 +460,20 @@ async def test_manager_that_stood_still_gives_nodes_time_to_come_back(tmp_path: 
             await asyncio.sleep(0.1)
             batches = [await anext(watch) for _ in range(watch.pending)]
             assert not batches  # it was ready all the time
+
+
+async def test_manager_whose_machine_was_suspended_gives_nodes_time_to_come_back(
+    tmp_path: Path,
+) -> None:
+    async with cluster(tmp_path, "n1") as (manager, (agent,)):
+        await manager.node_reaches("n1", NodeState.READY)
+        clock = ManualClock()
+        manager.dispatcher._clock = clock
+        await asyncio.sleep(0.5)  # the next look is by this clock from begin to end
+        await agent.stop()
+        clock.advance(seconds=3600)  # the loop's own time stood still
+        await asyncio.sleep(1.0)
+        assert manager.node_status("n1").state == NodeState.READY
 
 
 async def test_defect_while_an_agent_is_heard_leaves_no_session_behind(
