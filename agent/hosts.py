@@ -38,6 +38,11 @@ RETRY_S_MIN, RETRY_S_MAX = 1.0, 30.0
 
 
 @dataclass(frozen=True, slots=True)
+class Looking:
+    """The runtime is asked what it holds; a Snapshot follows unless it does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """What a runtime said when it was last connected to."""
 
@@ -62,15 +67,16 @@ class Host:
         self._stops = asyncio.Semaphore(STOPS_MAX)
         self._removes = asyncio.Semaphore(REMOVES_MAX)
 
-    async def followed(self) -> AsyncIterator[Snapshot | Event | None]:
-        """A Snapshot whenever the runtime could be connected to, then its events; None when
-        `problem` has changed. Tries for ever.
+    async def followed(self) -> AsyncIterator[Looking | Snapshot | Event | None]:
+        """Looking and a Snapshot whenever the runtime could be connected to, then its events; None
+        when `problem` has changed. Tries for ever.
         """
         delay_s = RETRY_S_MIN
         while True:
             try:
                 await self.runtime.connect()
                 description = await self.runtime.describe()
+                yield Looking()
                 found = {f.task_id: f for f in await self.runtime.adopt()}
                 self.description, self.ready, self.problem = description, True, ""
                 delay_s = RETRY_S_MIN

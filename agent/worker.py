@@ -20,7 +20,7 @@ from msgspec import structs
 
 from agent import description, equipment, templates
 from agent import task_machine as tm
-from agent.hosts import Host, Snapshot
+from agent.hosts import Host, Looking, Snapshot
 from agent.ingress import Ingress, LocalTarget
 from agent.metrics import TASKS
 from agent.outbox import Outbox
@@ -160,13 +160,18 @@ class Worker:
             await self._state.close()
 
     async def _follow(self, host: Host, looked: asyncio.Event) -> None:
+        ran: frozenset[str] = frozenset()  # tasks that ran before the runtime was asked
         async for item in host.followed():
             match item:
                 case None:
                     looked.set()
                     self._changed()
+                case Looking():
+                    ran = frozenset(
+                        i for i, e in self._entries.items() if e.machine.have == tm.Have.RUNNING
+                    )
                 case Snapshot():
-                    self._locate(host, item.found)
+                    self._locate(host, item.found, ran)
                     looked.set()
                     self._changed()
                 case Event():
@@ -181,8 +186,11 @@ class Worker:
         if host is None:
             self._post(task.id, tm.Located(None))
 
-    def _locate(self, host: Host, found: dict[str, Found]) -> None:
-        """The runtime said what it holds; for the first time, or again after it was away."""
+    def _locate(self, host: Host, found: dict[str, Found], ran: frozenset[str]) -> None:
+        """The runtime said what it holds; for the first time, or again after it was away. Only what
+        `ran` before it looked can have ended by then: a task that was started while it looked may
+        be missing, or not be running yet, in what it saw.
+        """
         log.info("runtime_ready", runtime=host.name, found=len(found))
         for entry in list(self._entries.values()):
             if entry.host is not host:
@@ -190,7 +198,7 @@ class Worker:
             mine = found.pop(entry.task.id, None)
             if not entry.machine.located:
                 self._post(entry.task.id, tm.Located(mine))
-            elif entry.machine.have == tm.Have.RUNNING:
+            elif entry.machine.have == tm.Have.RUNNING and entry.task.id in ran:
                 if mine is None:
                     self._post(entry.task.id, tm.Exited(tm.Exit(255, "it is gone")))
                 elif mine.started is None:
