@@ -86,6 +86,7 @@ class Dispatcher:
         self._sessions: dict[str, Session] = {}
         self._intake = Intake(store, clock)
         self._liveness = Liveness()
+        self._grace_until_s = 0.0  # nobody is down before: see _stood_still
         self._ingress = IngressTable()
         self._ingress_dirty: set[str] = set()
         self._ingress_wake = asyncio.Event()
@@ -278,7 +279,7 @@ class Dispatcher:
         now_s = asyncio.get_running_loop().time()
         # The period may have grown since the agent was told.
         wait_s = MISSED_MAX * max(session.period_s, self._period_s())
-        self._liveness.expect(session.node_id, now_s + wait_s)
+        self._liveness.expect(session.node_id, max(now_s + wait_s, self._grace_until_s))
 
     async def _watch_silence(self) -> None:
         loop = asyncio.get_running_loop()
@@ -304,8 +305,9 @@ class Dispatcher:
         period_s = self._period_s()
         left = max(late_s, away_s) > period_s
         back_s = MISSED_MAX * period_s + START_GRACE_S if left else 0.0
-        at_least_s = asyncio.get_running_loop().time() + back_s
-        self._liveness.postpone(max(0.0, late_s), at_least_s=at_least_s)
+        # What agents had sent before they left is heard only now, and must not shorten it.
+        self._grace_until_s = asyncio.get_running_loop().time() + back_s
+        self._liveness.postpone(max(0.0, late_s), at_least_s=self._grace_until_s)
 
     def _lose(self, node_id: str) -> None:
         HEARTBEATS_MISSED.inc()

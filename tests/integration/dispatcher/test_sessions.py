@@ -462,6 +462,21 @@ async def test_manager_that_stood_still_gives_nodes_time_to_come_back(tmp_path: 
             assert not batches  # it was ready all the time
 
 
+async def test_what_an_agent_said_before_it_left_a_standing_manager_shortens_no_grace(
+    tmp_path: Path,
+) -> None:
+    async with cluster(tmp_path, "n1", start=False) as (manager, _):
+        async with Raw(manager, "n1") as raw:
+            raw.hello()
+            await raw.hear_of("assignments")
+            await manager.node_reaches("n1", NodeState.READY)
+            manager.dispatcher._stood_still(2.0, 2.0)
+            raw.say(AgentMessage(heartbeat=Heartbeat(sequence=1)))
+            await raw.hear_of("heartbeat")
+        await asyncio.sleep(1.0)  # longer than three heartbeats, shorter than the grace
+        assert manager.node_status("n1").state == NodeState.READY
+
+
 async def test_manager_whose_machine_was_suspended_gives_nodes_time_to_come_back(
     tmp_path: Path,
 ) -> None:
