@@ -24,7 +24,7 @@ from manager.dispatcher import Dispatcher
 from manager.metrics import ClusterCollector
 from manager.store import Draft, Fence, Store
 from manager.store.engines.embedded import EmbeddedEngine
-from swarm import errors, rpc, tls
+from swarm import errors, rpc
 from swarm.clock import Clock
 from swarm.ids import Rng
 from swarm.v1 import (
@@ -287,13 +287,6 @@ class Manager:
             await self._server.stop(STOP_GRACE_S)
             self._server = None
         await self.store.close()
-
-
-def advertised(address: str, listen_addr: str) -> str:
-    """host:port from a host or host:port; the port is the listening one where none is given."""
-    return tls.join_address(
-        *tls.split_address(address, default_port=tls.split_address(listen_addr)[1])
-    )
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -44,6 +44,7 @@ class Node:
         ]
 
     def start(self) -> None:
+        self.socket.unlink(missing_ok=True)  # a killed daemon leaves it
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(self.words, stdout=output, stderr=output)
         wait_for(f"{self.name} answers", self.socket.exists)

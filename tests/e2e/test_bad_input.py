@@ -347,36 +347,36 @@ def test_damaged_state_is_named_and_left_alone(
     tmp_path: Path, file: str, damage: bytes, words: tuple[str, ...]
 ) -> None:
     node = Node(tmp_path, "hurt", "127.0.0.7")
-    node.start()
-    node.init()
-    node.stop(signal.SIGKILL)
-    path = node.folder / "state" / file
-    good = path.read_bytes()
-    wal = path.with_name("store.db-wal")
-    kept = wal.read_bytes() if wal.exists() and file.endswith("store.db") else None
-    path.write_bytes(damage)
-    node.socket.unlink()
-    if file == "identity.json":
-        done = subprocess.run(node.words, capture_output=True, text=True, timeout=30, check=False)
-        said, node.process = done.stderr, None
-        assert done.returncode == 2
-    else:
+    with contextlib.closing(node):
         node.start()
-        done = node.run("node", "ls")
-        assert done.returncode in (2, 9), done.stderr
-        said = done.stderr
-        node.stop()
-    for word in words:
-        assert word in said, said
-    assert path.read_bytes() == damage
-    path.write_bytes(good)
-    if kept is not None:
-        wal.write_bytes(kept)
-    node.start()
-    try:
-        assert "Ready" in node.ok("node", "ls") or "Unknown" in node.ok("node", "ls")
-    finally:
-        node.close()
+        node.init()
+        node.stop(signal.SIGKILL)
+        path = node.folder / "state" / file
+        good = path.read_bytes()
+        wal = path.with_name("store.db-wal")
+        kept = wal.read_bytes() if wal.exists() and file.endswith("store.db") else None
+        path.write_bytes(damage)
+        if file == "identity.json":
+            done = subprocess.run(
+                node.words, capture_output=True, text=True, timeout=30, check=False
+            )
+            said, node.process = done.stderr, None
+            assert done.returncode == 2
+        else:
+            node.start()
+            done = node.run("node", "ls")
+            assert done.returncode in (2, 9), done.stderr
+            said = done.stderr
+            node.stop()
+        for word in words:
+            assert word in said, said
+        assert path.read_bytes() == damage
+        path.write_bytes(good)
+        if kept is not None:
+            wal.write_bytes(kept)
+        node.start()
+        listed = node.ok("node", "ls")
+        assert "Ready" in listed or "Unknown" in listed
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,6 @@ def test_tasks_outlive_the_daemon_and_are_found_again(node: Node, number: int) -
     assert len(pids) == 4
     node.stop(number)
     assert sleepers() == pids
-    node.socket.unlink(missing_ok=True)
     node.start()
     wait_for("the node is ready again", lambda: "Ready" in node.run("node", "ls").stdout)
     wait_for(

@@ -127,8 +127,8 @@ def test_a_one_way_cut_lets_the_other_way_through(pair: tuple[Host, Host], direc
 def test_unknown_names_are_errors_that_say_what_there_is(pair: tuple[Host, Host]) -> None:
     with pytest.raises(TestbedError, match="both, in, out"):
         pair[0].cut("sideways")
-    with pytest.raises(TestbedError, match="runs no swarmd; known: .*dockerd"):
-        pair[0].kill("swarmd")
+    with pytest.raises(TestbedError, match="runs no nosuch; known: .*dockerd"):
+        pair[0].kill("nosuch")
     with pytest.raises(TestbedError, match="ended with 3: nope"):
         pair[0].run("sh", "-c", "echo nope >&2; exit 3")
 
