@@ -17,7 +17,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -45,6 +45,7 @@ log = structlog.get_logger("swarmd")
 
 JOIN_WAIT_S = 20.0  # Docker's: then the join goes on in the background
 STOP_GRACE_S = 5.0
+LOCK_WAIT_S, LOCK_RETRY_S = 3.0, 0.05
 # How long to wait before a membership that failed is tried again; doubles.
 RETRY_S_MIN, RETRY_S_MAX = 1.0, 30.0
 _PASSING = (errors.Unavailable, errors.TimedOut, errors.Exhausted)
@@ -163,7 +164,7 @@ class Swarmd:
         """Serves until asked to stop."""
         options = self._options
         options.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(options.state_dir):
+        async with _locked(options.state_dir):
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop.set)
@@ -460,19 +461,28 @@ def _set_aside(path: Path) -> None:
         log.warning("old_state_set_aside", path=str(aside))
 
 
-@contextlib.contextmanager
-def _locked(state_dir: Path) -> Any:
-    """Holds the state folder for this process. Raises Conflict when another swarmd has it."""
+@contextlib.asynccontextmanager
+async def _locked(state_dir: Path) -> AsyncIterator[None]:
+    """Holds the state folder for this process. Raises Conflict when another swarmd has it.
+
+    A killed swarmd holds it until the last of its threads is gone, so it is worth a short wait.
+    """
+    deadline_s = asyncio.get_running_loop().time() + LOCK_WAIT_S
     file: IO[str] = (state_dir / "lock").open("a+")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise errors.Conflict(
-                f"another swarmd (pid {file.read().strip() or 'unknown'}) uses {state_dir}; stop "
-                "it, or give this one a folder of its own with --state-dir"
-            ) from None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if asyncio.get_running_loop().time() < deadline_s:
+                    await asyncio.sleep(LOCK_RETRY_S)
+                    continue
+                file.seek(0)
+                raise errors.Conflict(
+                    f"another swarmd (pid {file.read().strip() or 'unknown'}) uses {state_dir}; "
+                    "stop it, or give this one a folder of its own with --state-dir"
+                ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -300,6 +300,7 @@ class Host:
             return
         if args:
             self.record.swarmd_args = args
+        self.swarm_socket.unlink(missing_ok=True)  # a dying daemon may still take connections
         self.spawn(
             "swarmd",
             Path(sys.executable).parent / "swarmd",

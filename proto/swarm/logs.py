@@ -37,6 +37,7 @@ def configure(*, level: str = "info", form: str = "auto", stream: TextIO | None 
     """Sets logging up for the process. `auto` is text on a terminal and JSON elsewhere."""
     stream = stream or sys.stderr
     terminal = stream.isatty()
+    steadfast = cast(TextIO, _Steadfast(stream))
     text = form == "text" or (form == "auto" and terminal)
     renderer: structlog.types.Processor = (
         structlog.dev.ConsoleRenderer(colors=terminal)
@@ -55,8 +56,8 @@ def configure(*, level: str = "info", form: str = "auto", stream: TextIO | None 
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Steadfast(stream))),
+        logger_factory=structlog.PrintLoggerFactory(steadfast),
         cache_logger_on_first_use=False,
     )
     # Libraries log through the standard module; only what somebody should look at comes through.
-    logging.basicConfig(level=max(LEVELS[level], logging.WARNING), stream=stream, force=True)
+    logging.basicConfig(level=max(LEVELS[level], logging.WARNING), stream=steadfast, force=True)

@@ -154,7 +154,7 @@ def test_exit_codes_come_through(node: Node) -> None:
     node.init()
     done = node.run(
         *("service", "create", "--name", "bad", "--restart-condition", "none", "--timeout", "20s"),
-        *("--runtime", "process", "false"),
+        *("--runtime", "process", "no-such-program"),
     )
     assert done.returncode == 6, done.stderr
-    assert "bad" in done.stderr
+    assert "no-such-program" in done.stderr

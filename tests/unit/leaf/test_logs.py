@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -14,9 +15,12 @@ from swarm import logs
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    before = structlog.get_config()
+    before, root = structlog.get_config(), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     yield
     structlog.configure(**before)
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 class Full(io.StringIO):
@@ -29,8 +33,10 @@ class Full(io.StringIO):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_full_disk_under_the_log_ends_nobody() -> None:
+def test_full_disk_under_the_log_ends_nobody(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(stream=Full())
+    logging.getLogger("library").error("says something as well")
+    assert capsys.readouterr().err == ""
     log = structlog.get_logger("test")
     log.error("something_happened", number=1)
     try:
