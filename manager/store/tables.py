@@ -31,6 +31,7 @@ from swarm.v1 import (
     Service,
     ServiceRevision,
     Stack,
+    StackRevision,
     Task,
     Volume,
 )
@@ -101,6 +102,7 @@ SCHEMAS: tuple[Schema, ...] = (
     Schema(Kind.CONFIG, Config, _NAMED, unique_name=True),
     Schema(Kind.NETWORK, Network, _NAMED, unique_name=True),
     Schema(Kind.VOLUME, Volume, _NAMED, unique_name=True),
+    Schema(Kind.STACK_REVISION, StackRevision, {"stack": lambda o: (o.stack_id,)}),
 )
 BY_CLASS: dict[type[Message], Schema] = {s.cls: s for s in SCHEMAS}
 BY_KIND: dict[Kind, Schema] = {s.kind: s for s in SCHEMAS}

@@ -384,6 +384,8 @@ global___RemoveResponse = RemoveResponse
 
 @typing.final
 class DeployStackRequest(google.protobuf.message.Message):
+    """Either `spec` or `rollback` is set."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     @typing.final
@@ -406,15 +408,23 @@ class DeployStackRequest(google.protobuf.message.Message):
     PRUNE_FIELD_NUMBER: builtins.int
     REGISTRY_AUTH_FIELD_NUMBER: builtins.int
     REGISTRY_AUTHS_FIELD_NUMBER: builtins.int
+    ROLLBACK_FIELD_NUMBER: builtins.int
+    EXPECTED_VERSION_FIELD_NUMBER: builtins.int
     prune: builtins.bool
-    """Remove the stack's services, networks, secrets and configs that the spec no longer names."""
+    """Remove the stack's services, networks, secrets and configs that the spec no longer names. A rollback always does."""
     registry_auth: builtins.str
     """For the images of all services that registry_auths does not name."""
+    expected_version: builtins.str
+    """PlanStackResponse.version: refuse with a conflict unless the same plan would come out now. Empty: deploy whatever it is."""
     @property
     def spec(self) -> swarm.v1.specs_pb2.StackSpec: ...
     @property
     def registry_auths(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """Credentials by service name: images of one stack may come from several registries."""
+
+    @property
+    def rollback(self) -> global___StackRollback:
+        """Go back to an earlier deploy instead."""
 
     def __init__(
         self,
@@ -423,11 +433,33 @@ class DeployStackRequest(google.protobuf.message.Message):
         prune: builtins.bool = ...,
         registry_auth: builtins.str = ...,
         registry_auths: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        rollback: global___StackRollback | None = ...,
+        expected_version: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["prune", b"prune", "registry_auth", b"registry_auth", "registry_auths", b"registry_auths", "spec", b"spec"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["rollback", b"rollback", "spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["expected_version", b"expected_version", "prune", b"prune", "registry_auth", b"registry_auth", "registry_auths", b"registry_auths", "rollback", b"rollback", "spec", b"spec"]) -> None: ...
 
 global___DeployStackRequest = DeployStackRequest
+
+@typing.final
+class StackRollback(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STACK_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    stack: builtins.str
+    """id, name or id prefix."""
+    revision: builtins.int
+    """As in the history; 0: the one before the present."""
+    def __init__(
+        self,
+        *,
+        stack: builtins.str = ...,
+        revision: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["revision", b"revision", "stack", b"stack"]) -> None: ...
+
+global___StackRollback = StackRollback
 
 @typing.final
 class DeployStackResponse(google.protobuf.message.Message):
@@ -437,10 +469,14 @@ class DeployStackResponse(google.protobuf.message.Message):
     REVISION_FIELD_NUMBER: builtins.int
     CHANGES_FIELD_NUMBER: builtins.int
     WARNINGS_FIELD_NUMBER: builtins.int
+    STORE_REVISION_FIELD_NUMBER: builtins.int
     stack_id: builtins.str
     revision: builtins.int
+    """The stack's: counts deploys that changed something."""
+    store_revision: builtins.int
+    """The store's, at which all of it was there."""
     @property
-    def changes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___StackChange]: ...
+    def changes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[swarm.v1.objects_pb2.StackChange]: ...
     @property
     def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     def __init__(
@@ -448,39 +484,303 @@ class DeployStackResponse(google.protobuf.message.Message):
         *,
         stack_id: builtins.str = ...,
         revision: builtins.int = ...,
-        changes: collections.abc.Iterable[global___StackChange] | None = ...,
+        changes: collections.abc.Iterable[swarm.v1.objects_pb2.StackChange] | None = ...,
         warnings: collections.abc.Iterable[builtins.str] | None = ...,
+        store_revision: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["changes", b"changes", "revision", b"revision", "stack_id", b"stack_id", "warnings", b"warnings"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["changes", b"changes", "revision", b"revision", "stack_id", b"stack_id", "store_revision", b"store_revision", "warnings", b"warnings"]) -> None: ...
 
 global___DeployStackResponse = DeployStackResponse
 
 @typing.final
-class StackChange(google.protobuf.message.Message):
-    """What a deploy did to one object."""
+class PlanStackResponse(google.protobuf.message.Message):
+    """A deploy as it would be."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    STACK_ID_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    CHANGES_FIELD_NUMBER: builtins.int
+    WARNINGS_FIELD_NUMBER: builtins.int
+    DIFFERS_FIELD_NUMBER: builtins.int
+    SETTLED_FIELD_NUMBER: builtins.int
+    stack_id: builtins.str
+    """Empty: there is no such stack yet."""
+    revision: builtins.int
+    """The stack's present revision; 0: none."""
+    version: builtins.str
+    """Names this plan: what is asked for and the state of the stack it was made upon."""
+    differs: builtins.bool
+    """True: something would change."""
+    settled: builtins.bool
+    """False: the rehearsal was ended before the cluster came to rest; the placements are as far as it came."""
+    @property
+    def changes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PlannedChange]:
+        """Every object of the stack that the spec names or that would go, unchanged ones too, in the order of a deploy."""
+
+    @property
+    def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        stack_id: builtins.str = ...,
+        revision: builtins.int = ...,
+        version: builtins.str = ...,
+        changes: collections.abc.Iterable[global___PlannedChange] | None = ...,
+        warnings: collections.abc.Iterable[builtins.str] | None = ...,
+        differs: builtins.bool = ...,
+        settled: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["changes", b"changes", "differs", b"differs", "revision", b"revision", "settled", b"settled", "stack_id", b"stack_id", "version", b"version", "warnings", b"warnings"]) -> None: ...
+
+global___PlanStackResponse = PlanStackResponse
+
+@typing.final
+class PlannedChange(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: builtins.int
+    EFFECT_FIELD_NUMBER: builtins.int
+    FIELDS_FIELD_NUMBER: builtins.int
+    PLACEMENT_FIELD_NUMBER: builtins.int
+    effect: builtins.str
+    """Of a service that is updated: `recreated` (its tasks are replaced), `scaled` (only their number changes), `kept` (no task is touched:
+    labels, ports, update rules). Of a secret or config with new content: `replaced`. Else empty.
+    """
+    @property
+    def change(self) -> swarm.v1.objects_pb2.StackChange: ...
+    @property
+    def fields(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FieldChange]:
+        """Of what is updated: field by field, in order of path."""
+
+    @property
+    def placement(self) -> global___ServicePlacement:
+        """Of a service."""
+
+    def __init__(
+        self,
+        *,
+        change: swarm.v1.objects_pb2.StackChange | None = ...,
+        effect: builtins.str = ...,
+        fields: collections.abc.Iterable[global___FieldChange] | None = ...,
+        placement: global___ServicePlacement | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["change", b"change", "placement", b"placement"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["change", b"change", "effect", b"effect", "fields", b"fields", "placement", b"placement"]) -> None: ...
+
+global___PlannedChange = PlannedChange
+
+@typing.final
+class FieldChange(google.protobuf.message.Message):
+    """One field before and after. Values are JSON; absent: the field was not, or would not be, set."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: builtins.int
+    BEFORE_FIELD_NUMBER: builtins.int
+    AFTER_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    """Field names as in the spec, joined by dots; elements of lists and maps by what tells them apart, in brackets:
+    task.container.env[DEBUG], task.container.mounts[/data].source, endpoint.ports[80/tcp].published_port.
+    """
+    before: builtins.str
+    after: builtins.str
+    def __init__(
+        self,
+        *,
+        path: builtins.str = ...,
+        before: builtins.str | None = ...,
+        after: builtins.str | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_after", b"_after", "_before", b"_before", "after", b"after", "before", b"before"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_after", b"_after", "_before", b"_before", "after", b"after", "before", b"before", "path", b"path"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_after", b"_after"]) -> typing.Literal["after"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_before", b"_before"]) -> typing.Literal["before"] | None: ...
+
+global___FieldChange = FieldChange
+
+@typing.final
+class ServicePlacement(google.protobuf.message.Message):
+    """What becomes of a service's tasks, by the control loop's own rules on the present state."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEPT_FIELD_NUMBER: builtins.int
+    CREATED_FIELD_NUMBER: builtins.int
+    STOPPED_FIELD_NUMBER: builtins.int
+    NODES_FIELD_NUMBER: builtins.int
+    PENDING_FIELD_NUMBER: builtins.int
+    WAITS_FIELD_NUMBER: builtins.int
+    kept: builtins.int
+    created: builtins.int
+    stopped: builtins.int
+    @property
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___NodePlacement]:
+        """Where the created ones would land, most first, then by host name."""
+
+    @property
+    def pending(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PendingPlacement]:
+        """Those that would stay without a node."""
+
+    @property
+    def waits(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What the service waits for (depends_on) that would not come about by itself."""
+
+    def __init__(
+        self,
+        *,
+        kept: builtins.int = ...,
+        created: builtins.int = ...,
+        stopped: builtins.int = ...,
+        nodes: collections.abc.Iterable[global___NodePlacement] | None = ...,
+        pending: collections.abc.Iterable[global___PendingPlacement] | None = ...,
+        waits: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["created", b"created", "kept", b"kept", "nodes", b"nodes", "pending", b"pending", "stopped", b"stopped", "waits", b"waits"]) -> None: ...
+
+global___ServicePlacement = ServicePlacement
+
+@typing.final
+class NodePlacement(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: builtins.int
+    HOSTNAME_FIELD_NUMBER: builtins.int
+    TASKS_FIELD_NUMBER: builtins.int
+    node_id: builtins.str
+    hostname: builtins.str
+    tasks: builtins.int
+    def __init__(
+        self,
+        *,
+        node_id: builtins.str = ...,
+        hostname: builtins.str = ...,
+        tasks: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hostname", b"hostname", "node_id", b"node_id", "tasks", b"tasks"]) -> None: ...
+
+global___NodePlacement = NodePlacement
+
+@typing.final
+class PendingPlacement(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TASKS_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    NEVER_FIELD_NUMBER: builtins.int
+    tasks: builtins.int
+    reason: builtins.str
+    never: builtins.bool
+    """True: no node could ever take them as the cluster stands, even if empty."""
+    def __init__(
+        self,
+        *,
+        tasks: builtins.int = ...,
+        reason: builtins.str = ...,
+        never: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["never", b"never", "reason", b"reason", "tasks", b"tasks"]) -> None: ...
+
+global___PendingPlacement = PendingPlacement
+
+@typing.final
+class GetStackHistoryRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STACK_FIELD_NUMBER: builtins.int
+    stack: builtins.str
+    """id, name or id prefix."""
+    def __init__(
+        self,
+        *,
+        stack: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["stack", b"stack"]) -> None: ...
+
+global___GetStackHistoryRequest = GetStackHistoryRequest
+
+@typing.final
+class GetStackHistoryResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STACK_FIELD_NUMBER: builtins.int
+    REVISIONS_FIELD_NUMBER: builtins.int
+    @property
+    def stack(self) -> swarm.v1.objects_pb2.Stack: ...
+    @property
+    def revisions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[swarm.v1.objects_pb2.StackRevision]:
+        """Newest first; the first is the present one."""
+
+    def __init__(
+        self,
+        *,
+        stack: swarm.v1.objects_pb2.Stack | None = ...,
+        revisions: collections.abc.Iterable[swarm.v1.objects_pb2.StackRevision] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["stack", b"stack"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["revisions", b"revisions", "stack", b"stack"]) -> None: ...
+
+global___GetStackHistoryResponse = GetStackHistoryResponse
+
+@typing.final
+class RotateRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
     KIND_FIELD_NUMBER: builtins.int
-    NAME_FIELD_NUMBER: builtins.int
-    ID_FIELD_NUMBER: builtins.int
-    ACTION_FIELD_NUMBER: builtins.int
+    REF_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
     kind: swarm.v1.objects_pb2.Kind.ValueType
-    name: builtins.str
-    id: builtins.str
-    action: builtins.str
-    """created, updated, unchanged or removed."""
+    """KIND_SECRET or KIND_CONFIG."""
+    ref: builtins.str
+    """id, name or id prefix."""
+    data: builtins.bytes
+    version: builtins.int
+    """The version the caller has seen; another one is a conflict. 0: any."""
     def __init__(
         self,
         *,
         kind: swarm.v1.objects_pb2.Kind.ValueType = ...,
-        name: builtins.str = ...,
-        id: builtins.str = ...,
-        action: builtins.str = ...,
+        ref: builtins.str = ...,
+        data: builtins.bytes = ...,
+        version: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["action", b"action", "id", b"id", "kind", b"kind", "name", b"name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "kind", b"kind", "ref", b"ref", "version", b"version"]) -> None: ...
 
-global___StackChange = StackChange
+global___RotateRequest = RotateRequest
+
+@typing.final
+class RotateResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    SERVICES_FIELD_NUMBER: builtins.int
+    SERVICE_IDS_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """The object that has the name now; the old one's where the content is the same."""
+    revision: builtins.int
+    """The store's."""
+    @property
+    def services(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of the services that are rolled."""
+
+    @property
+    def service_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        services: collections.abc.Iterable[builtins.str] | None = ...,
+        service_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        revision: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "revision", b"revision", "service_ids", b"service_ids", "services", b"services"]) -> None: ...
+
+global___RotateResponse = RotateResponse
 
 @typing.final
 class ServiceStatus(google.protobuf.message.Message):
@@ -516,6 +816,9 @@ class ServiceStatus(google.protobuf.message.Message):
     STATES_FIELD_NUMBER: builtins.int
     STOPPING_FIELD_NUMBER: builtins.int
     REMOVED_FIELD_NUMBER: builtins.int
+    SETTLES_IN_NS_FIELD_NUMBER: builtins.int
+    STUCK_FIELD_NUMBER: builtins.int
+    FAILING_TASK_ID_FIELD_NUMBER: builtins.int
     service_id: builtins.str
     name: builtins.str
     desired: builtins.int
@@ -525,11 +828,19 @@ class ServiceStatus(google.protobuf.message.Message):
     up_to_date: builtins.int
     """Desired tasks of the current task version that run."""
     converged: builtins.bool
-    """True: the cluster has nothing left to do for the service as its spec stands."""
+    """True: the cluster has nothing left to do for the service as its spec stands, and its tasks have run for as long as they are watched
+    (update.monitor, 5 s; a task whose healthcheck has passed needs no watching).
+    """
     stopping: builtins.int
     """Tasks not yet gone although they should be."""
     removed: builtins.bool
     """The service itself is gone."""
+    settles_in_ns: builtins.int
+    """How long until it counts as converged if its tasks go on running; 0: that is not what it waits for."""
+    stuck: builtins.bool
+    """True: what the cluster does by itself will not bring it further (image missing, never fits, crash loop …); the first reason says why."""
+    failing_task_id: builtins.str
+    """The newest task that failed and kept it from converging: its log says more. Empty: none."""
     @property
     def reasons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Why it has not converged: one sentence per cause, most frequent first; at most 5."""
@@ -555,9 +866,12 @@ class ServiceStatus(google.protobuf.message.Message):
         states: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
         stopping: builtins.int = ...,
         removed: builtins.bool = ...,
+        settles_in_ns: builtins.int = ...,
+        stuck: builtins.bool = ...,
+        failing_task_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["update_status", b"update_status"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["completed", b"completed", "converged", b"converged", "desired", b"desired", "name", b"name", "reasons", b"reasons", "removed", b"removed", "running", b"running", "service_id", b"service_id", "states", b"states", "stopping", b"stopping", "up_to_date", b"up_to_date", "update_status", b"update_status"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["completed", b"completed", "converged", b"converged", "desired", b"desired", "failing_task_id", b"failing_task_id", "name", b"name", "reasons", b"reasons", "removed", b"removed", "running", b"running", "service_id", b"service_id", "settles_in_ns", b"settles_in_ns", "states", b"states", "stopping", b"stopping", "stuck", b"stuck", "up_to_date", b"up_to_date", "update_status", b"update_status"]) -> None: ...
 
 global___ServiceStatus = ServiceStatus
 

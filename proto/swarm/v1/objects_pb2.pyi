@@ -42,6 +42,8 @@ class _KindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeW
     """Internal: the specs that tasks refer to. Not served by the control API on its own."""
     KIND_KEYRING: _Kind.ValueType  # 11
     """Internal: keys and tokens. Never served."""
+    KIND_STACK_REVISION: _Kind.ValueType  # 12
+    """Internal: past deploys of stacks. Served by GetStackHistory."""
 
 class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
     """The kinds of objects, one table each."""
@@ -60,6 +62,8 @@ KIND_SERVICE_REVISION: Kind.ValueType  # 10
 """Internal: the specs that tasks refer to. Not served by the control API on its own."""
 KIND_KEYRING: Kind.ValueType  # 11
 """Internal: keys and tokens. Never served."""
+KIND_STACK_REVISION: Kind.ValueType  # 12
+"""Internal: past deploys of stacks. Served by GetStackHistory."""
 global___Kind = Kind
 
 class _NodeState:
@@ -867,6 +871,7 @@ class TaskStatus(google.protobuf.message.Message):
     ERR_FIELD_NUMBER: builtins.int
     CONTAINER_FIELD_NUMBER: builtins.int
     PORTS_FIELD_NUMBER: builtins.int
+    CAUSE_FIELD_NUMBER: builtins.int
     state: global___TaskState.ValueType
     timestamp_ns: builtins.int
     """When the state was reached, on the clock of who reported it, unix time."""
@@ -874,6 +879,10 @@ class TaskStatus(google.protobuf.message.Message):
     """What happened, for people."""
     err: builtins.str
     """What went wrong; empty: nothing."""
+    cause: builtins.str
+    """Why it went wrong where that is known for certain: image_missing (no registry has it), image_denied (the registry wants other
+    credentials), unsupported (this node cannot do what the spec asks); else empty.
+    """
     @property
     def container(self) -> global___ContainerStatus: ...
     @property
@@ -887,9 +896,10 @@ class TaskStatus(google.protobuf.message.Message):
         err: builtins.str = ...,
         container: global___ContainerStatus | None = ...,
         ports: collections.abc.Iterable[swarm.v1.specs_pb2.PortConfig] | None = ...,
+        cause: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["container", b"container"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["container", b"container", "err", b"err", "message", b"message", "ports", b"ports", "state", b"state", "timestamp_ns", b"timestamp_ns"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cause", b"cause", "container", b"container", "err", b"err", "message", b"message", "ports", b"ports", "state", b"state", "timestamp_ns", b"timestamp_ns"]) -> None: ...
 
 global___TaskStatus = TaskStatus
 
@@ -954,11 +964,14 @@ class Secret(google.protobuf.message.Message):
     SPEC_FIELD_NUMBER: builtins.int
     SEALED_FIELD_NUMBER: builtins.int
     DIGEST_FIELD_NUMBER: builtins.int
+    SUPERSEDED_FIELD_NUMBER: builtins.int
     id: builtins.str
     sealed: builtins.bytes
     """The data, sealed (manager/ca/seal.py says how). Never served by the control API."""
     digest: builtins.str
     """SHA-256 of the data with a key, hex: tells whether two secrets hold the same."""
+    superseded: builtins.bool
+    """True: a newer version has its name. It stays, as NAME.<8 of its id>, for as long as a spec that can come back refers to it."""
     @property
     def meta(self) -> global___Meta: ...
     @property
@@ -973,9 +986,10 @@ class Secret(google.protobuf.message.Message):
         spec: swarm.v1.specs_pb2.SecretSpec | None = ...,
         sealed: builtins.bytes = ...,
         digest: builtins.str = ...,
+        superseded: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["meta", b"meta", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["digest", b"digest", "id", b"id", "meta", b"meta", "sealed", b"sealed", "spec", b"spec"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "id", b"id", "meta", b"meta", "sealed", b"sealed", "spec", b"spec", "superseded", b"superseded"]) -> None: ...
 
 global___Secret = Secret
 
@@ -986,7 +1000,10 @@ class Config(google.protobuf.message.Message):
     ID_FIELD_NUMBER: builtins.int
     META_FIELD_NUMBER: builtins.int
     SPEC_FIELD_NUMBER: builtins.int
+    SUPERSEDED_FIELD_NUMBER: builtins.int
     id: builtins.str
+    superseded: builtins.bool
+    """As of a secret."""
     @property
     def meta(self) -> global___Meta: ...
     @property
@@ -997,9 +1014,10 @@ class Config(google.protobuf.message.Message):
         id: builtins.str = ...,
         meta: global___Meta | None = ...,
         spec: swarm.v1.specs_pb2.ConfigSpec | None = ...,
+        superseded: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["meta", b"meta", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "meta", b"meta", "spec", b"spec"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "meta", b"meta", "spec", b"spec", "superseded", b"superseded"]) -> None: ...
 
 global___Config = Config
 
@@ -1100,6 +1118,152 @@ class Stack(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["id", b"id", "leftover_ids", b"leftover_ids", "meta", b"meta", "pending_delete", b"pending_delete", "revision", b"revision", "spec", b"spec"]) -> None: ...
 
 global___Stack = Stack
+
+@typing.final
+class StackRevision(google.protobuf.message.Message):
+    """One deploy of a stack that changed something: what `stack history` shows and `stack rollback` goes back to.
+    id is "<stack id>.<revision>". The last 10 of a stack are kept.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class SecretIdsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    @typing.final
+    class ConfigIdsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    @typing.final
+    class SealedRegistryAuthsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.bytes = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    ID_FIELD_NUMBER: builtins.int
+    META_FIELD_NUMBER: builtins.int
+    STACK_ID_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    SPEC_FIELD_NUMBER: builtins.int
+    SECRET_IDS_FIELD_NUMBER: builtins.int
+    CONFIG_IDS_FIELD_NUMBER: builtins.int
+    CHANGES_FIELD_NUMBER: builtins.int
+    WHO_FIELD_NUMBER: builtins.int
+    ROLLBACK_TO_FIELD_NUMBER: builtins.int
+    PRUNE_FIELD_NUMBER: builtins.int
+    SEALED_REGISTRY_AUTHS_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    stack_id: builtins.str
+    revision: builtins.int
+    """Counts as Stack.revision does."""
+    who: builtins.str
+    """Who deployed, as in the log: "local", "admin ada"."""
+    rollback_to: builtins.int
+    """For a rollback: the revision it went back to."""
+    prune: builtins.bool
+    """Whether what the spec does not name was removed."""
+    @property
+    def meta(self) -> global___Meta: ...
+    @property
+    def spec(self) -> swarm.v1.specs_pb2.StackSpec:
+        """As deployed, without the data of secrets and configs: the ids below say which objects held it."""
+
+    @property
+    def secret_ids(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """By name, as it was in the spec."""
+
+    @property
+    def config_ids(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
+    @property
+    def changes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___StackChange]:
+        """What the deploy did; unchanged objects are left out."""
+
+    @property
+    def sealed_registry_auths(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.bytes]:
+        """Credentials by service name, sealed, for those that had any. Never served."""
+
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        meta: global___Meta | None = ...,
+        stack_id: builtins.str = ...,
+        revision: builtins.int = ...,
+        spec: swarm.v1.specs_pb2.StackSpec | None = ...,
+        secret_ids: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        config_ids: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        changes: collections.abc.Iterable[global___StackChange] | None = ...,
+        who: builtins.str = ...,
+        rollback_to: builtins.int = ...,
+        prune: builtins.bool = ...,
+        sealed_registry_auths: collections.abc.Mapping[builtins.str, builtins.bytes] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["meta", b"meta", "spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["changes", b"changes", "config_ids", b"config_ids", "id", b"id", "meta", b"meta", "prune", b"prune", "revision", b"revision", "rollback_to", b"rollback_to", "sealed_registry_auths", b"sealed_registry_auths", "secret_ids", b"secret_ids", "spec", b"spec", "stack_id", b"stack_id", "who", b"who"]) -> None: ...
+
+global___StackRevision = StackRevision
+
+@typing.final
+class StackChange(google.protobuf.message.Message):
+    """What a deploy did to one object."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    ID_FIELD_NUMBER: builtins.int
+    ACTION_FIELD_NUMBER: builtins.int
+    kind: global___Kind.ValueType
+    name: builtins.str
+    id: builtins.str
+    action: builtins.str
+    """created, updated, unchanged or removed."""
+    def __init__(
+        self,
+        *,
+        kind: global___Kind.ValueType = ...,
+        name: builtins.str = ...,
+        id: builtins.str = ...,
+        action: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["action", b"action", "id", b"id", "kind", b"kind", "name", b"name"]) -> None: ...
+
+global___StackChange = StackChange
 
 @typing.final
 class Object(google.protobuf.message.Message):

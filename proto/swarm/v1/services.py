@@ -27,6 +27,8 @@ from swarm.v1.structs import (
     GetNodeInfoResponse,
     GetRequest,
     GetResponse,
+    GetStackHistoryRequest,
+    GetStackHistoryResponse,
     InitRequest,
     InitResponse,
     IssueClientCertificateRequest,
@@ -42,9 +44,12 @@ from swarm.v1.structs import (
     LogsRequest,
     LogsResponse,
     ManagerMessage,
+    PlanStackResponse,
     RelayFrame,
     RemoveRequest,
     RemoveResponse,
+    RotateRequest,
+    RotateResponse,
     UpdateRequest,
     UpdateResponse,
     WatchRequest,
@@ -79,6 +84,18 @@ CONTROL_METHODS: tuple[Method, ...] = (
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
         without_manager=False),
     Method('/swarm.v1.Control/DeployStack', 'deploy_stack', DeployStackRequest, DeployStackResponse,
+        client_streams=False, server_streams=False,
+        callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
+        without_manager=False),
+    Method('/swarm.v1.Control/PlanStack', 'plan_stack', DeployStackRequest, PlanStackResponse,
+        client_streams=False, server_streams=False,
+        callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
+        without_manager=False),
+    Method('/swarm.v1.Control/GetStackHistory', 'get_stack_history', GetStackHistoryRequest, GetStackHistoryResponse,
+        client_streams=False, server_streams=False,
+        callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
+        without_manager=False),
+    Method('/swarm.v1.Control/Rotate', 'rotate', RotateRequest, RotateResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
         without_manager=False),
@@ -139,29 +156,41 @@ class ControlClient:
         """Makes the cluster run what a stack says, in one transaction: all of it or nothing."""
         return await self._channel.unary_unary(CONTROL_METHODS[6], DeployStackResponse, request, timeout_s)
 
+    async def plan_stack(self, request: DeployStackRequest, *, timeout_s: float | None = 60.0) -> PlanStackResponse:
+        """What a deploy would do, and where tasks would land; changes nothing."""
+        return await self._channel.unary_unary(CONTROL_METHODS[7], PlanStackResponse, request, timeout_s)
+
+    async def get_stack_history(self, request: GetStackHistoryRequest, *, timeout_s: float | None = 60.0) -> GetStackHistoryResponse:
+        """The deploys of a stack that can be gone back to, newest first."""
+        return await self._channel.unary_unary(CONTROL_METHODS[8], GetStackHistoryResponse, request, timeout_s)
+
+    async def rotate(self, request: RotateRequest, *, timeout_s: float | None = 60.0) -> RotateResponse:
+        """Gives a secret or config new content under its name, and rolls the services that use it, in one transaction."""
+        return await self._channel.unary_unary(CONTROL_METHODS[9], RotateResponse, request, timeout_s)
+
     def watch_services(self, request: WatchServicesRequest, *, timeout_s: float | None = None) -> AsyncIterator[WatchServicesResponse]:
         """How far services have come: one message at once, then one after each change, until the caller ends the call."""
-        return self._channel.unary_stream(CONTROL_METHODS[7], WatchServicesResponse, request, timeout_s)
+        return self._channel.unary_stream(CONTROL_METHODS[10], WatchServicesResponse, request, timeout_s)
 
     def watch(self, request: WatchRequest, *, timeout_s: float | None = None) -> AsyncIterator[WatchResponse]:
         """Changes of objects, gap-free. The first message is empty: the watch stands."""
-        return self._channel.unary_stream(CONTROL_METHODS[8], WatchResponse, request, timeout_s)
+        return self._channel.unary_stream(CONTROL_METHODS[11], WatchResponse, request, timeout_s)
 
     async def explain_task(self, request: ExplainTaskRequest, *, timeout_s: float | None = 60.0) -> ExplainTaskResponse:
         """Why a task is where it is, or why it is nowhere."""
-        return await self._channel.unary_unary(CONTROL_METHODS[9], ExplainTaskResponse, request, timeout_s)
+        return await self._channel.unary_unary(CONTROL_METHODS[12], ExplainTaskResponse, request, timeout_s)
 
     def logs(self, request: LogsRequest, *, timeout_s: float | None = None) -> AsyncIterator[LogsResponse]:
         """Lines of the tasks chosen, from their nodes."""
-        return self._channel.unary_stream(CONTROL_METHODS[10], LogsResponse, request, timeout_s)
+        return self._channel.unary_stream(CONTROL_METHODS[13], LogsResponse, request, timeout_s)
 
     def exec(self, request: AsyncIterable[ExecInput], *, timeout_s: float | None = None) -> AsyncIterator[ExecOutput]:
         """Runs a command inside a task. The first message is `start`."""
-        return self._channel.stream_stream(CONTROL_METHODS[11], ExecOutput, request, timeout_s)
+        return self._channel.stream_stream(CONTROL_METHODS[14], ExecOutput, request, timeout_s)
 
     async def get_join_tokens(self, request: GetJoinTokensRequest, *, timeout_s: float | None = 60.0) -> GetJoinTokensResponse:
         """The join tokens, after rotating them where asked."""
-        return await self._channel.unary_unary(CONTROL_METHODS[12], GetJoinTokensResponse, request, timeout_s)
+        return await self._channel.unary_unary(CONTROL_METHODS[15], GetJoinTokensResponse, request, timeout_s)
 
 
 class ControlServicer(Protocol):
@@ -189,6 +218,18 @@ class ControlServicer(Protocol):
 
     async def deploy_stack(self, request: DeployStackRequest, context: Context) -> DeployStackResponse:
         """Makes the cluster run what a stack says, in one transaction: all of it or nothing."""
+        ...
+
+    async def plan_stack(self, request: DeployStackRequest, context: Context) -> PlanStackResponse:
+        """What a deploy would do, and where tasks would land; changes nothing."""
+        ...
+
+    async def get_stack_history(self, request: GetStackHistoryRequest, context: Context) -> GetStackHistoryResponse:
+        """The deploys of a stack that can be gone back to, newest first."""
+        ...
+
+    async def rotate(self, request: RotateRequest, context: Context) -> RotateResponse:
+        """Gives a secret or config new content under its name, and rolls the services that use it, in one transaction."""
         ...
 
     def watch_services(self, request: WatchServicesRequest, context: Context) -> AsyncIterator[WatchServicesResponse]:

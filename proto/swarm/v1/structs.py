@@ -36,6 +36,7 @@ class Kind(enum.IntEnum):
     VOLUME = 9
     SERVICE_REVISION = 10
     KEYRING = 11
+    STACK_REVISION = 12
 
 class NodeState(enum.IntEnum):
     UNSPECIFIED = 0
@@ -718,6 +719,7 @@ class TaskStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
     err: str = ""
     container: ContainerStatus | None = None
     ports: tuple[PortConfig, ...] = ()
+    cause: str = ""
 
 
 class NetworkAttachment(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -753,12 +755,14 @@ class Secret(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     spec: SecretSpec | None = None
     sealed: bytes = b""
     digest: str = ""
+    superseded: bool = False
 
 
 class Config(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     id: str = ""
     meta: Meta | None = None
     spec: ConfigSpec | None = None
+    superseded: bool = False
 
 
 class Network(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -782,6 +786,32 @@ class Stack(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     revision: int = 0
     pending_delete: bool = False
     leftover_ids: tuple[str, ...] = ()
+
+
+class StackChange(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """What a deploy did to one object."""
+
+    kind: Kind = Kind.UNSPECIFIED
+    name: str = ""
+    id: str = ""
+    action: str = ""
+
+
+class StackRevision(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """One deploy of a stack that changed something: what `stack history` shows and `stack rollback` goes back to. id is "<stack id>.<revision>". The last 10 of a stack are kept."""
+
+    id: str = ""
+    meta: Meta | None = None
+    stack_id: str = ""
+    revision: int = 0
+    spec: StackSpec | None = None
+    secret_ids: dict[str, str] = field(default_factory=dict)
+    config_ids: dict[str, str] = field(default_factory=dict)
+    changes: tuple[StackChange, ...] = ()
+    who: str = ""
+    rollback_to: int = 0
+    prune: bool = False
+    sealed_registry_auths: dict[str, bytes] = field(default_factory=dict)
 
 
 class Object(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -907,6 +937,9 @@ class ServiceStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=F
     states: dict[str, int] = field(default_factory=dict)
     stopping: int = 0
     removed: bool = False
+    settles_in_ns: int = 0
+    stuck: bool = False
+    failing_task_id: str = ""
 
 
 class GetResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -981,20 +1014,20 @@ class RemoveResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=
     id: str = ""
 
 
+class StackRollback(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    stack: str = ""
+    revision: int = 0
+
+
 class DeployStackRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Either `spec` or `rollback` is set."""
+
     spec: StackSpec | None = None
     prune: bool = False
     registry_auth: str = ""
     registry_auths: dict[str, str] = field(default_factory=dict)
-
-
-class StackChange(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """What a deploy did to one object."""
-
-    kind: Kind = Kind.UNSPECIFIED
-    name: str = ""
-    id: str = ""
-    action: str = ""
+    rollback: StackRollback | None = None
+    expected_version: str = ""
 
 
 class DeployStackResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -1002,6 +1035,80 @@ class DeployStackResponse(Message, frozen=True, kw_only=True, omit_defaults=True
     revision: int = 0
     changes: tuple[StackChange, ...] = ()
     warnings: tuple[str, ...] = ()
+    store_revision: int = 0
+
+
+class FieldChange(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """One field before and after. Values are JSON; absent: the field was not, or would not be, set."""
+
+    path: str = ""
+    before: str | None = None
+    after: str | None = None
+
+
+class NodePlacement(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    node_id: str = ""
+    hostname: str = ""
+    tasks: int = 0
+
+
+class PendingPlacement(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    tasks: int = 0
+    reason: str = ""
+    never: bool = False
+
+
+class ServicePlacement(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """What becomes of a service's tasks, by the control loop's own rules on the present state."""
+
+    kept: int = 0
+    created: int = 0
+    stopped: int = 0
+    nodes: tuple[NodePlacement, ...] = ()
+    pending: tuple[PendingPlacement, ...] = ()
+    waits: tuple[str, ...] = ()
+
+
+class PlannedChange(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    change: StackChange | None = None
+    effect: str = ""
+    fields: tuple[FieldChange, ...] = ()
+    placement: ServicePlacement | None = None
+
+
+class PlanStackResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """A deploy as it would be."""
+
+    stack_id: str = ""
+    revision: int = 0
+    version: str = ""
+    changes: tuple[PlannedChange, ...] = ()
+    warnings: tuple[str, ...] = ()
+    differs: bool = False
+    settled: bool = False
+
+
+class GetStackHistoryRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    stack: str = ""
+
+
+class GetStackHistoryResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    stack: Stack | None = None
+    revisions: tuple[StackRevision, ...] = ()
+
+
+class RotateRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    kind: Kind = Kind.UNSPECIFIED
+    ref: str = ""
+    data: bytes = b""
+    version: int = 0
+
+
+class RotateResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    id: str = ""
+    services: tuple[str, ...] = ()
+    service_ids: tuple[str, ...] = ()
+    revision: int = 0
 
 
 class WatchServicesRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -2981,6 +3088,8 @@ def _fill_task_status(s: TaskStatus, m: Any) -> None:
         _fill_container_status(s.container, m.container)
     for ports in s.ports:
         _fill_port_config(ports, m.ports.add())
+    if s.cause:
+        m.cause = s.cause
 
 
 def _read_task_status(m: Any) -> TaskStatus:
@@ -2991,6 +3100,7 @@ def _read_task_status(m: Any) -> TaskStatus:
         err=m.err,
         container=_read_container_status(m.container) if m.HasField('container') else None,
         ports=tuple([_read_port_config(v) for v in m.ports]),
+        cause=m.cause,
     )
 
 
@@ -3082,6 +3192,8 @@ def _fill_secret(s: Secret, m: Any) -> None:
         m.sealed = s.sealed
     if s.digest:
         m.digest = s.digest
+    if s.superseded:
+        m.superseded = s.superseded
 
 
 def _read_secret(m: Any) -> Secret:
@@ -3091,6 +3203,7 @@ def _read_secret(m: Any) -> Secret:
         spec=_read_secret_spec(m.spec) if m.HasField('spec') else None,
         sealed=m.sealed,
         digest=m.digest,
+        superseded=m.superseded,
     )
 
 
@@ -3103,6 +3216,8 @@ def _fill_config(s: Config, m: Any) -> None:
     if s.spec is not None:
         m.spec.SetInParent()
         _fill_config_spec(s.spec, m.spec)
+    if s.superseded:
+        m.superseded = s.superseded
 
 
 def _read_config(m: Any) -> Config:
@@ -3110,6 +3225,7 @@ def _read_config(m: Any) -> Config:
         id=m.id,
         meta=_read_meta(m.meta) if m.HasField('meta') else None,
         spec=_read_config_spec(m.spec) if m.HasField('spec') else None,
+        superseded=m.superseded,
     )
 
 
@@ -3183,6 +3299,72 @@ def _read_stack(m: Any) -> Stack:
         revision=m.revision,
         pending_delete=m.pending_delete,
         leftover_ids=tuple(m.leftover_ids),
+    )
+
+
+def _fill_stack_change(s: StackChange, m: Any) -> None:
+    if s.kind:
+        m.kind = s.kind
+    if s.name:
+        m.name = s.name
+    if s.id:
+        m.id = s.id
+    if s.action:
+        m.action = s.action
+
+
+def _read_stack_change(m: Any) -> StackChange:
+    return StackChange(
+        kind=Kind(m.kind),
+        name=m.name,
+        id=m.id,
+        action=m.action,
+    )
+
+
+def _fill_stack_revision(s: StackRevision, m: Any) -> None:
+    if s.id:
+        m.id = s.id
+    if s.meta is not None:
+        m.meta.SetInParent()
+        _fill_meta(s.meta, m.meta)
+    if s.stack_id:
+        m.stack_id = s.stack_id
+    if s.revision:
+        m.revision = s.revision
+    if s.spec is not None:
+        m.spec.SetInParent()
+        _fill_stack_spec(s.spec, m.spec)
+    if s.secret_ids:
+        m.secret_ids.update(s.secret_ids)
+    if s.config_ids:
+        m.config_ids.update(s.config_ids)
+    for changes in s.changes:
+        _fill_stack_change(changes, m.changes.add())
+    if s.who:
+        m.who = s.who
+    if s.rollback_to:
+        m.rollback_to = s.rollback_to
+    if s.prune:
+        m.prune = s.prune
+    if s.sealed_registry_auths:
+        m.sealed_registry_auths.update(s.sealed_registry_auths)
+
+
+def _read_stack_revision(m: Any) -> StackRevision:
+    return StackRevision(
+        id=m.id,
+        meta=_read_meta(m.meta) if m.HasField('meta') else None,
+        stack_id=m.stack_id,
+        revision=m.revision,
+        spec=_read_stack_spec(m.spec) if m.HasField('spec') else None,
+        secret_ids=dict(m.secret_ids),
+        config_ids=dict(m.config_ids),
+        changes=tuple([_read_stack_change(v) for v in m.changes]),
+        who=m.who,
+        rollback_to=m.rollback_to,
+        prune=m.prune,
+        sealed_registry_auths=dict(m.sealed_registry_auths),
     )
 
 
@@ -3518,6 +3700,12 @@ def _fill_service_status(s: ServiceStatus, m: Any) -> None:
         m.stopping = s.stopping
     if s.removed:
         m.removed = s.removed
+    if s.settles_in_ns:
+        m.settles_in_ns = s.settles_in_ns
+    if s.stuck:
+        m.stuck = s.stuck
+    if s.failing_task_id:
+        m.failing_task_id = s.failing_task_id
 
 
 def _read_service_status(m: Any) -> ServiceStatus:
@@ -3534,6 +3722,9 @@ def _read_service_status(m: Any) -> ServiceStatus:
         states=dict(m.states),
         stopping=m.stopping,
         removed=m.removed,
+        settles_in_ns=m.settles_in_ns,
+        stuck=m.stuck,
+        failing_task_id=m.failing_task_id,
     )
 
 
@@ -3742,6 +3933,20 @@ def _read_remove_response(m: Any) -> RemoveResponse:
     )
 
 
+def _fill_stack_rollback(s: StackRollback, m: Any) -> None:
+    if s.stack:
+        m.stack = s.stack
+    if s.revision:
+        m.revision = s.revision
+
+
+def _read_stack_rollback(m: Any) -> StackRollback:
+    return StackRollback(
+        stack=m.stack,
+        revision=m.revision,
+    )
+
+
 def _fill_deploy_stack_request(s: DeployStackRequest, m: Any) -> None:
     if s.spec is not None:
         m.spec.SetInParent()
@@ -3752,6 +3957,11 @@ def _fill_deploy_stack_request(s: DeployStackRequest, m: Any) -> None:
         m.registry_auth = s.registry_auth
     if s.registry_auths:
         m.registry_auths.update(s.registry_auths)
+    if s.rollback is not None:
+        m.rollback.SetInParent()
+        _fill_stack_rollback(s.rollback, m.rollback)
+    if s.expected_version:
+        m.expected_version = s.expected_version
 
 
 def _read_deploy_stack_request(m: Any) -> DeployStackRequest:
@@ -3760,26 +3970,8 @@ def _read_deploy_stack_request(m: Any) -> DeployStackRequest:
         prune=m.prune,
         registry_auth=m.registry_auth,
         registry_auths=dict(m.registry_auths),
-    )
-
-
-def _fill_stack_change(s: StackChange, m: Any) -> None:
-    if s.kind:
-        m.kind = s.kind
-    if s.name:
-        m.name = s.name
-    if s.id:
-        m.id = s.id
-    if s.action:
-        m.action = s.action
-
-
-def _read_stack_change(m: Any) -> StackChange:
-    return StackChange(
-        kind=Kind(m.kind),
-        name=m.name,
-        id=m.id,
-        action=m.action,
+        rollback=_read_stack_rollback(m.rollback) if m.HasField('rollback') else None,
+        expected_version=m.expected_version,
     )
 
 
@@ -3792,6 +3984,8 @@ def _fill_deploy_stack_response(s: DeployStackResponse, m: Any) -> None:
         _fill_stack_change(changes, m.changes.add())
     if s.warnings:
         m.warnings.extend(s.warnings)
+    if s.store_revision:
+        m.store_revision = s.store_revision
 
 
 def _read_deploy_stack_response(m: Any) -> DeployStackResponse:
@@ -3800,6 +3994,201 @@ def _read_deploy_stack_response(m: Any) -> DeployStackResponse:
         revision=m.revision,
         changes=tuple([_read_stack_change(v) for v in m.changes]),
         warnings=tuple(m.warnings),
+        store_revision=m.store_revision,
+    )
+
+
+def _fill_field_change(s: FieldChange, m: Any) -> None:
+    if s.path:
+        m.path = s.path
+    if s.before is not None:
+        m.before = s.before
+    if s.after is not None:
+        m.after = s.after
+
+
+def _read_field_change(m: Any) -> FieldChange:
+    return FieldChange(
+        path=m.path,
+        before=m.before if m.HasField('before') else None,
+        after=m.after if m.HasField('after') else None,
+    )
+
+
+def _fill_node_placement(s: NodePlacement, m: Any) -> None:
+    if s.node_id:
+        m.node_id = s.node_id
+    if s.hostname:
+        m.hostname = s.hostname
+    if s.tasks:
+        m.tasks = s.tasks
+
+
+def _read_node_placement(m: Any) -> NodePlacement:
+    return NodePlacement(
+        node_id=m.node_id,
+        hostname=m.hostname,
+        tasks=m.tasks,
+    )
+
+
+def _fill_pending_placement(s: PendingPlacement, m: Any) -> None:
+    if s.tasks:
+        m.tasks = s.tasks
+    if s.reason:
+        m.reason = s.reason
+    if s.never:
+        m.never = s.never
+
+
+def _read_pending_placement(m: Any) -> PendingPlacement:
+    return PendingPlacement(
+        tasks=m.tasks,
+        reason=m.reason,
+        never=m.never,
+    )
+
+
+def _fill_service_placement(s: ServicePlacement, m: Any) -> None:
+    if s.kept:
+        m.kept = s.kept
+    if s.created:
+        m.created = s.created
+    if s.stopped:
+        m.stopped = s.stopped
+    for nodes in s.nodes:
+        _fill_node_placement(nodes, m.nodes.add())
+    for pending in s.pending:
+        _fill_pending_placement(pending, m.pending.add())
+    if s.waits:
+        m.waits.extend(s.waits)
+
+
+def _read_service_placement(m: Any) -> ServicePlacement:
+    return ServicePlacement(
+        kept=m.kept,
+        created=m.created,
+        stopped=m.stopped,
+        nodes=tuple([_read_node_placement(v) for v in m.nodes]),
+        pending=tuple([_read_pending_placement(v) for v in m.pending]),
+        waits=tuple(m.waits),
+    )
+
+
+def _fill_planned_change(s: PlannedChange, m: Any) -> None:
+    if s.change is not None:
+        m.change.SetInParent()
+        _fill_stack_change(s.change, m.change)
+    if s.effect:
+        m.effect = s.effect
+    for fields in s.fields:
+        _fill_field_change(fields, m.fields.add())
+    if s.placement is not None:
+        m.placement.SetInParent()
+        _fill_service_placement(s.placement, m.placement)
+
+
+def _read_planned_change(m: Any) -> PlannedChange:
+    return PlannedChange(
+        change=_read_stack_change(m.change) if m.HasField('change') else None,
+        effect=m.effect,
+        fields=tuple([_read_field_change(v) for v in m.fields]),
+        placement=_read_service_placement(m.placement) if m.HasField('placement') else None,
+    )
+
+
+def _fill_plan_stack_response(s: PlanStackResponse, m: Any) -> None:
+    if s.stack_id:
+        m.stack_id = s.stack_id
+    if s.revision:
+        m.revision = s.revision
+    if s.version:
+        m.version = s.version
+    for changes in s.changes:
+        _fill_planned_change(changes, m.changes.add())
+    if s.warnings:
+        m.warnings.extend(s.warnings)
+    if s.differs:
+        m.differs = s.differs
+    if s.settled:
+        m.settled = s.settled
+
+
+def _read_plan_stack_response(m: Any) -> PlanStackResponse:
+    return PlanStackResponse(
+        stack_id=m.stack_id,
+        revision=m.revision,
+        version=m.version,
+        changes=tuple([_read_planned_change(v) for v in m.changes]),
+        warnings=tuple(m.warnings),
+        differs=m.differs,
+        settled=m.settled,
+    )
+
+
+def _fill_get_stack_history_request(s: GetStackHistoryRequest, m: Any) -> None:
+    if s.stack:
+        m.stack = s.stack
+
+
+def _read_get_stack_history_request(m: Any) -> GetStackHistoryRequest:
+    return GetStackHistoryRequest(
+        stack=m.stack,
+    )
+
+
+def _fill_get_stack_history_response(s: GetStackHistoryResponse, m: Any) -> None:
+    if s.stack is not None:
+        m.stack.SetInParent()
+        _fill_stack(s.stack, m.stack)
+    for revisions in s.revisions:
+        _fill_stack_revision(revisions, m.revisions.add())
+
+
+def _read_get_stack_history_response(m: Any) -> GetStackHistoryResponse:
+    return GetStackHistoryResponse(
+        stack=_read_stack(m.stack) if m.HasField('stack') else None,
+        revisions=tuple([_read_stack_revision(v) for v in m.revisions]),
+    )
+
+
+def _fill_rotate_request(s: RotateRequest, m: Any) -> None:
+    if s.kind:
+        m.kind = s.kind
+    if s.ref:
+        m.ref = s.ref
+    if s.data:
+        m.data = s.data
+    if s.version:
+        m.version = s.version
+
+
+def _read_rotate_request(m: Any) -> RotateRequest:
+    return RotateRequest(
+        kind=Kind(m.kind),
+        ref=m.ref,
+        data=m.data,
+        version=m.version,
+    )
+
+
+def _fill_rotate_response(s: RotateResponse, m: Any) -> None:
+    if s.id:
+        m.id = s.id
+    if s.services:
+        m.services.extend(s.services)
+    if s.service_ids:
+        m.service_ids.extend(s.service_ids)
+    if s.revision:
+        m.revision = s.revision
+
+
+def _read_rotate_response(m: Any) -> RotateResponse:
+    return RotateResponse(
+        id=m.id,
+        services=tuple(m.services),
+        service_ids=tuple(m.service_ids),
+        revision=m.revision,
     )
 
 
@@ -4782,6 +5171,8 @@ _MODULE: dict[type[Message], str] = {
     Network: 'objects_pb2',
     Volume: 'objects_pb2',
     Stack: 'objects_pb2',
+    StackChange: 'objects_pb2',
+    StackRevision: 'objects_pb2',
     Object: 'objects_pb2',
     LogOptions: 'logs_pb2',
     LogsRequest: 'logs_pb2',
@@ -4806,9 +5197,19 @@ _MODULE: dict[type[Message], str] = {
     UpdateResponse: 'control_pb2',
     RemoveRequest: 'control_pb2',
     RemoveResponse: 'control_pb2',
+    StackRollback: 'control_pb2',
     DeployStackRequest: 'control_pb2',
-    StackChange: 'control_pb2',
     DeployStackResponse: 'control_pb2',
+    FieldChange: 'control_pb2',
+    NodePlacement: 'control_pb2',
+    PendingPlacement: 'control_pb2',
+    ServicePlacement: 'control_pb2',
+    PlannedChange: 'control_pb2',
+    PlanStackResponse: 'control_pb2',
+    GetStackHistoryRequest: 'control_pb2',
+    GetStackHistoryResponse: 'control_pb2',
+    RotateRequest: 'control_pb2',
+    RotateResponse: 'control_pb2',
     WatchServicesRequest: 'control_pb2',
     WatchServicesResponse: 'control_pb2',
     WatchRequest: 'control_pb2',
@@ -4928,6 +5329,8 @@ _FILL: dict[type[Message], Any] = {
     Network: _fill_network,
     Volume: _fill_volume,
     Stack: _fill_stack,
+    StackChange: _fill_stack_change,
+    StackRevision: _fill_stack_revision,
     Object: _fill_object,
     LogOptions: _fill_log_options,
     LogsRequest: _fill_logs_request,
@@ -4952,9 +5355,19 @@ _FILL: dict[type[Message], Any] = {
     UpdateResponse: _fill_update_response,
     RemoveRequest: _fill_remove_request,
     RemoveResponse: _fill_remove_response,
+    StackRollback: _fill_stack_rollback,
     DeployStackRequest: _fill_deploy_stack_request,
-    StackChange: _fill_stack_change,
     DeployStackResponse: _fill_deploy_stack_response,
+    FieldChange: _fill_field_change,
+    NodePlacement: _fill_node_placement,
+    PendingPlacement: _fill_pending_placement,
+    ServicePlacement: _fill_service_placement,
+    PlannedChange: _fill_planned_change,
+    PlanStackResponse: _fill_plan_stack_response,
+    GetStackHistoryRequest: _fill_get_stack_history_request,
+    GetStackHistoryResponse: _fill_get_stack_history_response,
+    RotateRequest: _fill_rotate_request,
+    RotateResponse: _fill_rotate_response,
     WatchServicesRequest: _fill_watch_services_request,
     WatchServicesResponse: _fill_watch_services_response,
     WatchRequest: _fill_watch_request,
@@ -5074,6 +5487,8 @@ _READ: dict[type[Message], Any] = {
     Network: _read_network,
     Volume: _read_volume,
     Stack: _read_stack,
+    StackChange: _read_stack_change,
+    StackRevision: _read_stack_revision,
     Object: _read_object,
     LogOptions: _read_log_options,
     LogsRequest: _read_logs_request,
@@ -5098,9 +5513,19 @@ _READ: dict[type[Message], Any] = {
     UpdateResponse: _read_update_response,
     RemoveRequest: _read_remove_request,
     RemoveResponse: _read_remove_response,
+    StackRollback: _read_stack_rollback,
     DeployStackRequest: _read_deploy_stack_request,
-    StackChange: _read_stack_change,
     DeployStackResponse: _read_deploy_stack_response,
+    FieldChange: _read_field_change,
+    NodePlacement: _read_node_placement,
+    PendingPlacement: _read_pending_placement,
+    ServicePlacement: _read_service_placement,
+    PlannedChange: _read_planned_change,
+    PlanStackResponse: _read_plan_stack_response,
+    GetStackHistoryRequest: _read_get_stack_history_request,
+    GetStackHistoryResponse: _read_get_stack_history_response,
+    RotateRequest: _read_rotate_request,
+    RotateResponse: _read_rotate_response,
     WatchServicesRequest: _read_watch_services_request,
     WatchServicesResponse: _read_watch_services_response,
     WatchRequest: _read_watch_request,
@@ -5177,4 +5602,4 @@ def decode(cls: type[M], data: bytes) -> M:
     return _READ[cls](m)  # type: ignore[no-any-return]  # the table pairs each class with its reader
 
 
-__all__ = ['AgentMessage', 'AppArmorOpts', 'Assignment', 'Assignments', 'Availability', 'Backend', 'BindOptions', 'Caller', 'Cluster', 'ClusterInfo', 'ClusterSpec', 'Config', 'ConfigData', 'ConfigReference', 'ConfigSpec', 'ContainerSpec', 'ContainerStatus', 'CreateRequest', 'CreateResponse', 'CredentialSpec', 'Dependency', 'DeployStackRequest', 'DeployStackResponse', 'DeviceMapping', 'DeviceRequest', 'DnsConfig', 'Driver', 'Endpoint', 'EndpointSpec', 'EngineDescription', 'EnginePlugin', 'Event', 'ExecInput', 'ExecOutput', 'ExecStart', 'ExplainTaskRequest', 'ExplainTaskResponse', 'ExternalCa', 'FileTarget', 'Filter', 'FilterResult', 'GenericResource', 'GetInfoRequest', 'GetInfoResponse', 'GetJoinTokensRequest', 'GetJoinTokensResponse', 'GetNodeInfoRequest', 'GetNodeInfoResponse', 'GetRequest', 'GetResponse', 'Global', 'GlobalJob', 'Goodbye', 'Gpu', 'HealthConfig', 'Heartbeat', 'HeartbeatAck', 'Hello', 'IngressService', 'InitRequest', 'InitResponse', 'IpamConfig', 'IpamOptions', 'IssueClientCertificateRequest', 'IssueClientCertificateResponse', 'IssueNodeCertificateRequest', 'IssueNodeCertificateResponse', 'JoinRequest', 'JoinResponse', 'Keyring', 'Kind', 'LeaveRequest', 'LeaveResponse', 'Leaving', 'ListRequest', 'ListResponse', 'LogLine', 'LogOptions', 'LogStream', 'LogsRequest', 'LogsResponse', 'ManagerMessage', 'ManagerStatus', 'Message', 'Meta', 'Mount', 'Network', 'NetworkAttachment', 'NetworkAttachmentSpec', 'NetworkSpec', 'Node', 'NodeDescription', 'NodeRole', 'NodeSpec', 'NodeState', 'NodeStatus', 'Object', 'Placement', 'PlacementPreference', 'Platform', 'PortConfig', 'Privileges', 'RaftConfig', 'Reachability', 'RelayFrame', 'RelayRequest', 'RemoveRequest', 'RemoveResponse', 'Replicated', 'ReplicatedJob', 'ResourceRequirements', 'Resources', 'RestartPolicy', 'SeLinuxContext', 'SeccompOpts', 'Secret', 'SecretData', 'SecretReference', 'SecretSpec', 'Service', 'ServiceMode', 'ServiceRevision', 'ServiceSpec', 'ServiceStatus', 'Spec', 'Stack', 'StackChange', 'StackSpec', 'StatusAck', 'StatusBatch', 'Task', 'TaskReport', 'TaskSpec', 'TaskState', 'TaskStats', 'TaskStatus', 'TmpfsOption', 'TmpfsOptions', 'Ulimit', 'UpdateConfig', 'UpdateRequest', 'UpdateResponse', 'UpdateState', 'UpdateStatus', 'VirtualIp', 'Volume', 'VolumeOptions', 'VolumeSpec', 'WatchRequest', 'WatchResponse', 'WatchServicesRequest', 'WatchServicesResponse', 'Welcome', 'WindowSize', 'decode', 'encode']
+__all__ = ['AgentMessage', 'AppArmorOpts', 'Assignment', 'Assignments', 'Availability', 'Backend', 'BindOptions', 'Caller', 'Cluster', 'ClusterInfo', 'ClusterSpec', 'Config', 'ConfigData', 'ConfigReference', 'ConfigSpec', 'ContainerSpec', 'ContainerStatus', 'CreateRequest', 'CreateResponse', 'CredentialSpec', 'Dependency', 'DeployStackRequest', 'DeployStackResponse', 'DeviceMapping', 'DeviceRequest', 'DnsConfig', 'Driver', 'Endpoint', 'EndpointSpec', 'EngineDescription', 'EnginePlugin', 'Event', 'ExecInput', 'ExecOutput', 'ExecStart', 'ExplainTaskRequest', 'ExplainTaskResponse', 'ExternalCa', 'FieldChange', 'FileTarget', 'Filter', 'FilterResult', 'GenericResource', 'GetInfoRequest', 'GetInfoResponse', 'GetJoinTokensRequest', 'GetJoinTokensResponse', 'GetNodeInfoRequest', 'GetNodeInfoResponse', 'GetRequest', 'GetResponse', 'GetStackHistoryRequest', 'GetStackHistoryResponse', 'Global', 'GlobalJob', 'Goodbye', 'Gpu', 'HealthConfig', 'Heartbeat', 'HeartbeatAck', 'Hello', 'IngressService', 'InitRequest', 'InitResponse', 'IpamConfig', 'IpamOptions', 'IssueClientCertificateRequest', 'IssueClientCertificateResponse', 'IssueNodeCertificateRequest', 'IssueNodeCertificateResponse', 'JoinRequest', 'JoinResponse', 'Keyring', 'Kind', 'LeaveRequest', 'LeaveResponse', 'Leaving', 'ListRequest', 'ListResponse', 'LogLine', 'LogOptions', 'LogStream', 'LogsRequest', 'LogsResponse', 'ManagerMessage', 'ManagerStatus', 'Message', 'Meta', 'Mount', 'Network', 'NetworkAttachment', 'NetworkAttachmentSpec', 'NetworkSpec', 'Node', 'NodeDescription', 'NodePlacement', 'NodeRole', 'NodeSpec', 'NodeState', 'NodeStatus', 'Object', 'PendingPlacement', 'Placement', 'PlacementPreference', 'PlanStackResponse', 'PlannedChange', 'Platform', 'PortConfig', 'Privileges', 'RaftConfig', 'Reachability', 'RelayFrame', 'RelayRequest', 'RemoveRequest', 'RemoveResponse', 'Replicated', 'ReplicatedJob', 'ResourceRequirements', 'Resources', 'RestartPolicy', 'RotateRequest', 'RotateResponse', 'SeLinuxContext', 'SeccompOpts', 'Secret', 'SecretData', 'SecretReference', 'SecretSpec', 'Service', 'ServiceMode', 'ServicePlacement', 'ServiceRevision', 'ServiceSpec', 'ServiceStatus', 'Spec', 'Stack', 'StackChange', 'StackRevision', 'StackRollback', 'StackSpec', 'StatusAck', 'StatusBatch', 'Task', 'TaskReport', 'TaskSpec', 'TaskState', 'TaskStats', 'TaskStatus', 'TmpfsOption', 'TmpfsOptions', 'Ulimit', 'UpdateConfig', 'UpdateRequest', 'UpdateResponse', 'UpdateState', 'UpdateStatus', 'VirtualIp', 'Volume', 'VolumeOptions', 'VolumeSpec', 'WatchRequest', 'WatchResponse', 'WatchServicesRequest', 'WatchServicesResponse', 'Welcome', 'WindowSize', 'decode', 'encode']
