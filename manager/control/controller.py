@@ -69,9 +69,15 @@ class Tick:
 class Controller:
     """The mutable part of the control loop."""
 
-    def __init__(self, rng: ids.Rng, *, created_max: int = CREATED_MAX) -> None:
+    def __init__(
+        self, rng: ids.Rng, *, created_max: int = CREATED_MAX, explains: bool = True
+    ) -> None:
+        """`explains` false: tasks that find no node are not told why, which costs all nodes once a
+        group and tick; for who asks for the reasons at the end.
+        """
         self._rng = rng
         self._created_max = created_max
+        self._explains = explains
         self.table = NodeTable()
         self.dirty: set[str] = set()  # services to look at
         self._freed = True  # something may fit now that did not before
@@ -236,7 +242,9 @@ class Controller:
             del self._wake[service_id]
             self.dirty.add(service_id)
         self.table.sync_nodes(draft)
-        tick = self._tick = Tick(services=tuple(sorted(self.dirty)), retried=self._freed)
+        # By name: ids are drawn by lot, and a rehearsal must come to the same as the deploy.
+        order = tuple(sorted(self.dirty, key=lambda i: (_name(draft, i), i)))
+        tick = self._tick = Tick(services=order, retried=self._freed)
         budget = Budget(self._created_max)
         waiting: list[Task] = []
         for service_id in tick.services:
@@ -244,7 +252,7 @@ class Controller:
         tick.created = self._created_max - budget.tasks
         if self._freed:
             done = set(tick.services)
-            for service_id in sorted(self._pending):
+            for service_id in sorted(self._pending, key=lambda i: (_name(draft, i), i)):
                 if service_id not in done:
                     waiting.extend(self._still_pending(draft, service_id))
         if waiting:
@@ -322,7 +330,9 @@ class Controller:
             )
             for key, tasks in grouped.items()
         ]
-        for group in sorted(groups, key=lambda g: (_oldest(g, draft.now_ns), g.service_id)):
+        for group in sorted(
+            groups, key=lambda g: (_oldest(g, draft.now_ns), _name(draft, g.service_id))
+        ):
             result = place(self.table, group, draft, draft.now_ns)
             for task in result.placed:
                 draft.put(task)
@@ -332,6 +342,11 @@ class Controller:
                 self._note_reason(draft, group, result.left, tick)
 
     def _note_reason(self, draft: Draft, group: Group, left: tuple[Task, ...], tick: Tick) -> None:
+        if not self._explains:
+            for task in left:
+                if task.meta is None:
+                    draft.put(task)
+            return
         why = reason(account(self.table, group.requirement, group.service_id, group.node_id))
         now_ns = draft.now_ns
         for task in left:
@@ -397,6 +412,11 @@ class Controller:
 def _rolling(service: Service) -> bool:
     status = service.update_status
     return status is not None and (status.state in UPDATING or status.state in PAUSED)
+
+
+def _name(view: View, service_id: str) -> str:
+    service = view.get(Service, service_id)
+    return service.spec.name if service is not None and service.spec is not None else ""
 
 
 def _oldest(group: Group, now_ns: int) -> int:
