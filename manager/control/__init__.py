@@ -2,6 +2,15 @@
 
 from manager.control.controller import Controller, Tick
 from manager.control.loop import ControlLoop
+from manager.control.rehearse import Rehearsal, rehearse
 from manager.control.status import service_status, up_to_date
 
-__all__ = ["ControlLoop", "Controller", "Tick", "service_status", "up_to_date"]
+__all__ = [
+    "ControlLoop",
+    "Controller",
+    "Rehearsal",
+    "Tick",
+    "rehearse",
+    "service_status",
+    "up_to_date",
+]

@@ -1,0 +1,312 @@
+"""What the control loop would do: the loop itself, on a draft, with nodes that do as they are told.
+
+`rehearse` takes a view that holds a change not yet committed (a deploy's draft), and runs the real
+Controller over a draft of it until nothing is left to do. Nodes are played: whatever a node that is
+up is told succeeds at once, so each task starts and stays healthy, each stop is over at once, each
+job's task completes. Time is played as well: it jumps to when the loop wants to look again, so that
+delays and monitor periods cost nothing. Nothing is written anywhere but in the draft.
+
+It knows nothing of what tasks would do in truth: one that crashes, or an image that is missing, is
+not foreseen. All nodes being equally fast, services whose roll-outs run side by side take turns.
+
+Cost: the node table once (all tasks), then what the change touches. A roll-out of n tasks in steps
+of p looks n/p times at n tasks, so one of many steps is played in larger ones (STEPS_TASKS_MAX);
+it comes to the same numbers, though single tasks may come to other nodes than in truth.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, TypeVar, cast
+
+from msgspec import structs
+
+from manager.control.controller import Controller
+from manager.control.gates import closed_gates
+from manager.control.template import UPDATING, Mode, job_size, mode_of, state_of
+from manager.scheduler import account, reason
+from manager.store import Change, Draft, View
+from manager.store.tables import BY_CLASS
+from swarm import ids, states
+from swarm.clock import MILLISECOND_NS, SECOND_NS
+from swarm.v1 import (
+    Kind,
+    Message,
+    Node,
+    NodePlacement,
+    NodeState,
+    PendingPlacement,
+    ReplicatedJob,
+    Service,
+    ServiceMode,
+    ServicePlacement,
+    Task,
+    TaskState,
+    TaskStatus,
+    UpdateConfig,
+)
+
+T = TypeVar("T", bound=Message)
+
+# The bounds. Beyond them the rehearsal ends as it stands (`settled` is False).
+TICKS_MAX = 20_000
+# Longer than any roll-out whose end somebody waits for.
+HORIZON_NS = 7 * 24 * 3600 * SECOND_NS
+# How many tasks the steps of one roll-out may look at in all, each step at every task of the
+# service: up to 200 tasks one by one, 1,000 in 40 steps, from 10,000 on in four.
+STEPS_TASKS_MAX = 40_000
+_STEPS_MIN = 4
+_TURN_NS = MILLISECOND_NS  # what each round of loop and nodes takes
+
+
+class Rehearsal:
+    """How it ended. `placement` says what became of one service."""
+
+    def __init__(self, before: View, after: View, controller: Controller, *, settled: bool) -> None:
+        self.settled = settled
+        self._before = before
+        self._after = after
+        self._table = controller.table
+
+    def placement(self, service_id: str) -> ServicePlacement:
+        """What became of the service's tasks. Kept and stopped are counted over the tasks that were
+        to run before, created and pending over those that are to run now and did not exist then.
+        """
+        before = {t.id for t in self._before.by(Task, "service", service_id) if _counts(t)}
+        after = {t.id: t for t in self._after.by(Task, "service", service_id) if _counts(t)}
+        made = [t for i, t in after.items() if i not in before]
+        kept = len(after) - len(made)
+        service = self._after.get(Service, service_id)
+        return ServicePlacement(
+            kept=kept,
+            created=len(made),
+            stopped=len(before) - kept,
+            nodes=self._nodes(made),
+            pending=self._pending(made),
+            waits=tuple(closed_gates(self._after, service)) if service is not None else (),
+        )
+
+    def _nodes(self, made: list[Task]) -> tuple[NodePlacement, ...]:
+        counts = Counter(t.node_id for t in made if state_of(t) >= TaskState.ASSIGNED)
+        found = [
+            NodePlacement(node_id=node_id, hostname=self._name(node_id), tasks=count)
+            for node_id, count in counts.items()
+        ]
+        return tuple(sorted(found, key=lambda n: (-n.tasks, n.hostname, n.node_id)))
+
+    def _name(self, node_id: str) -> str:
+        info = self._table.nodes.get(node_id)
+        return info.name if info is not None else node_id
+
+    def _pending(self, made: list[Task]) -> tuple[PendingPlacement, ...]:
+        groups = Counter(
+            (t.service_id, t.spec_version, t.node_id)
+            for t in made
+            if state_of(t) < TaskState.ASSIGNED
+        )
+        found: Counter[tuple[str, bool]] = Counter()
+        for (service_id, version, node_id), count in sorted(groups.items()):
+            need = self._table.requirement_of_version(service_id, version, self._after)
+            why = account(self._table, need, service_id, node_id)
+            found[reason(why), why.never] += count
+        return tuple(
+            PendingPlacement(tasks=count, reason=text, never=never)
+            for (text, never), count in sorted(found.items(), key=lambda f: (-f[1], f[0]))
+        )
+
+
+def rehearse(view: View, *, now_ns: int, rng: ids.Rng, services: Collection[str] = ()) -> Rehearsal:
+    """Runs the control loop on the view, which is left as it is. `services`: ids of what the change
+    touches, removed ones included; what else has something to do is found.
+    """
+    stage = _Stage(view, now_ns=now_ns)
+    for service in [s for s in view.all(Service) if s.id in services or _rolling(s)]:
+        _take_larger_steps(stage, service)
+    stage.step()
+    controller = Controller(rng, explains=False)
+    controller.reset(stage)
+    told = [t for t in stage.all(Task) if _unsettled(t)]
+    controller.dirty = {
+        *(i for i in services if stage.get(Service, i) is not None),
+        *(t.service_id for t in told),
+        *(s.id for s in stage.all(Service) if closed_gates(stage, s)),
+    }
+    settled = _play(stage, controller, [t.id for t in told])
+    return Rehearsal(view, stage, controller, settled=settled)
+
+
+def _play(stage: _Stage, controller: Controller, told: Sequence[str]) -> bool:
+    """Loop and nodes take turns until neither has anything to do; False: a bound came first.
+
+    `told`: ids of tasks whose nodes may have something to do.
+    """
+    until_ns = stage.now_ns + HORIZON_NS
+    ticks = 0
+    while True:
+        own: list[Change] = []
+        if controller.has_work(stage.now_ns):
+            if ticks == TICKS_MAX:
+                return False
+            ticks += 1
+            controller.tick(stage)
+            controller.done()
+            own = _observed(controller, stage, own=True)
+        stage.now_ns += _TURN_NS
+        for task_id in sorted({*told, *_tasks(own)}):
+            _obey(stage, task_id)
+        done = _observed(controller, stage, own=False)
+        told = _tasks(done)
+        if own or done or controller.has_work(stage.now_ns):
+            continue
+        wake_ns = controller.next_wake_ns()
+        if wake_ns is None:
+            return True
+        if wake_ns > until_ns:
+            return False
+        stage.now_ns = max(stage.now_ns, wake_ns)
+
+
+def _observed(controller: Controller, stage: _Stage, *, own: bool) -> list[Change]:
+    """Tells the controller what has happened since the last time."""
+    changes = stage.step()
+    for change in changes:
+        controller.observe(change, stage, own=own)
+    return changes
+
+
+def _tasks(changes: Iterable[Change]) -> list[str]:
+    return [c.id for c in changes if c.kind == Kind.TASK and c.new is not None]
+
+
+# ---------------------------------------------------------------- the nodes
+
+
+def _unsettled(task: Task) -> bool:
+    """Whether the task's node, if it has one, has something left to do."""
+    state = state_of(task)
+    if task.desired_state == TaskState.REMOVE:
+        return True
+    if states.ended(state):
+        return False
+    return state != TaskState.RUNNING or task.desired_state != TaskState.RUNNING
+
+
+def _obey(stage: _Stage, task_id: str) -> None:
+    """The task's node takes it one step further, if there is one and it is up. A replacement gets
+    ready while its predecessor stops; each start takes two turns, so does each stop-first.
+    """
+    task = stage.get(Task, task_id)
+    if task is None or not _unsettled(task) or state_of(task) < TaskState.ASSIGNED:
+        return
+    node = stage.get(Node, task.node_id)
+    if node is None or node.status is None or node.status.state != NodeState.READY:
+        return
+    if task.desired_state == TaskState.REMOVE:
+        stage.delete(Task, task_id)
+        return
+    state = state_of(task)
+    if task.desired_state == TaskState.SHUTDOWN:
+        becomes = TaskState.SHUTDOWN
+    elif state < TaskState.READY:
+        becomes = TaskState.READY
+    elif task.desired_state == TaskState.READY:
+        return
+    elif state < TaskState.RUNNING:
+        becomes = TaskState.RUNNING
+    else:
+        becomes = TaskState.COMPLETE
+    status = structs.replace(task.status or TaskStatus(), state=becomes, timestamp_ns=stage.now_ns)
+    stage.put(structs.replace(task, status=status))
+
+
+def _counts(task: Task) -> bool:
+    """Whether the task is to run, or has done what a job wants of it."""
+    if not states.wanted(task.desired_state):
+        return False
+    return not states.ended(state_of(task)) or state_of(task) == TaskState.COMPLETE
+
+
+# ---------------------------------------------------------------- larger steps
+
+
+def _rolling(service: Service) -> bool:
+    return service.update_status is not None and service.update_status.state in UPDATING
+
+
+def _take_larger_steps(stage: _Stage, service: Service) -> None:
+    """Lets a roll-out or a job of many steps do more at a time: see STEPS_TASKS_MAX."""
+    spec = service.spec
+    if spec is None:
+        return
+    mode = mode_of(spec)
+    if mode == Mode.REPLICATED_JOB:
+        total, at_once = job_size(spec)
+        larger = max(at_once, _step_min(total))
+        if larger > at_once:
+            job = ReplicatedJob(total_completions=total, max_concurrent=larger)
+            stage.put(
+                structs.replace(
+                    service, spec=structs.replace(spec, mode=ServiceMode(replicated_job=job))
+                )
+            )
+        return
+    least = _step_min(len(stage.by(Task, "service", service.id)))
+    update, rollback = _at_least(spec.update, least), _at_least(spec.rollback, least)
+    if update is not spec.update or rollback is not spec.rollback:
+        faster = structs.replace(spec, update=update, rollback=rollback)
+        stage.put(structs.replace(service, spec=faster))
+
+
+def _at_least(config: UpdateConfig | None, slots: int) -> UpdateConfig | None:
+    """The same with so many slots at a time; 0 means all already, absent one."""
+    if slots <= 1:
+        return config
+    given = config or UpdateConfig(parallelism=1)
+    return structs.replace(given, parallelism=slots) if 0 < given.parallelism < slots else config
+
+
+def _step_min(tasks: int) -> int:
+    steps = max(_STEPS_MIN, STEPS_TASKS_MAX // max(1, tasks))
+    return -(-tasks // steps)
+
+
+# ---------------------------------------------------------------- the stage
+
+
+class _Stage(Draft):
+    """A draft in which each step counts as committed; it remembers what the last one changed."""
+
+    def __init__(self, base: View, *, now_ns: int) -> None:
+        super().__init__(base, now_ns=now_ns)
+        self._before: dict[tuple[type[Message], str], Message | None] = {}
+
+    def put(self, o: T) -> T:
+        self._note(type(o), cast("Any", o).id)
+        return super().put(o)
+
+    def delete(self, cls: type[Message], id_: str) -> None:
+        self._note(cls, id_)
+        super().delete(cls, id_)
+
+    def _note(self, cls: type[Message], id_: str) -> None:
+        if (cls, id_) not in self._before:
+            self._before[cls, id_] = self.get(cls, id_)
+
+    def step(self) -> list[Change]:
+        """What has changed since the last call."""
+        out = []
+        for (cls, id_), old in self._before.items():
+            new = self.get(cls, id_)
+            if old is None and new is None:
+                continue
+            if old is not None and new is not None and _same(old, new):
+                self._over[cls].set(id_, old)  # a commit leaves it out as well
+                continue
+            out.append(Change(BY_CLASS[cls].kind, id_, old, new))
+        self._before = {}
+        return out
+
+
+def _same(old: Any, new: Any) -> bool:
+    return bool(structs.replace(old, meta=new.meta) == new)
