@@ -14,7 +14,7 @@ from decimal import Decimal
 
 from cli.compose.keys import Key, Support, place_of
 from cli.compose.problems import Mark, Report, listed, nearest
-from cli.compose.tree import FAILED_TAG, Node, Value, resolve
+from cli.compose.tree import SILENT_TAGS, Node, Value, resolve
 from swarm.quantities import parse_bytes, parse_cpus, parse_duration
 
 MEMORY_MIN = 4 * 1024 * 1024  # Docker's least memory limit
@@ -41,7 +41,7 @@ class At:
         return self.node.mark
 
     def fail(self, message: str, hint: str = "") -> None:
-        if self.node.tag == FAILED_TAG:
+        if self.node.tag in SILENT_TAGS:
             return
         self.report.error(self.mark, f"{self.path}: {message}" if self.path else message, hint)
 
@@ -49,6 +49,17 @@ class At:
         """Like `fail`, at a key of this mapping."""
         text = f"{self.path}: {message}" if self.path else message
         self.report.error(self.node.key_mark(key), text, hint)
+
+    def refuse(self, message: str, hint: str = "") -> None:
+        """Like `fail`, for what only a deploy refuses."""
+        if self.node.tag not in SILENT_TAGS:
+            text = f"{self.path}: {message}" if self.path else message
+            self.report.refuse(self.mark, text, hint)
+
+    def refuse_key(self, key: str, message: str, hint: str = "") -> None:
+        """Like `refuse`, at a key of this mapping."""
+        text = f"{self.path}: {message}" if self.path else message
+        self.report.refuse(self.node.key_mark(key), text, hint)
 
     def lacks(self, key: str, hint: str) -> None:
         """Reports a key that is needed, unless an unknown key has been reported beside it."""
@@ -127,7 +138,7 @@ class At:
                 if not name.startswith("x-"):
                     self._unknown(name, known, context)
             elif key.support is Support.REFUSED:
-                self.fail_key(name, f'"{name}" is not supported: {key.reason}', key.instead)
+                self.refuse_key(name, f'"{name}" is not supported: {key.reason}', key.instead)
         return True
 
     def _unknown(self, name: str, known: Mapping[str, Key], context: str) -> None:

@@ -33,6 +33,7 @@ class Context:
     base: Path
     variables: Mapping[str, str]
     report: Report
+    project: Path | None = None  # what the written form's paths start from; by default `base`
 
     @property
     def home(self) -> str:
@@ -58,7 +59,7 @@ def canonical_service(at: At, context: Context) -> Node | None:
     entries: dict[str, Node] = {}
     for key, value in at.items():
         known = keys.SERVICE.get(key)
-        if known is None or known.support is keys.Support.REFUSED:
+        if known is None and not key.startswith("x-"):
             continue
         if value.node.tag == "!reset":
             entries[key] = value.node
@@ -100,7 +101,7 @@ def pairs(at: At, context: Context | None = None) -> Node | None:
     return at.node.made(dict(values))
 
 
-def _strings(at: At, context: Context) -> Node | None:
+def strings(at: At, context: Context) -> Node | None:
     """One string, or a list of them."""
     del context
     if isinstance(at.node.value, list):
@@ -339,16 +340,16 @@ def _deploy(at: At, context: Context) -> Node | None:
 
 _FORMS: dict[str, Callable[[At, Context], Node | None]] = {
     "annotations": pairs,
-    "cap_add": _strings,
-    "cap_drop": _strings,
+    "cap_add": strings,
+    "cap_drop": strings,
     "command": _words,
     "configs": _references,
     "depends_on": _dependencies,
     "deploy": _deploy,
     "devices": _devices,
-    "dns": _strings,
-    "dns_opt": _strings,
-    "dns_search": _strings,
+    "dns": strings,
+    "dns_opt": strings,
+    "dns_search": strings,
     "entrypoint": _words,
     "environment": pairs,
     "extra_hosts": _hosts,
@@ -362,7 +363,7 @@ _FORMS: dict[str, Callable[[At, Context], Node | None]] = {
     "security_opt": _security,
     "storage_opt": pairs,
     "sysctls": pairs,
-    "tmpfs": _strings,
+    "tmpfs": strings,
     "ulimits": _ulimits,
     "volumes": _mounts,
 }
@@ -396,7 +397,7 @@ def _variables(at: At, entries: dict[str, Node], context: Context) -> None:
         entries["environment"].tag = tag
     if (files := at.set_at("label_file")) is not None:
         entries.pop("label_file", None)
-        listed = _strings(files, context)
+        listed = strings(files, context)
         found = {}
         for each in At(listed, files.path, at.report).elements() if listed is not None else ():
             found |= _env_file(each, each.text(), context, dotenv=True, required=True)
@@ -406,7 +407,7 @@ def _variables(at: At, entries: dict[str, Node], context: Context) -> None:
 
 
 def _env_files(at: At, context: Context) -> dict[str, Node]:
-    listed = at.node if isinstance(at.node.value, list | dict) else _strings(at, context)
+    listed = at.node if isinstance(at.node.value, list | dict) else strings(at, context)
     if listed is None:
         return {}
     if isinstance(listed.value, dict):

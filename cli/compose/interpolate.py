@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from cli.compose.problems import Mark, Report
-from cli.compose.tree import FAILED_TAG, Node
+from cli.compose.tree import FAILED_TAG, LITERAL_TAG, Node
 
 NESTING_MAX = 20
 _FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
@@ -156,11 +156,13 @@ class _Template:
         return value
 
 
-def interpolate(root: Node, variables: Mapping[str, str], report: Report) -> None:
+def interpolate(
+    root: Node, variables: Mapping[str, str], report: Report, seen: set[int] | None = None
+) -> None:
     """Fills in the variables of all strings below `root`, in place. A node that several aliases
-    share is done once.
+    share is done once; `seen` remembers that from one call to the next.
     """
-    seen: set[int] = set()
+    seen = set() if seen is None else seen
     stack = [root]
     while stack:
         node = stack.pop()
@@ -172,6 +174,22 @@ def interpolate(root: Node, variables: Mapping[str, str], report: Report) -> Non
         elif isinstance(value, dict | list) and id(node) not in seen:
             seen.add(id(node))
             stack.extend(value.values() if isinstance(value, dict) else value)
+
+
+def keep_literal(root: Node) -> None:
+    """Marks the strings below `root` that hold variables, which are not filled in."""
+    seen: set[int] = set()
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node.value, str):
+            if "$" in node.value and not node.tag:
+                node.tag = LITERAL_TAG
+        elif isinstance(node.value, dict | list):
+            stack.extend(node.value.values() if isinstance(node.value, dict) else node.value)
 
 
 def _fill(node: Node, text: str, variables: Mapping[str, str], report: Report) -> None:

@@ -85,7 +85,9 @@ class ComposeError(errors.Invalid):
 class Report:
     """Gathers what is wrong or doubtful during one load; the only mutable state of a load."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lenient: bool = False) -> None:
+        """`lenient`: what only a deploy refuses becomes a warning, for who just looks at files."""
+        self.lenient = lenient
         self._problems: dict[tuple[int, int, int, str], Problem] = {}
         self._warnings: dict[str, None] = {}
         self._misspelt: set[Mark] = set()
@@ -101,6 +103,13 @@ class Report:
                 message, source.name, line, column, source.line(line), hint
             )
 
+    def refuse(self, mark: Mark, message: str, hint: str = "") -> None:
+        """Records what is well said but nothing that a cluster can do."""
+        if self.lenient:
+            self.warn(mark, f"a deploy refuses this: {message}" + (f"; {hint}" if hint else ""))
+        else:
+            self.error(mark, message, hint)
+
     def misspelt(self, mapping: Mark) -> None:
         """Remembers a mapping that has an unknown key: what it lacks may be what was meant."""
         self._misspelt.add(mapping)
@@ -112,8 +121,16 @@ class Report:
         self._warnings[f"{mark}: {message}"] = None
 
     @property
+    def problems(self) -> tuple[Problem, ...]:
+        return tuple(self._problems[key] for key in sorted(self._problems))
+
+    @property
     def failed(self) -> bool:
         return bool(self._problems)
+
+    @property
+    def count(self) -> int:
+        return len(self._problems)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -122,7 +139,7 @@ class Report:
     def check(self) -> None:
         """Raises ComposeError if anything was wrong so far."""
         if self._problems:
-            raise ComposeError(self._problems[key] for key in sorted(self._problems))
+            raise ComposeError(self.problems)
 
 
 def nearest(word: str, accepted: Iterable[str]) -> str:

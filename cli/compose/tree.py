@@ -23,6 +23,9 @@ BYTES_MAX = 32 * 1024 * 1024
 SPECIAL_TAGS = ("!reset", "!override")
 # Not in any file: the value could not be filled in, which is reported already.
 FAILED_TAG = "!failed"
+# Nor this: the text holds variables that were left as they are.
+LITERAL_TAG = "!literal"
+SILENT_TAGS = (FAILED_TAG, LITERAL_TAG)  # such a value is not told to be wrong
 _CORE = "tag:yaml.org,2002:"
 _FIXED: dict[str, bool | float | None] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),

@@ -179,6 +179,7 @@ def test_a_bad_variable_is_found_within_its_value(text: str) -> None:
     assert (first.line, first.column) == (line, column)
 
 
-def test_x_sections_are_filled_in_only_where_they_are_used() -> None:
-    text = "x-a: ${NO:?}\nx-b: &b {K: $A}\n" + document("environment: *b")
+def test_x_sections_are_filled_in_as_docker_does() -> None:
+    text = "x-b: &b {K: $A}\n" + document("environment: *b")
     assert container(loaded(text, {"A": "1"}).spec.services[0]).env == ("K=1",)
+    assert "the variable NO is not set" in problems("x-a: ${NO:?}\n" + text).message

@@ -260,8 +260,14 @@ def test_include_does_not_merge(tmp_path: Path) -> None:
 
 
 def test_files_that_include_each_other_are_refused(tmp_path: Path) -> None:
-    write(tmp_path, {"a.yml": "include: [a.yml]\nservices: {web: {image: x}}"})
-    with pytest.raises(ComposeError, match="deeper than 16 levels"):
+    write(
+        tmp_path,
+        {
+            "a.yml": "include: [b.yml]\nservices: {web: {image: x}}",
+            "b.yml": "include: [{path: [a.yml]}]\nservices: {db: {image: x}}",
+        },
+    )
+    with pytest.raises(ComposeError, match=r"in a circle: a\.yml -> b\.yml -> a\.yml"):
         load([str(tmp_path / "a.yml")], stack="st", environment={})
 
 
