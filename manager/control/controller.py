@@ -15,13 +15,13 @@ A tick's cost: the tasks of the dirty services, and the nodes once for each grou
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from msgspec import structs
 
-from manager.control.gates import closed_gates
+from manager.control.gates import Gates
 from manager.control.history import (
     forget_orphans,
     keep_versions,
@@ -31,6 +31,7 @@ from manager.control.history import (
 from manager.control.nodes import follow_nodes
 from manager.control.restart import promote, restart
 from manager.control.scale import scale
+from manager.control.slots import is_unplaced
 from manager.control.template import (
     PAUSED,
     UPDATING,
@@ -40,7 +41,7 @@ from manager.control.template import (
     update_config,
 )
 from manager.control.update import update
-from manager.control.work import Budget, Work, is_unplaced
+from manager.control.work import Budget, Work
 from manager.scheduler import Group, NodeTable, account, place, reason
 from manager.store import Change, Draft, View
 from swarm import errors, ids, states
@@ -169,10 +170,8 @@ class Controller:
         service = view.get(Service, task.service_id)
         if after == TaskState.RUNNING or states.ended(after):
             self._watch(service, task, before, after, new)
-            if service is not None and service.spec is not None:
-                self.dirty |= self._gates.get(service.spec.name, set())
-        elif after == TaskState.STARTING and service is not None and service.spec is not None:
-            self.dirty |= self._gates.get(service.spec.name, set())
+        if after >= TaskState.STARTING:
+            self._wake_waiting(service)
         rolling = service is not None and _rolling(service)
         if (
             old is None
@@ -207,8 +206,18 @@ class Controller:
         if _matters(change.old) == _matters(change.new):
             return
         self._freed = True
+        here = {t.service_id for t in view.by(Task, "node", change.id)}
         self.dirty |= self._per_node
-        self.dirty.update(t.service_id for t in view.by(Task, "node", change.id))
+        self.dirty |= here
+        if self._gates:
+            # How many tasks a service should have, and which of them count, depends on nodes.
+            for service_id in self._per_node | here:
+                self._wake_waiting(view.get(Service, service_id))
+
+    def _wake_waiting(self, service: Service | None) -> None:
+        """The services that wait for this one have to be looked at."""
+        if service is not None and service.spec is not None:
+            self.dirty |= self._gates.get(service.spec.name, set())
 
     # -------------------------------------------------------------- time
 
@@ -254,7 +263,7 @@ class Controller:
             done = set(tick.services)
             for service_id in sorted(self._pending, key=lambda i: (_name(draft, i), i)):
                 if service_id not in done:
-                    waiting.extend(self._still_pending(draft, service_id))
+                    waiting.extend(self._still_pending(draft, service_id, tick))
         if waiting:
             self._place(draft, waiting, tick)
         return tick
@@ -274,30 +283,27 @@ class Controller:
                 draft.delete(Service, service_id)
             keep_versions(draft, service_id, list(work.tasks.values()))
             return ()
-        gates = closed_gates(draft, service)
-        if gates and service.spec is not None:
-            for gate in service.spec.depends_on:
-                tick.gates.setdefault(gate.service, set()).add(service_id)
-            keep_versions(draft, service_id, [])
-            return ()
         scale(work)
         follow_nodes(work)
         restart(work)
         update(work)
         promote(work)
         reap_tasks(work)
+        work.note_held()
         unplaced = work.unplaced()
-        self._flush(work, tick)
+        self._flush(work, tick, waiting={t.id for t in unplaced})
+        for name in work.waits_for:
+            tick.gates.setdefault(name, set()).add(service_id)
         keep_versions(draft, service_id, list(work.tasks.values()))
         if work.unfinished:
             tick.unfinished.add(service_id)
         tick.wakes[service_id] = work.wake_ns
         return unplaced
 
-    def _flush(self, work: Work, tick: Tick) -> None:
+    def _flush(self, work: Work, tick: Tick, *, waiting: Collection[str] = ()) -> None:
         """Writes the service's changes, except of tasks that wait for a node: `_place` does."""
         draft = work.draft
-        changed = [t for t in work.changed() if not is_unplaced(t)]
+        changed = [t for t in work.changed() if t.id not in waiting]
         for task in changed:
             draft.put(task)
         deleted = work.deleted()
@@ -310,9 +316,22 @@ class Controller:
             self.table.sync_task(task_id, draft.get(Task, task_id), draft)
         tick.touched.extend(task_ids)
 
-    def _still_pending(self, draft: Draft, service_id: str) -> list[Task]:
+    def _still_pending(self, draft: Draft, service_id: str, tick: Tick) -> list[Task]:
+        """The tasks of a service that need not be looked at otherwise, as far as they may run."""
         found = (draft.get(Task, i) for i in sorted(self._pending[service_id]))
-        return [t for t in found if t is not None and is_unplaced(t)]
+        waiting = [t for t in found if t is not None and is_unplaced(t)]
+        service = draft.get(Service, service_id)
+        if service is None:
+            return waiting
+        gates = Gates(draft, service)
+        free = []
+        for task in waiting:
+            closed = gates.loose(task.spec_version)
+            for gate in closed:
+                tick.gates.setdefault(gate.gate.service, set()).add(service_id)
+            if not closed:
+                free.append(task)
+        return free
 
     def _place(self, draft: Draft, waiting: list[Task], tick: Tick) -> None:
         """Gives the waiting tasks nodes, longest waiting group first, and notes why others wait."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from msgspec import structs
 
+from manager.control.slots import slot_order
 from manager.control.template import state_of
-from manager.control.work import Work, slot_order
+from manager.control.work import Work
 from manager.store import Draft
 from swarm import states
 from swarm.v1 import Cluster, Node, Service, ServiceRevision, Task, TaskState

@@ -16,8 +16,9 @@ In services with one task a node there is no elsewhere: the slot stays empty unt
 
 from __future__ import annotations
 
+from manager.control.slots import is_live, is_lost, slot_of
 from manager.control.template import state_of
-from manager.control.work import Work, is_live, is_lost, slot_of
+from manager.control.work import Work
 from swarm import states
 from swarm.clock import SECOND_NS
 from swarm.v1 import Availability, Node, Task, TaskState

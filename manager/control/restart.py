@@ -2,9 +2,10 @@
 
 The policy is Docker's: condition (none, on-failure, any), delay, max_attempts, window. The
 replacement is made at once, so that it is placed and prepared during the delay; it has desired
-state READY and `start_after_ns`, and becomes RUNNING when it is due and its predecessor has
-stopped. One that fails to get ready before is replaced when it would have been due. All of it
-stands in the objects: a new leader goes on where the old one was.
+state READY and `start_after_ns`, and becomes RUNNING when it is due, its predecessor has stopped
+and no gate (gates.py) holds it back; one that is held back gets its node only then. One that fails
+to get ready before is replaced when it would have been due. All of it stands in the objects: a new
+leader goes on where the old one was.
 
 The window, and a departure: SwarmKit counts the restarts of the last `window`. With a window
 shorter than the delay none is ever counted, and max_attempts does nothing. Here the time spent
@@ -19,13 +20,14 @@ from __future__ import annotations
 from msgspec import structs
 
 from manager.control.nodes import replacement_version
+from manager.control.slots import Slot, is_live
 from manager.control.template import (
     DEFAULT_RESTART_DELAY_NS,
     restart_policy,
     state_of,
     stop_grace_ns,
 )
-from manager.control.work import Slot, Work, is_live
+from manager.control.work import Work
 from swarm import states
 from swarm.clock import SECOND_NS
 from swarm.v1 import RestartPolicy, Task, TaskState
@@ -143,14 +145,14 @@ def _delay_ns(policy: RestartPolicy) -> int:
 
 
 def promote(work: Work) -> None:
-    """Lets tasks start that are due and whose predecessors have stopped."""
+    """Lets tasks start that are due, whose predecessors have stopped and whose gates are open."""
     for task in list(work.tasks.values()):
         if task.desired_state != TaskState.READY or states.ended(state_of(task)):
             continue
         if task.start_after_ns > work.now_ns:
             work.wake(task.start_after_ns)
             continue
-        if _predecessors_stop(work, task):
+        if _predecessors_stop(work, task) or work.held(task.spec_version):
             continue
         work.put(structs.replace(task, desired_state=work.target))
 

@@ -6,14 +6,17 @@ with most of the service's tasks, highest number first. Given up means removed: 
 global: each eligible node is a slot; a node that may not have one any more loses it (nodes.py), a
 paused one keeps it. Jobs: as many slots as must complete, so many of them at a time; tasks of an
 earlier iteration are removed.
+
+What depends_on holds back is not made: an empty slot stays one until the gates open.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 
+from manager.control.slots import Slot, slot_order
 from manager.control.template import Mode, job_size, replicas_of, state_of
-from manager.control.work import Slot, Work, slot_order
+from manager.control.work import Work
 from swarm.v1 import Node, TaskState
 
 
@@ -42,6 +45,8 @@ def _replicated(work: Work) -> None:
 
 def _fill(work: Work, used: set[Slot], count: int) -> None:
     """New tasks in the lowest free slots."""
+    if count <= 0 or work.held_back():
+        return
     slot = 0
     while count > 0:
         slot += 1
@@ -89,9 +94,10 @@ def give_up(work: Work, slot: Slot) -> None:
 
 def _per_node(work: Work) -> None:
     used = set(work.used_slots())
-    for node in sorted(work.draft.all(Node), key=lambda n: n.id):
-        if node.id not in used and work.eligible(node):
-            work.create(node.id)
+    free = [n.id for n in work.draft.all(Node) if n.id not in used and work.eligible(n)]
+    if free and not work.held_back():
+        for node_id in sorted(free):
+            work.create(node_id)
 
 
 def _drop_old_iterations(work: Work) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 
 from manager.control.gates import closed_gates
+from manager.control.slots import Slot, is_live, is_lost, slot_of, slot_order
 from manager.control.template import (
     PAUSED,
     UPDATING,
@@ -18,7 +19,6 @@ from manager.control.template import (
     restart_policy,
     state_of,
 )
-from manager.control.work import Slot, is_live, is_lost, slot_of, slot_order
 from manager.scheduler import requirement_of, unavailable, unsuitable
 from manager.store import View
 from swarm import states

@@ -18,12 +18,16 @@ and forgets the previous one, as in Docker, so that a failed rollback leads nowh
 
 With start-first, an old task is stopped when the new one runs; with stop-first the new task is
 made together with the old one's stop, and starts when that has happened.
+
+What depends_on holds back (gates.py) is not begun: no slot loses its old task to a new one that may
+not start. Meanwhile the status stays UPDATING and its message says what it waits for.
 """
 
 from __future__ import annotations
 
 from msgspec import structs
 
+from manager.control.slots import Slot, slot_of
 from manager.control.template import (
     PAUSED,
     ROLLBACK,
@@ -33,12 +37,13 @@ from manager.control.template import (
     state_of,
     update_config,
 )
-from manager.control.work import Slot, Work, slot_of
+from manager.control.work import Work
 from swarm import states
 from swarm.v1 import ServiceRevision, Task, TaskState, UpdateConfig, UpdateState, UpdateStatus
 
 _BY_ITSELF = frozenset({TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED})
 _IN_PROGRESS = "update in progress"
+_WAITS = "update waits "
 _COMPLETED = "update completed"
 _ROLLED_BACK = "rollback completed"
 
@@ -69,6 +74,11 @@ def update(work: Work) -> None:
         return
     in_flight = [s for s in changed if _in_flight(work, s, status)]
     if to_do:
+        if what := work.held_back():
+            _say(work, f"{_WAITS}{what}")
+            return
+        if status.message.startswith(_WAITS):
+            status = _say(work, _IN_PROGRESS)
         _next_batch(work, config, status, to_do, in_flight, first=first or not changed)
     elif all(_arrived(work, s, status) for s in changed):
         _complete_when_watched(work, config, status, changed)
@@ -302,6 +312,16 @@ def _complete_when_watched(
             message=_ROLLED_BACK if back else _COMPLETED,
         ),
     )
+
+
+def _say(work: Work, message: str) -> UpdateStatus:
+    """Another message for a roll-out; a rollback keeps its own, which says why there is one."""
+    status = work.service.update_status
+    assert status is not None
+    if status.state == UpdateState.UPDATING and status.message != message:
+        status = structs.replace(status, message=message)
+        _set_status(work, status)
+    return status
 
 
 def _set_status(work: Work, status: UpdateStatus) -> None:

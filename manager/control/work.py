@@ -7,7 +7,8 @@ they keep together:
 - A task that should run is told to stop only in the same tick in which its slot gets its next task,
   unless the slot is given up; so a slot without a task that should run has come to its end.
 - A task that never reached a node is deleted, not stopped: nobody would report its end.
-- A replacement whose predecessor still has to stop begins with desired state READY.
+- A replacement whose predecessor still has to stop begins with desired state READY, as does one
+  that a gate (depends_on) holds back.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Collection, Iterable
 
 from msgspec import structs
 
+from manager.control.gates import Closed, Gates, words
+from manager.control.slots import Slot, is_live, is_lost, is_unplaced, slot_of, slot_order
 from manager.control.template import (
     Mode,
     Templates,
@@ -26,13 +29,9 @@ from manager.control.template import (
 )
 from manager.scheduler import NodeTable, Requirement, requirement_of, unavailable, unsuitable
 from manager.store import Draft
-from swarm import ids, states
-from swarm.v1 import NetworkAttachment, Node, NodeState, Service, Task, TaskState, TaskStatus
+from swarm import ids
+from swarm.v1 import NetworkAttachment, Node, Service, Task, TaskState, TaskStatus
 
-Slot = int | str
-"""A slot's number; in services with one task a node the node's id."""
-
-LOST_STATES = frozenset({NodeState.DOWN, NodeState.DISCONNECTED})
 PENDING_MESSAGE = "pending task scheduling"
 
 
@@ -66,6 +65,7 @@ class Work:
             0  # the earliest time at which the service has to be looked at again; 0: none
         )
         self.unfinished = False  # the budget ran out
+        self.waits_for: set[str] = set()  # names of services whose gates hold tasks back
         self._rng = rng
         self._budget = budget
         self._before = {t.id: t for t in draft.by(Task, "service", service.id)}
@@ -83,6 +83,7 @@ class Work:
         self.mode: Mode = mode_of(service.spec)
         self.target = TaskState.COMPLETE if self.mode.job else TaskState.RUNNING
         self.templates = Templates(self.draft, service)
+        self.gates = Gates(self.draft, service)
         self.need: Requirement = requirement_of(service.spec)
 
     def _age(self, task: Task) -> tuple[int, str]:
@@ -132,6 +133,20 @@ class Work:
             return True
         node = self.draft.get(Node, str(slot))
         return node is not None and self.eligible(node)
+
+    def held_back(self) -> str:
+        """What the next new tasks of the present template wait for, as "until service …"; empty:
+        they may be made. The service is looked at again when that has happened.
+        """
+        return self._note(self.gates.now(self.tasks.values()))
+
+    def held(self, version: int) -> str:
+        """As `held_back`, for a task of the version that exists or replaces another."""
+        return self._note(self.gates.loose(version))
+
+    def _note(self, closed: tuple[Closed, ...]) -> str:
+        self.waits_for.update(c.gate.service for c in closed)
+        return words(closed)
 
     # -------------------------------------------------------------- changing
 
@@ -192,7 +207,7 @@ class Work:
         """A new task in the slot; None when this tick may make no more.
 
         `version` 0: the present one. `ready_first`: it waits until it is due and its predecessor
-        has stopped.
+        has stopped. One that a gate holds back waits for that as well.
         """
         if self._budget.tasks <= 0:
             self.unfinished = True
@@ -210,7 +225,9 @@ class Work:
                 spec_version=version,
                 slot=slot if isinstance(slot, int) else 0,
                 node_id=slot if isinstance(slot, str) else "",
-                desired_state=TaskState.READY if ready_first else self.target,
+                desired_state=(
+                    TaskState.READY if ready_first or self.held(version) else self.target
+                ),
                 status=TaskStatus(
                     state=TaskState.PENDING, timestamp_ns=self.now_ns, message=PENDING_MESSAGE
                 ),
@@ -226,6 +243,16 @@ class Work:
         if at_ns > self.now_ns and (not self.wake_ns or at_ns < self.wake_ns):
             self.wake_ns = at_ns
 
+    def note_held(self) -> None:
+        """Says in tasks that have no place and may not have one yet what they wait for."""
+        for task in list(self.tasks.values()):
+            if is_unplaced(task) and (what := self.held(task.spec_version)):
+                status = task.status or TaskStatus()
+                why = f"waits {what}"
+                if status.err != why:
+                    status = structs.replace(status, timestamp_ns=self.now_ns, err=why)
+                    self.put(structs.replace(task, status=status))
+
     # -------------------------------------------------------------- result
 
     def changed(self) -> Iterable[Task]:
@@ -239,31 +266,8 @@ class Work:
         return sorted(i for i in self._before if i not in self.tasks)
 
     def unplaced(self) -> list[Task]:
-        """Tasks that should run and have no place, in order of slot."""
-        waiting = (t for t in self.tasks.values() if is_unplaced(t))
+        """Tasks that should run, have no place and may have one, in order of slot."""
+        waiting = (
+            t for t in self.tasks.values() if is_unplaced(t) and not self.held(t.spec_version)
+        )
         return sorted(waiting, key=lambda t: (slot_order(slot_of(t)), t.id))
-
-
-def slot_of(task: Task) -> Slot:
-    """The task's slot within its service."""
-    return task.slot or task.node_id
-
-
-def slot_order(slot: Slot) -> tuple[int, str]:
-    """Sorts slots: numbers, then nodes."""
-    return (slot, "") if isinstance(slot, int) else (0, slot)
-
-
-def is_live(task: Task) -> bool:
-    """Whether the task should run and has not ended."""
-    return states.wanted(task.desired_state) and not states.ended(state_of(task))
-
-
-def is_unplaced(task: Task) -> bool:
-    """Whether the task should run and waits for a node."""
-    return states.wanted(task.desired_state) and state_of(task) < TaskState.ASSIGNED
-
-
-def is_lost(node: Node) -> bool:
-    """Whether what runs on the node counts as lost."""
-    return node.revoked or (node.status is not None and node.status.state in LOST_STATES)

@@ -1,0 +1,37 @@
+"""Slots, and what a task's two states mean for the slot that it is in."""
+
+from __future__ import annotations
+
+from manager.control.template import state_of
+from swarm import states
+from swarm.v1 import Node, NodeState, Task, TaskState
+
+Slot = int | str
+"""A slot's number; in services with one task a node the node's id."""
+
+LOST_STATES = frozenset({NodeState.DOWN, NodeState.DISCONNECTED})
+
+
+def slot_of(task: Task) -> Slot:
+    """The task's slot within its service."""
+    return task.slot or task.node_id
+
+
+def slot_order(slot: Slot) -> tuple[int, str]:
+    """Sorts slots: numbers, then nodes."""
+    return (slot, "") if isinstance(slot, int) else (0, slot)
+
+
+def is_live(task: Task) -> bool:
+    """Whether the task should run and has not ended."""
+    return states.wanted(task.desired_state) and not states.ended(state_of(task))
+
+
+def is_unplaced(task: Task) -> bool:
+    """Whether the task should run and waits for a node."""
+    return states.wanted(task.desired_state) and state_of(task) < TaskState.ASSIGNED
+
+
+def is_lost(node: Node) -> bool:
+    """Whether what runs on the node counts as lost."""
+    return node.revoked or (node.status is not None and node.status.state in LOST_STATES)
