@@ -2,6 +2,8 @@
 
 Values of one key are alternatives, several keys must all match, labels must all match. `name` and
 `id` match a prefix. A key that a kind does not have is refused with those it has, never ignored.
+Beyond Docker's, `superseded=true` shows the earlier versions of secrets and configs, which are
+hidden otherwise.
 Filters of tasks by service, node and stack label are looked up in the store's indexes, so that
 `stack ps` and what polls like it cost what they return, not what the cluster holds.
 """
@@ -47,8 +49,11 @@ def compile_filters(view: View, kind: Kind, filters: Iterable[Filter]) -> Test:
     NotFound for a service or node that does not exist.
     """
     makers = ACCEPTED[kind]
-    tests = []
-    for key, values in merge(filters).items():
+    tests: list[Test] = []
+    wanted = merge(filters)
+    if "superseded" in makers and not wanted.get("superseded"):
+        tests.append(_is_current)
+    for key, values in wanted.items():
         maker = makers.get(key)
         if maker is None:
             raise errors.Invalid(
@@ -180,6 +185,16 @@ def _dangling(view: View, values: Sequence[str]) -> Test:
     return lambda network: (not users(view, network.id)) in wanted
 
 
+def _is_current(o: Any) -> bool:
+    """Earlier versions of secrets and configs are shown to those who ask for them."""
+    return not o.superseded
+
+
+def _superseded(_: View, values: Sequence[str]) -> Test:
+    wanted = {_boolean("superseded", v) for v in values}
+    return lambda o: o.superseded in wanted
+
+
 def _boolean(key: str, text: str) -> bool:
     if text.lower() in ("1", "true"):
         return True
@@ -242,8 +257,8 @@ ACCEPTED: dict[Kind, dict[str, Maker]] = {
         "runtime": _choice("runtime", ("container", "plugin"), _runtime_of),
         "_up-to-date": _up_to_date,
     },
-    Kind.SECRET: {**_NAMED, "names": _names},
-    Kind.CONFIG: {**_NAMED, "names": _names},
+    Kind.SECRET: {**_NAMED, "names": _names, "superseded": _superseded},
+    Kind.CONFIG: {**_NAMED, "names": _names, "superseded": _superseded},
     Kind.NETWORK: {
         **_NAMED,
         "driver": lambda _, values: lambda o: _driver_of(o) in values,

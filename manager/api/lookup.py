@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar, cast
 
+from manager.api.problems import nearest
 from manager.store import View
 from manager.store.tables import BY_KIND
 from swarm import errors, states
@@ -43,6 +44,7 @@ CLASSES: dict[Kind, type[Message]] = {
 }
 _KINDS: dict[type[Message], Kind] = {cls: kind for kind, cls in CLASSES.items()}
 _SHOWN_MAX = 5
+NEAREST_MAX = 2000
 
 
 def word(kind: Kind) -> str:
@@ -77,8 +79,18 @@ def find(view: View, cls: type[T], ref: str) -> T:
             "give more of the id"
         )
     if not matches:
-        raise errors.NotFound(f"{word(kind)} {ref} not found")
+        raise errors.NotFound(f"{word(kind)} {ref} not found{nearest_name(view, cls, ref)}")
     return matches[0]
+
+
+def nearest_name(view: View, cls: type[Any], ref: str) -> str:
+    """`; did you mean x?`, or nothing where no name is near. Not among more than NEAREST_MAX
+    objects: comparing takes some microseconds each.
+    """
+    if cls is Task or view.count(cls) > NEAREST_MAX:
+        return ""
+    names = {name_of(o) for o in view.all(cls) if not getattr(o, "superseded", False)}
+    return nearest(ref, sorted(names))
 
 
 def name_of(o: Any, view: View | None = None) -> str:
@@ -146,7 +158,12 @@ def _recency(task: Task) -> tuple[bool, int, str]:
 
 
 def _prefixed(view: View, cls: type[T], ref: str) -> list[T]:
+    """Objects whose ids begin so. Earlier versions of secrets and configs count only where nothing
+    else is meant.
+    """
     matches = [o for o in view.all(cls) if cast("Any", o).id.startswith(ref)]
+    current = [o for o in matches if not getattr(o, "superseded", False)]
+    matches = current or matches
     return sorted(matches, key=lambda o: cast("str", cast("Any", o).id))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from manager.allocator import PortLedger
+from manager.api.leftovers import ask_stack_removal
 from manager.api.lookup import find, name_of, quoted, served, word
 from manager.api.objects import (
     check_subnets_free,
@@ -29,10 +30,11 @@ from manager.api.services import (
     ask_removal,
     create_service,
     prepare,
+    restart_followers,
     roll_back,
     update_service,
 )
-from manager.api.stacks import ask_stack_removal
+from manager.api.superseding import check_current
 from manager.api.validate import warnings_of
 from manager.api.validate_objects import (
     check_config,
@@ -72,6 +74,8 @@ class Done:
     id: str
     name: str
     warnings: tuple[str, ...] = ()
+    # Services whose tasks are replaced as well, because they follow this one (depends_on.restart).
+    restarted: tuple[str, ...] = ()
 
     @property
     def cls(self) -> type[Message]:
@@ -167,24 +171,29 @@ def update(draft: Draft, request: UpdateRequest, *, sealer: Sealer) -> Done:
         if not isinstance(o, Service):
             raise errors.Invalid(f"only services can be rolled back, {quoted(o)} cannot")
         roll_back(draft, o)
-        return Done("rollback", Kind.SERVICE, o.id, name_of(o))
+        followers = _restart_followers(draft, o, sealer)
+        return Done("rollback", Kind.SERVICE, o.id, name_of(o), restarted=followers)
     given = request.spec or Spec()
     if _kind_of(given) != request.kind:
         raise errors.Invalid(
             f"the spec is one of a {word(_kind_of(given))}, while {quoted(o)} is to be updated"
         )
     warnings: tuple[str, ...] = ()
+    restarted: tuple[str, ...] = ()
     match o:
         case Service():
             assert given.service is not None
             warnings = _update_service(
                 draft, o, given.service, Credentials(request.registry_auth, sealer)
             )
+            restarted = _restart_followers(draft, o, sealer)
         case Secret():
             assert given.secret is not None
+            check_current(draft, o, what="updated")
             update_secret(draft, o, given.secret, sealer)
         case Config():
             assert given.config is not None
+            check_current(draft, o, what="updated")
             update_config(draft, o, given.config)
         case Network():
             assert given.network is not None
@@ -200,7 +209,7 @@ def update(draft: Draft, request: UpdateRequest, *, sealer: Sealer) -> Done:
             update_cluster(draft, o, given.cluster)
         case _:
             raise errors.Invalid(f"{quoted(o)} cannot be updated")
-    return Done("update", request.kind, o.id, name_of(o), warnings)
+    return Done("update", request.kind, o.id, name_of(o), warnings, restarted)
 
 
 def _check_version(o: Any, request: UpdateRequest) -> None:
@@ -232,6 +241,19 @@ def _update_service(
     update_service(find_, draft, service, spec, credentials=credentials, ledger=PortLedger(draft))
     problems.raise_any()
     return warnings_of(spec)
+
+
+def _restart_followers(draft: Draft, before: Service, sealer: Sealer) -> tuple[str, ...]:
+    """Rolls those who follow the service, if its tasks are being replaced; returns their names."""
+    after = draft.get(Service, before.id)
+    if after is None or after.task_version == before.task_version:
+        return ()
+    problems = Problems()
+    restarted = restart_followers(
+        problems, draft, {name_of(after)}, sealer=sealer, ledger=PortLedger(draft)
+    )
+    problems.raise_any()
+    return tuple(name_of(s) for s in restarted)
 
 
 # ---------------------------------------------------------------- remove

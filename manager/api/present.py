@@ -21,6 +21,8 @@ from swarm.v1 import (
     Service,
     ServiceRevision,
     Stack,
+    StackRevision,
+    StackSpec,
     Task,
     Volume,
 )
@@ -45,7 +47,7 @@ def present(o: Any) -> Object:
         case Volume():
             return Object(volume=o)
         case Stack():
-            return Object(stack=_stack(o))
+            return Object(stack=present_stack(o))
         case Cluster():
             return Object(cluster=_cluster(o))
         case ServiceRevision():
@@ -63,11 +65,21 @@ def _without_data(spec: SecretSpec) -> SecretSpec:
     return structs.replace(spec, data=b"") if spec.data else spec
 
 
-def _stack(stack: Stack) -> Stack:
-    if stack.spec is None or not any(s.data for s in stack.spec.secrets):
-        return stack
-    secrets = tuple(_without_data(s) for s in stack.spec.secrets)
-    return structs.replace(stack, spec=structs.replace(stack.spec, secrets=secrets))
+def present_stack(stack: Stack) -> Stack:
+    """Without the data of its secrets, which it never holds."""
+    return structs.replace(stack, spec=_stack_spec(stack.spec)) if stack.spec else stack
+
+
+def present_stack_revision(revision: StackRevision) -> StackRevision:
+    """Without the credentials that its images were pulled with."""
+    spec = _stack_spec(revision.spec) if revision.spec else None
+    return structs.replace(revision, spec=spec, sealed_registry_auths={})
+
+
+def _stack_spec(spec: StackSpec) -> StackSpec:
+    if not any(s.data for s in spec.secrets):
+        return spec
+    return structs.replace(spec, secrets=tuple(_without_data(s) for s in spec.secrets))
 
 
 def _cluster(cluster: Cluster) -> Cluster:

@@ -7,11 +7,12 @@ direction: who uses an object.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import TypeVar
 
 from msgspec import structs
 
-from manager.api.lookup import quoted, spec_of, task_of
+from manager.api.lookup import nearest_name, quoted, served, spec_of, task_of, word
 from manager.api.names import PREDEFINED_NETWORKS
 from manager.api.problems import Finder
 from manager.store import View
@@ -20,6 +21,7 @@ from swarm.v1 import (
     Config,
     ConfigReference,
     FileTarget,
+    Kind,
     Network,
     NetworkAttachmentSpec,
     Secret,
@@ -27,24 +29,35 @@ from swarm.v1 import (
     Service,
     ServiceRevision,
     ServiceSpec,
+    StackRevision,
     Task,
 )
 
 Used = Secret | Config | Network
+# Names, by kind, that are declared beside the spec.
+Declared = Set[tuple[Kind, str]]
 _U = TypeVar("_U", Secret, Config, Network)
 _FILE_MODE = 0o444
 
 
-def resolve(find: Finder, view: View, spec: ServiceSpec) -> ServiceSpec:
-    """The spec with every reference resolved; what does not exist is noted."""
+def resolve(
+    find: Finder, view: View, spec: ServiceSpec, *, declared: Declared = frozenset()
+) -> ServiceSpec:
+    """The spec with every reference resolved; what does not exist is noted, unless it is
+    `declared`: then it is told elsewhere why it does not exist.
+    """
     task = task_of(spec)
-    networks = tuple(_network(find, view, i, n) for i, n in enumerate(task.networks))
+    networks = tuple(_network(find, view, i, n, declared) for i, n in enumerate(task.networks))
     container = task.container
     if container is not None:
         container = structs.replace(
             container,
-            secrets=tuple(_secret(find, view, i, s) for i, s in enumerate(container.secrets)),
-            configs=tuple(_config(find, view, i, c) for i, c in enumerate(container.configs)),
+            secrets=tuple(
+                _secret(find, view, i, s, declared) for i, s in enumerate(container.secrets)
+            ),
+            configs=tuple(
+                _config(find, view, i, c, declared) for i, c in enumerate(container.configs)
+            ),
         )
     if networks and container is not None and container.network_mode:
         find.add(
@@ -55,13 +68,15 @@ def resolve(find: Finder, view: View, spec: ServiceSpec) -> ServiceSpec:
 
 
 def _network(
-    find: Finder, view: View, index: int, attachment: NetworkAttachmentSpec
+    find: Finder, view: View, index: int, attachment: NetworkAttachmentSpec, declared: Declared
 ) -> NetworkAttachmentSpec:
     if not attachment.target:
         return attachment  # noted by validate
     found = _one(view, Network, attachment.target, attachment.target)
+    if found is None and (Kind.NETWORK, attachment.target) in declared:
+        return attachment
     if found is None:
-        hint = "create it first"
+        hint = f"create it first{nearest_name(view, Network, attachment.target)}"
         if attachment.target in PREDEFINED_NETWORKS:
             hint = (
                 f"each engine has one, the cluster has not; set network_mode: {attachment.target}"
@@ -73,30 +88,46 @@ def _network(
     return structs.replace(attachment, target=found.id)
 
 
-def _secret(find: Finder, view: View, index: int, reference: SecretReference) -> SecretReference:
+def _secret(
+    find: Finder, view: View, index: int, reference: SecretReference, declared: Declared
+) -> SecretReference:
     found = _one(view, Secret, reference.secret_id, reference.secret_name)
     if found is None:
-        _note_missing(find, "secret", index, reference.secret_name or reference.secret_id)
+        if (Kind.SECRET, reference.secret_name) not in declared:
+            ref = reference.secret_name or reference.secret_id
+            _note_missing(find, view, Kind.SECRET, index, ref)
         return reference
-    assert found.spec is not None
+    name = _name(found, reference.secret_name)
     return structs.replace(
         reference,
         secret_id=found.id,
-        secret_name=found.spec.name,
-        file=reference.file or _default_file(found.spec.name),
+        secret_name=name,
+        file=reference.file or _default_file(name),
     )
 
 
-def _config(find: Finder, view: View, index: int, reference: ConfigReference) -> ConfigReference:
+def _config(
+    find: Finder, view: View, index: int, reference: ConfigReference, declared: Declared
+) -> ConfigReference:
     found = _one(view, Config, reference.config_id, reference.config_name)
     if found is None:
-        _note_missing(find, "config", index, reference.config_name or reference.config_id)
+        if (Kind.CONFIG, reference.config_name) not in declared:
+            ref = reference.config_name or reference.config_id
+            _note_missing(find, view, Kind.CONFIG, index, ref)
         return reference
-    assert found.spec is not None
+    name = _name(found, reference.config_name)
     file = reference.file
     if file is None and not reference.runtime:
-        file = _default_file(f"/{found.spec.name}")
-    return structs.replace(reference, config_id=found.id, config_name=found.spec.name, file=file)
+        file = _default_file(f"/{name}")
+    return structs.replace(reference, config_id=found.id, config_name=name, file=file)
+
+
+def _name(found: Secret | Config, said: str) -> str:
+    """The name to store beside the id. An earlier version goes by the name that it had when the
+    spec was made: going back to that spec brings exactly that spec back.
+    """
+    assert found.spec is not None
+    return said if found.superseded and said else found.spec.name
 
 
 def _default_file(name: str) -> FileTarget:
@@ -104,11 +135,13 @@ def _default_file(name: str) -> FileTarget:
     return FileTarget(name=name, uid="0", gid="0", mode=_FILE_MODE)
 
 
-def _note_missing(find: Finder, kind: str, index: int, ref: str) -> None:
+def _note_missing(find: Finder, view: View, kind: Kind, index: int, ref: str) -> None:
+    what = word(kind)
     if ref:
-        find.add(f"{kind}s[{index}]", f"{kind} {ref!r} not found; create it first")
+        hint = nearest_name(view, served(kind), ref)
+        find.add(f"{what}s[{index}]", f"{what} {ref!r} not found; create it first{hint}")
     else:
-        find.add(f"{kind}s[{index}]", f"the {kind}'s name is missing")
+        find.add(f"{what}s[{index}]", f"the {what}'s name is missing")
 
 
 def _one(view: View, cls: type[_U], id_: str, name: str) -> _U | None:
@@ -161,8 +194,8 @@ def _used_by_earlier(view: View, service: Service, id_: str) -> bool:
 
 
 def kept_ids(view: View) -> set[str]:
-    """Ids used by any spec the store still holds: current ones, those to roll back to, and those
-    that tasks refer to.
+    """Ids used by any spec the store still holds: current ones, those to roll back to, those that
+    tasks refer to, and those of stacks' histories.
     """
     out: set[str] = set()
     for service in view.all(Service):
@@ -170,4 +203,7 @@ def kept_ids(view: View) -> set[str]:
     for revision in view.all(ServiceRevision):
         if revision.spec is not None and view.get(Service, revision.service_id) is not None:
             out |= ids_used(revision.spec)
+    for deployed in view.all(StackRevision):
+        out.update(deployed.secret_ids.values())
+        out.update(deployed.config_ids.values())
     return out

@@ -15,16 +15,21 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import structlog
+from msgspec import structs
 
-from manager.api import mutations, queries
+from manager.api import history, mutations, queries
+from manager.api.leftovers import finish, unfinished
+from manager.api.lookup import name_of
 from manager.api.metrics import measured
 from manager.api.mutations import Done
 from manager.api.relays import LogReader, Relays, run_exec
+from manager.api.rotate import rotate
 from manager.api.services import RemovalPending
-from manager.api.stacks import deploy, finish, unfinished
+from manager.api.stacks import deploy_request
 from manager.api.watching import dirty, watch_objects, watch_services
 from manager.ca import Sealer, manager_addrs
 from manager.store import Draft, Store
+from manager.store.tables import BY_KIND
 from swarm import errors
 from swarm.clock import Clock
 from swarm.ids import Rng, new_id
@@ -45,6 +50,8 @@ from swarm.v1 import (
     GetJoinTokensResponse,
     GetRequest,
     GetResponse,
+    GetStackHistoryRequest,
+    GetStackHistoryResponse,
     Kind,
     ListRequest,
     ListResponse,
@@ -52,6 +59,8 @@ from swarm.v1 import (
     LogsResponse,
     RemoveRequest,
     RemoveResponse,
+    RotateRequest,
+    RotateResponse,
     Service,
     Stack,
     UpdateRequest,
@@ -126,7 +135,14 @@ class ControlService:
         """Removes what stacks leave behind, as it becomes free; until cancelled. Any manager may do
         it: doing it twice is the same as once.
         """
-        kinds = (Kind.STACK, Kind.SERVICE, Kind.SERVICE_REVISION)
+        kinds = (
+            Kind.STACK,
+            Kind.STACK_REVISION,
+            Kind.SERVICE,
+            Kind.SERVICE_REVISION,
+            Kind.SECRET,
+            Kind.CONFIG,
+        )
         async with dirty(self._store, tuple(("kind", k) for k in kinds)) as changed:
             while True:
                 await changed.wait()
@@ -168,6 +184,13 @@ class ControlService:
             await self._barrier()
             return queries.explain_task(self._store, request.task)
 
+    async def get_stack_history(
+        self, request: GetStackHistoryRequest, context: Context
+    ) -> GetStackHistoryResponse:
+        async with measured(self._clock, "GetStackHistory"):
+            await self._barrier()
+            return history.history(self._store, request.stack)
+
     # -------------------------------------------------------------- changing
 
     async def create(self, request: CreateRequest, context: Context) -> CreateResponse:
@@ -185,7 +208,8 @@ class ControlService:
             done = await self._apply(
                 lambda draft: mutations.update(draft, request, sealer=self._sealer)
             )
-            self._audit(context, done)
+            restarted = {"restarted": done.restarted} if done.restarted else {}
+            self._audit(context, done, **restarted)
             return UpdateResponse(version=self._version(done), warnings=done.warnings)
 
     async def remove(self, request: RemoveRequest, context: Context) -> RemoveResponse:
@@ -198,31 +222,45 @@ class ControlService:
         self, request: DeployStackRequest, context: Context
     ) -> DeployStackResponse:
         async with measured(self._clock, "DeployStack"):
-            spec = request.spec
-            if spec is None:
-                raise errors.Invalid("the stack's spec is missing")
+            who = _who(context.identity)
             response = await self._apply_when_free(
-                lambda draft: deploy(
-                    draft,
-                    spec,
-                    prune=request.prune,
-                    registry_auth=request.registry_auth,
-                    registry_auths=request.registry_auths,
-                    new_id=self._new_id,
-                    sealer=self._sealer,
+                lambda draft: deploy_request(
+                    draft, request, who=who, new_id=self._new_id, sealer=self._sealer
                 )
             )
+            # Nothing has been awaited since the commit: this is its revision, or a later one.
+            response = structs.replace(response, store_revision=self._store.revision)
             actions = [c.action for c in response.changes]
+            stack = self._store.get(Stack, response.stack_id)
+            log.info(
+                "change",
+                who=who,
+                what="rollback" if request.rollback is not None else "deploy",
+                kind="stack",
+                name=name_of(stack) if stack is not None else "",
+                id=response.stack_id,
+                stack_revision=response.revision,
+                revision=response.store_revision,
+                **{a: actions.count(a) for a in ("created", "updated", "removed")},
+            )
+            return response
+
+    async def rotate(self, request: RotateRequest, context: Context) -> RotateResponse:
+        async with measured(self._clock, "Rotate"):
+            response = await self._apply(
+                lambda draft: rotate(draft, request, new_id=self._new_id, sealer=self._sealer)
+            )
+            response = structs.replace(response, revision=self._store.revision)
+            o = self._store.get(BY_KIND[request.kind].cls, response.id)
             log.info(
                 "change",
                 who=_who(context.identity),
-                what="deploy",
-                kind="stack",
-                name=spec.name,
-                id=response.stack_id,
-                stack_revision=response.revision,
-                revision=self._store.revision,
-                **{a: actions.count(a) for a in ("created", "updated", "removed")},
+                what="rotate",
+                kind=request.kind.name.lower(),
+                name=name_of(o) if o is not None else "",
+                id=response.id,
+                services=len(response.services),
+                revision=response.revision,
             )
             return response
 

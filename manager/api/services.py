@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from msgspec import structs
 
 from manager.allocator import PortLedger
-from manager.api.lookup import quoted, spec_of
-from manager.api.problems import Finder, Problems
-from manager.api.references import resolve
+from manager.api.lookup import nearest_name, quoted, spec_of, task_of
+from manager.api.problems import Finder, Problems, nearest
+from manager.api.references import Declared, resolve
 from manager.api.validate import check_service, complete, mode_name
 from manager.ca import Sealer
 from manager.store import Draft, View
@@ -33,6 +33,7 @@ from swarm.v1 import (
 )
 
 PAUSED = (UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED)
+ROLLED_BACK = (UpdateState.ROLLBACK_STARTED, UpdateState.ROLLBACK_COMPLETED)
 JOB_MODES = ("replicated-job", "global-job")
 
 
@@ -79,18 +80,26 @@ class Credentials:
 
 
 def prepare(
-    find: Finder, view: View, spec: ServiceSpec, *, others: Collection[str] = ()
+    find: Finder,
+    view: View,
+    spec: ServiceSpec,
+    *,
+    others: Collection[str] = (),
+    declared: Declared = frozenset(),
 ) -> ServiceSpec:
     """The spec completed and resolved; everything wrong with it is noted. `others`: names of
-    services that come with it.
+    services that come with it; `declared`: what is declared beside it and checked there.
     """
     spec = complete(spec)
     check_service(find, spec)
-    spec = resolve(find, view, spec)
+    spec = resolve(find, view, spec, declared=declared)
     for i, dependency in enumerate(spec.depends_on):
         known = dependency.service in others or view.by(Service, "name", dependency.service)
         if dependency.required and dependency.service and not known:
-            find.add(f"depends_on[{i}]", f"service {dependency.service!r} not found")
+            hint = nearest(dependency.service, sorted(others)) or nearest_name(
+                view, Service, dependency.service
+            )
+            find.add(f"depends_on[{i}]", f"service {dependency.service!r} not found{hint}")
     return spec
 
 
@@ -164,8 +173,10 @@ def update_service(
 ) -> bool:
     """Gives the service a prepared spec; False: it has it already and nothing was changed.
 
-    Without changes, an update whose roll-out is paused is taken up again, as in Docker. Raises
-    Conflict while the service is being removed, Unsupported for a rename or a change of mode.
+    Without changes, an update whose roll-out is paused is taken up again, as in Docker; and where
+    the spec is what a rollback led to, it is no rollback any more: it is what is asked for, and the
+    service is no longer said to be rolled back. Raises Conflict while the service is being removed,
+    Unsupported for a rename or a change of mode.
     """
     _check_changeable(service, spec)
     current = _revision(draft, service, service.spec_version)
@@ -174,10 +185,10 @@ def update_service(
     if spec == spec_of(service):
         if sealed != before and current is not None:
             draft.put(structs.replace(current, sealed_registry_auth=sealed))
-        paused = service.update_status is not None and service.update_status.state in PAUSED
-        if paused:
+        state = service.update_status.state if service.update_status is not None else None
+        if state in PAUSED or state in ROLLED_BACK:
             draft.put(structs.replace(service, update_status=None))
-        return paused or sealed != before
+        return state in PAUSED or sealed != before
     _put_next(find, draft, service, spec, sealed, ledger=ledger, status=None)
     return True
 
@@ -205,6 +216,57 @@ def roll_back(draft: Draft, service: Service) -> None:
     sealed = previous.sealed_registry_auth
     _put_next(find, draft, service, spec, sealed, ledger=PortLedger(draft), status=status)
     problems.raise_any()
+
+
+def follows(spec: ServiceSpec, changed: Collection[str]) -> bool:
+    """Whether the service is to be restarted with one of these (`depends_on: restart: true`)."""
+    return any(d.restart and d.service in changed for d in spec.depends_on)
+
+
+def forced(spec: ServiceSpec) -> ServiceSpec:
+    """The spec with `force_update` counted up: tasks are replaced though nothing else differs."""
+    task = task_of(spec)
+    return structs.replace(spec, task=structs.replace(task, force_update=force_update(spec) + 1))
+
+
+def force_update(spec: ServiceSpec) -> int:
+    return task_of(spec).force_update
+
+
+def restart_followers(
+    problems: Problems,
+    draft: Draft,
+    changed: Collection[str],
+    *,
+    but: Collection[str] = (),
+    sealer: Sealer,
+    ledger: PortLedger,
+) -> list[Service]:
+    """Rolls the services that follow one of those whose template `changed`, except the changed
+    ones and those in `but`; returns them, as they were, by name.
+
+    One step only: what follows a service that is merely restarted with another one is not. Its
+    own dependency has not changed; depends_on's conditions still order the starts.
+    """
+    if not changed:
+        return []
+    restarted = []
+    for service in sorted(draft.all(Service), key=lambda s: spec_of(s).name):
+        spec = spec_of(service)
+        if service.pending_delete or spec.name in changed or spec.name in but:
+            continue
+        if not follows(spec, changed):
+            continue
+        update_service(
+            problems.of(quoted(service)),
+            draft,
+            service,
+            forced(spec),
+            credentials=Credentials("", sealer),
+            ledger=ledger,
+        )
+        restarted.append(service)
+    return restarted
 
 
 def ask_removal(draft: Draft, service: Service) -> None:

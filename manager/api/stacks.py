@@ -1,15 +1,17 @@
-"""Stacks: the whole composition in one transaction, and their removal.
+"""Stacks: the whole composition in one transaction.
 
-`deploy` makes the cluster hold what the spec says, or changes nothing. A secret or config whose
-content changed is not edited (tasks were started with the old one, a rollback needs it): the old
-object gives its name up, a new one takes it, and the services that use it get a changed template by
-that alone, so they are rolled out and can be rolled back. What is no longer part of the stack but
-still in use is a leftover of the Stack object; `finish` removes leftovers nobody uses any more, and
-at last a stack that is being removed.
+`deploy` makes the cluster hold what is wanted, or changes nothing; a plan calls it on a draft that
+is thrown away, so it must look at nothing but the draft. A secret or config whose content changed
+is not edited (tasks were started with the old one, a rollback needs it): the old object gives its
+name up, a new one takes it, and the services that use it get a changed template by that alone, so
+they are rolled out and can be rolled back. What is no longer part of the stack but still in use is
+a leftover of the Stack object, which leftovers.finish removes. Every deploy that changed something
+makes an entry in the stack's history.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +19,9 @@ from typing import Any
 from msgspec import structs
 
 from manager.allocator import PortLedger
-from manager.api.lookup import quoted, spec_of, word
+from manager.api import history
+from manager.api.leftovers import USED, by_id
+from manager.api.lookup import spec_of, word
 from manager.api.names import check_stack_name
 from manager.api.objects import (
     check_subnets_free,
@@ -26,16 +30,24 @@ from manager.api.objects import (
     create_secret,
     create_volume,
 )
+from manager.api.plan_version import check_expected
 from manager.api.problems import Finder, Problems
-from manager.api.references import kept_ids, users
+from manager.api.references import kept_ids
 from manager.api.services import (
     Credentials,
     RemovalPending,
     ask_removal,
     create_service,
+    follows,
+    force_update,
+    forced,
+    needs_new_tasks,
     prepare,
+    restart_followers,
     update_service,
 )
+from manager.api.stack_request import Wanted, resolve_request
+from manager.api.superseding import newer, supersede
 from manager.api.validate import warnings_of
 from manager.api.validate_objects import (
     check_config,
@@ -44,11 +56,11 @@ from manager.api.validate_objects import (
     check_volume,
 )
 from manager.ca import Sealer
-from manager.store import STACK_LABEL, Draft, View
-from swarm import errors
+from manager.store import STACK_LABEL, Draft
 from swarm.v1 import (
     Config,
     ConfigSpec,
+    DeployStackRequest,
     DeployStackResponse,
     Kind,
     Network,
@@ -59,6 +71,7 @@ from swarm.v1 import (
     ServiceSpec,
     Stack,
     StackChange,
+    StackRevision,
     StackSpec,
     Volume,
     VolumeSpec,
@@ -66,13 +79,6 @@ from swarm.v1 import (
 
 SERVICES_MAX = 1000  # of one stack
 CREATED, UPDATED, UNCHANGED, REMOVED = "created", "updated", "unchanged", "removed"
-_USED: tuple[tuple[Kind, type[Any]], ...] = (
-    (Kind.NETWORK, Network),
-    (Kind.SECRET, Secret),
-    (Kind.CONFIG, Config),
-)
-_NAME_CHARS_MAX = 64
-_SUFFIX_CHARS = 8
 
 
 @dataclass(slots=True)
@@ -89,8 +95,32 @@ class _Deploy:
     problems: Problems
     stack_id: str
     ledger: PortLedger
+    # The stack as the deploy found it, for the history.
+    before: StackRevision | None
+    leftovers: set[str]
     changes: list[StackChange] = field(default_factory=list)
-    leftovers: set[str] = field(default_factory=set)
+    service_names: frozenset[str] = field(init=False)
+    # What the spec declares, (kind, name): problems with it are told where it is declared, and not
+    # once more by each service that uses it.
+    declared: frozenset[tuple[Kind, str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        spec = self.spec
+        self.service_names = frozenset(s.name for s in spec.services)
+        own: tuple[tuple[Kind, Iterable[Any]], ...] = (
+            (Kind.NETWORK, spec.networks),
+            (Kind.SECRET, spec.secrets),
+            (Kind.CONFIG, spec.configs),
+        )
+        external = (
+            (Kind.NETWORK, spec.external_networks),
+            (Kind.SECRET, spec.external_secrets),
+            (Kind.CONFIG, spec.external_configs),
+        )
+        self.declared = frozenset(
+            [(kind, o.name) for kind, specs in own for o in specs]
+            + [(kind, name) for kind, names in external for name in names]
+        )
 
     def credentials_of(self, spec: ServiceSpec) -> Credentials:
         """What the service's image is pulled with; images may come from several registries."""
@@ -106,31 +136,51 @@ class _Deploy:
         if found is None:
             return None
         owner = found.spec.labels.get(STACK_LABEL)
-        if owner == self.spec.name:
+        if getattr(found, "superseded", False):
+            find.add(
+                "name",
+                f"{name!r} is the name that an earlier version of {newer(self.draft, found)!r} is "
+                "kept under; choose another name",
+            )
+        elif owner == self.spec.name:
             return found
+        else:
+            self._note_taken(name, owner, find)
+        return found
+
+    def _note_taken(self, name: str, owner: str | None, find: Finder) -> None:
         whose = f"belongs to stack {owner!r}" if owner else "was not made by a stack"
         find.add(
             "name",
             f"{name!r} exists already and {whose}; declare it as external, rename it, or remove "
             "that one",
         )
-        return found
 
 
-def deploy(
+def deploy_request(
     draft: Draft,
-    spec: StackSpec,
+    request: DeployStackRequest,
     *,
-    prune: bool,
-    registry_auth: str,
-    registry_auths: Mapping[str, str],
+    who: str,
     new_id: Callable[[], str],
     sealer: Sealer,
 ) -> DeployStackResponse:
-    """Makes the draft hold what the spec says. Raises Invalid with all problems, Conflict, and
-    RemovalPending when parts of an earlier removal are in the way.
+    """One DeployStack call: what `resolve_request`, `check_expected` and `deploy` do and raise."""
+    wanted = resolve_request(draft, request, sealer=sealer)
+    if request.expected_version:
+        check_expected(draft, wanted, request.expected_version, sealer=sealer)
+    return deploy(draft, wanted, who=who, new_id=new_id, sealer=sealer)
+
+
+def deploy(
+    draft: Draft, wanted: Wanted, *, who: str, new_id: Callable[[], str], sealer: Sealer
+) -> DeployStackResponse:
+    """Makes the draft hold what is wanted; `who` is noted in the history.
+
+    Raises Invalid with all problems, Conflict, and RemovalPending when parts of an earlier removal
+    are in the way. After an error the draft is of no use and must not be committed.
     """
-    spec = _labelled(spec)
+    spec = wanted.spec
     stack = next(iter(draft.by(Stack, "name", spec.name)), None)
     if stack is not None and stack.pending_delete:
         raise RemovalPending(
@@ -143,11 +193,12 @@ def deploy(
         spec=spec,
         new_id=new_id,
         sealer=sealer,
-        credentials=Credentials(registry_auth, sealer),
-        registry_auths=registry_auths,
+        credentials=Credentials(wanted.registry_auth, sealer),
+        registry_auths=wanted.registry_auths,
         problems=Problems(),
         stack_id=stack.id if stack is not None else new_id(),
         ledger=PortLedger(draft),
+        before=history.present_revision(draft, stack) if stack is not None else None,
         leftovers=set(stack.leftover_ids) if stack is not None else set(),
     )
     _check(work)
@@ -159,39 +210,27 @@ def deploy(
         _deploy_config(work, config)
     for volume in spec.volumes:
         _deploy_volume(work, volume)
-    gone = _prune_services(work) if prune else []
+    gone = _prune_services(work) if wanted.prune else []
     services = [_prepare(work, s) for s in spec.services]
     work.problems.raise_any()
+    changed = _to_be_rolled(work, services)
+    services = [_following(work, s, changed) for s in services]
     _give_ports_up(work, services)
     for service in services:
         _deploy_service(work, service)
+    _restart_others(work, changed)
     work.problems.raise_any()
     work.changes.extend(gone)
-    if prune:
+    if work.before is not None:
+        history.keep(draft, work.before)
+    if wanted.prune:
         _prune_used(work)
-    stack = _put_stack(work, stack)
+    stack = _put_stack(work, stack, wanted, who=who)
     return DeployStackResponse(
         stack_id=stack.id,
         revision=stack.revision,
         changes=tuple(work.changes),
         warnings=tuple(w for s in services for w in warnings_of(s)),
-    )
-
-
-def _labelled(spec: StackSpec) -> StackSpec:
-    """Every object of the stack says so in its labels, whoever wrote the spec."""
-    mark = {STACK_LABEL: spec.name}
-
-    def all_of(specs: Iterable[Any]) -> tuple[Any, ...]:
-        return tuple(structs.replace(s, labels={**s.labels, **mark}) for s in specs)
-
-    return structs.replace(
-        spec,
-        services=all_of(spec.services),
-        networks=all_of(spec.networks),
-        secrets=all_of(spec.secrets),
-        configs=all_of(spec.configs),
-        volumes=all_of(spec.volumes),
     )
 
 
@@ -212,8 +251,8 @@ def _check(work: _Deploy) -> None:
         ("configs", spec.configs),
         ("volumes", spec.volumes),
     ):
-        names = [s.name for s in _any(specs)]
-        for name in sorted({n for n in names if names.count(n) > 1}):
+        counts = Counter(s.name for s in _any(specs))
+        for name in sorted(n for n, count in counts.items() if count > 1):
             find.add(field_, f"{name!r} is declared twice")
     for kind, cls, wanted in (
         (Kind.NETWORK, Network, spec.external_networks),
@@ -315,7 +354,8 @@ def _deploy_secret(work: _Deploy, spec: SecretSpec) -> None:
             work.leftovers.discard(old.id)
             _put_labels(work, Kind.SECRET, old, spec)
             return
-        _supersede(work, old)
+        supersede(work.draft, old)
+        work.leftovers.add(old.id)
     made = create_secret(work.draft, spec, new_id=work.new_id(), sealer=work.sealer)
     work.note(Kind.SECRET, spec.name, made.id, CREATED if old is None else UPDATED)
 
@@ -333,18 +373,10 @@ def _deploy_config(work: _Deploy, spec: ConfigSpec) -> None:
             work.leftovers.discard(old.id)
             _put_labels(work, Kind.CONFIG, old, spec)
             return
-        _supersede(work, old)
+        supersede(work.draft, old)
+        work.leftovers.add(old.id)
     made = create_config(work.draft, spec, new_id=work.new_id())
     work.note(Kind.CONFIG, spec.name, made.id, CREATED if old is None else UPDATED)
-
-
-def _supersede(work: _Deploy, old: Secret | Config) -> None:
-    """The earlier version gives its name up and stays for as long as a spec refers to it."""
-    assert old.spec is not None
-    name = old.spec.name[: _NAME_CHARS_MAX - _SUFFIX_CHARS - 1]
-    renamed = structs.replace(old.spec, name=f"{name}.{old.id[:_SUFFIX_CHARS]}")
-    work.draft.put(structs.replace(old, spec=renamed))
-    work.leftovers.add(old.id)
 
 
 def _deploy_volume(work: _Deploy, spec: VolumeSpec) -> None:
@@ -374,15 +406,43 @@ def _prepare(work: _Deploy, spec: ServiceSpec) -> ServiceSpec:
     old: Service | None = work.mine(Service, spec.name, find)
     if old is not None and spec.task is not None:
         # A stack file has no way to say it, so what `service update --force` counted up stays.
-        force = max(spec.task.force_update, _force_update(old))
+        force = max(spec.task.force_update, force_update(spec_of(old)))
         spec = structs.replace(spec, task=structs.replace(spec.task, force_update=force))
-    names = {s.name for s in work.spec.services}
-    return prepare(find, work.draft, spec, others=names)
+    return prepare(find, work.draft, spec, others=work.service_names, declared=work.declared)
 
 
-def _force_update(service: Service) -> int:
-    task = spec_of(service).task
-    return task.force_update if task is not None else 0
+def _to_be_rolled(work: _Deploy, specs: Iterable[ServiceSpec]) -> frozenset[str]:
+    """Names of the services that exist and whose tasks the deploy replaces."""
+    return frozenset(
+        spec.name
+        for spec in specs
+        for old in work.draft.by(Service, "name", spec.name)
+        if not old.pending_delete and needs_new_tasks(spec_of(old), spec)
+    )
+
+
+def _following(work: _Deploy, spec: ServiceSpec, changed: frozenset[str]) -> ServiceSpec:
+    """The spec, rolled if it says so of a service that is (`depends_on: restart`). Counted up here,
+    before the service is put, so that it gets one new version and not two.
+    """
+    exists = any(not s.pending_delete for s in work.draft.by(Service, "name", spec.name))
+    if not exists or spec.name in changed or not follows(spec, changed):
+        return spec
+    return forced(spec)
+
+
+def _restart_others(work: _Deploy, changed: frozenset[str]) -> None:
+    """The same for services that the spec does not name."""
+    restarted = restart_followers(
+        work.problems,
+        work.draft,
+        changed,
+        but=work.service_names,
+        sealer=work.sealer,
+        ledger=work.ledger,
+    )
+    for service in restarted:
+        work.note(Kind.SERVICE, spec_of(service).name, service.id, UPDATED)
 
 
 def _give_ports_up(work: _Deploy, specs: Iterable[ServiceSpec]) -> None:
@@ -420,7 +480,7 @@ def _deploy_service(work: _Deploy, spec: ServiceSpec) -> None:
 def _prune_services(work: _Deploy) -> list[StackChange]:
     named = {s.name for s in work.spec.services}
     out = []
-    for service in _sorted(work.draft.by(Service, "stack", work.spec.name)):
+    for service in by_id(work.draft.by(Service, "stack", work.spec.name)):
         name = spec_of(service).name
         if name not in named and not service.pending_delete:
             ask_removal(work.draft, service)
@@ -430,7 +490,8 @@ def _prune_services(work: _Deploy) -> list[StackChange]:
 
 def _prune_used(work: _Deploy) -> None:
     """Networks, secrets and configs the spec no longer names: at once where nothing uses them, else
-    as soon as that is so.
+    as soon as that is so. Secrets and configs are used by the history as well, for long: these give
+    their names up, so that they are neither seen nor in the way.
     """
     kept = kept_ids(work.draft)
     named = {
@@ -438,112 +499,49 @@ def _prune_used(work: _Deploy) -> None:
         Kind.SECRET: {s.name for s in work.spec.secrets},
         Kind.CONFIG: {c.name for c in work.spec.configs},
     }
-    for kind, cls in _USED:
-        for o in _sorted(work.draft.by(cls, "stack", work.spec.name)):
+    for kind, cls in USED:
+        for o in by_id(work.draft.by(cls, "stack", work.spec.name)):
             if o.spec.name in named[kind] or o.id in work.leftovers:
                 continue
             work.note(kind, o.spec.name, o.id, REMOVED)
-            if o.id in kept:
-                work.leftovers.add(o.id)
-            else:
+            if o.id not in kept:
                 work.draft.delete(cls, o.id)
+                continue
+            work.leftovers.add(o.id)
+            if isinstance(o, Secret | Config):
+                supersede(work.draft, o)
 
 
-def _put_stack(work: _Deploy, old: Stack | None) -> Stack:
-    """The Stack object; a deploy that changed nothing leaves it as it is."""
+def _put_stack(work: _Deploy, old: Stack | None, wanted: Wanted, *, who: str) -> Stack:
+    """The Stack object and its history; a deploy that changed nothing leaves them as they are."""
     spec = structs.replace(
         work.spec,
         secrets=tuple(structs.replace(s, data=b"") for s in work.spec.secrets),
         configs=tuple(structs.replace(c, data=b"") for c in work.spec.configs),
     )
     leftovers = tuple(sorted(work.leftovers))
-    changed = any(c.action != UNCHANGED for c in work.changes)
+    changes = [c for c in work.changes if c.action != UNCHANGED]
     if (
         old is not None
-        and not changed
+        and not changes
         and old.spec == spec
         and tuple(sorted(old.leftover_ids)) == leftovers
     ):
         return old
     revision = old.revision + 1 if old is not None else 1
     base = old or Stack(id=work.stack_id)
-    return work.draft.put(
+    stack = work.draft.put(
         structs.replace(base, spec=spec, revision=revision, leftover_ids=leftovers)
     )
-
-
-# ---------------------------------------------------------------- removal
-
-
-def ask_stack_removal(draft: Draft, stack: Stack) -> None:
-    """Stops the stack's services and marks the rest to follow them. Raises Conflict, with nothing
-    changed, when services outside of the stack use its networks, secrets or configs.
-    """
-    if stack.pending_delete:
-        return
-    assert stack.spec is not None
-    name = stack.spec.name
-    services = _sorted(draft.by(Service, "stack", name))
-    own = {quoted(s) for s in services}
-    leftovers = set(stack.leftover_ids)
-    for kind, cls in _USED:
-        for o in _sorted(draft.by(cls, "stack", name)):
-            foreign = [u for u in users(draft, o.id) if _service_part(u) not in own]
-            if foreign:
-                raise errors.Conflict(
-                    f'stack "{name}" cannot be removed: its {word(kind)} {o.spec.name!r} is in '
-                    f"use by {', '.join(foreign)}, which is not part of it; remove that first"
-                )
-            leftovers.add(o.id)
-    for service in services:
-        ask_removal(draft, service)
-    draft.put(structs.replace(stack, pending_delete=True, leftover_ids=tuple(sorted(leftovers))))
-
-
-def finish(draft: Draft) -> tuple[str, ...]:
-    """Removes leftovers that nothing uses, and stacks that are being removed and have nothing left;
-    returns the names of stacks that went. Doing it again changes nothing.
-    """
-    stacks = [s for s in _sorted(draft.all(Stack)) if s.leftover_ids or s.pending_delete]
-    if not stacks:
-        return ()
-    kept = kept_ids(draft)
-    gone = []
-    for stack in stacks:
-        left = tuple(i for i in stack.leftover_ids if not _drop(draft, i, kept))
-        assert stack.spec is not None
-        name = stack.spec.name
-        if stack.pending_delete and not left and not draft.by(Service, "stack", name):
-            for volume in _sorted(draft.by(Volume, "stack", name)):
-                draft.delete(Volume, volume.id)
-            draft.delete(Stack, stack.id)
-            gone.append(name)
-        elif left != stack.leftover_ids:
-            draft.put(structs.replace(stack, leftover_ids=left))
-    return tuple(gone)
-
-
-def unfinished(view: View) -> bool:
-    """Whether `finish` may have anything to do."""
-    return any(s.leftover_ids or s.pending_delete for s in view.all(Stack))
-
-
-def _drop(draft: Draft, id_: str, kept: set[str]) -> bool:
-    """Removes a leftover unless it is still referred to; True: it is gone."""
-    if id_ in kept:
-        return False
-    for _, cls in _USED:
-        if draft.get(cls, id_) is not None:
-            draft.delete(cls, id_)
-    return True
-
-
-def _service_part(user: str) -> str:
-    return user.partition(" (")[0]
-
-
-def _sorted(objects: Iterable[Any]) -> list[Any]:
-    return sorted(objects, key=lambda o: o.id)
+    history.record(
+        work.draft,
+        stack,
+        changes=changes,
+        who=who,
+        rollback_to=wanted.rollback_to,
+        prune=wanted.prune,
+    )
+    return stack
 
 
 def _any(specs: Iterable[Any]) -> Iterable[Any]:

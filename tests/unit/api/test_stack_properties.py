@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manager.api.leftovers import finish as finish_stacks
 from manager.api.references import ids_used
-from manager.api.stacks import finish as finish_stacks
 from manager.store import STACK_LABEL
 from swarm import errors
 from swarm.v1 import (
