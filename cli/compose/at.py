@@ -14,7 +14,7 @@ from decimal import Decimal
 
 from cli.compose.keys import Key, Support, place_of
 from cli.compose.problems import Mark, Report, listed, nearest
-from cli.compose.tree import SILENT_TAGS, Node, Value, resolve
+from cli.compose.tree import SILENT_TAGS, Node, Value, go_time, resolve
 from swarm.quantities import parse_bytes, parse_cpus, parse_duration
 
 MEMORY_MIN = 4 * 1024 * 1024  # Docker's least memory limit
@@ -43,6 +43,9 @@ class At:
     def fail(self, message: str, hint: str = "") -> None:
         if self.node.tag in SILENT_TAGS:
             return
+        if self.node.origin is not None:
+            anchor, found = self.node.origin
+            message = f"{message} (the value of &{anchor} in line {found.line})"
         self.report.error(self.mark, f"{self.path}: {message}" if self.path else message, hint)
 
     def fail_key(self, key: str, message: str, hint: str = "") -> None:
@@ -173,13 +176,17 @@ class At:
 
     def value_text(self) -> str:
         """A value of a map of strings (environment, labels, options), as Docker turns it into one:
-        numbers lose their spelling, about which a warning tells.
+        numbers and times lose their spelling, about which a warning tells.
         """
         value = self.node.value
         if value is None:
             return ""
         if isinstance(value, str):
-            return value
+            stamp = go_time(value) if self.node.plain else None
+            if stamp is None:
+                return value
+            self.warn(f'{value} is read as the time {stamp}; write "{value}" in quotes to keep it')
+            return stamp
         if isinstance(value, bool):
             return "true" if value else "false"
         if isinstance(value, int | float):

@@ -159,8 +159,8 @@ class _Template:
 def interpolate(
     root: Node, variables: Mapping[str, str], report: Report, seen: set[int] | None = None
 ) -> None:
-    """Fills in the variables of all strings below `root`, in place. A node that several aliases
-    share is done once; `seen` remembers that from one call to the next.
+    """Fills in the variables of all strings below `root`, in place. What several aliases share is
+    done once, in the place of the anchor; `seen` remembers that from one call to the next.
     """
     seen = set() if seen is None else seen
     stack = [root]
@@ -170,10 +170,24 @@ def interpolate(
         if isinstance(value, str):
             if "$" in value and id(node) not in seen:
                 seen.add(id(node))
-                _fill(node, value, variables, report)
-        elif isinstance(value, dict | list) and id(node) not in seen:
-            seen.add(id(node))
+                if node.origin is None:
+                    _fill(node, value, variables, report)
+                else:
+                    _take(node, node.origin[1], variables, report, seen)
+        elif isinstance(value, dict | list) and id(value) not in seen:
+            seen.add(id(value))
             stack.extend(value.values() if isinstance(value, dict) else value)
+
+
+def _take(
+    node: Node, anchor: Node, variables: Mapping[str, str], report: Report, seen: set[int]
+) -> None:
+    """Gives an alias the filled in text of its anchor."""
+    if id(anchor) not in seen and isinstance(anchor.value, str):
+        seen.add(id(anchor))
+        _fill(anchor, anchor.value, variables, report)
+    node.value, node.text, node.tag = anchor.value, anchor.text, anchor.tag
+    node.plain = False
 
 
 def keep_literal(root: Node) -> None:
@@ -182,14 +196,13 @@ def keep_literal(root: Node) -> None:
     stack = [root]
     while stack:
         node = stack.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node.value, str):
-            if "$" in node.value and not node.tag:
+        value = node.value
+        if isinstance(value, str):
+            if "$" in value and not node.tag:
                 node.tag = LITERAL_TAG
-        elif isinstance(node.value, dict | list):
-            stack.extend(node.value.values() if isinstance(node.value, dict) else node.value)
+        elif isinstance(value, dict | list) and id(value) not in seen:
+            seen.add(id(value))
+            stack.extend(value.values() if isinstance(value, dict) else value)
 
 
 def _fill(node: Node, text: str, variables: Mapping[str, str], report: Report) -> None:

@@ -3,21 +3,25 @@
 libyaml's parser gives events; the composer here makes Nodes from them. Scalars are typed by the
 rules of gopkg.in/yaml.v3, which the docker CLI uses: `yes` and `12:30` are strings, `0777` is
 octal, `1_000` is a number. Mapping keys are strings, duplicates are refused, merge keys (`<<`) are
-applied, and one document is one file. Aliases share the node of their anchor; a document that
-expands to more than NODES_MAX nodes is refused, so that a small file cannot fill the memory.
+applied, and one document is one file. An alias is a node of its own place that shares the contents
+of its anchor; aliases that stand for more than ALIASED_MAX values together are refused, so that a
+small file cannot take up the machine.
 """
 
 from __future__ import annotations
 
+import binascii
 import re
+from base64 import b64decode
+from datetime import date
 from typing import Any
 
 import yaml
 from yaml._yaml import CParser
 
-from cli.compose.problems import Mark, Report, Source
+from cli.compose.problems import Mark, Report, Source, nearest
 
-NODES_MAX = 1_000_000  # nodes after aliases are expanded
+ALIASED_MAX = 200_000  # values that all aliases of a file stand for
 DEPTH_MAX = 100  # nested collections
 BYTES_MAX = 32 * 1024 * 1024
 SPECIAL_TAGS = ("!reset", "!override")
@@ -38,16 +42,34 @@ _FIXED: dict[str, bool | float | None] = {
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _INT = re.compile(r"([-+]?)(?:0[xX]([0-9a-fA-F]+)|0[bB]([01]+)|0[oO]?([0-7]+)|(0|[1-9][0-9]*))")
 _MAYBE_NUMBER = frozenset("+-.0123456789")
+_TIME = re.compile(
+    r"(?P<year>\d{4})-(?P<month>\d\d?)-(?P<day>\d\d?)"
+    r"(?:(?P<sep>[Tt ])(?P<hour>\d\d?):(?P<minute>\d\d?):(?P<second>\d\d?)(?P<part>\.\d+)?"
+    r"(?P<zone>Z|[-+]\d\d:\d\d)?)?"
+)
 
 Value = None | bool | int | float | str | list["Node"] | dict[str, "Node"]
 
 
 class Node:
     """A value and where it stands. `text` is a scalar as written; `plain` means without quotes.
-    `keys` tells where the keys of a mapping stand.
+    `keys` tells where the keys of a mapping stand. `origin` of an alias is its anchor's name and
+    node. `size` counts the values below, `height` the collections nested in it.
     """
 
-    __slots__ = ("column", "keys", "line", "plain", "size", "source", "tag", "text", "value")
+    __slots__ = (
+        "column",
+        "height",
+        "keys",
+        "line",
+        "origin",
+        "plain",
+        "size",
+        "source",
+        "tag",
+        "text",
+        "value",
+    )
 
     def __init__(
         self,
@@ -61,6 +83,8 @@ class Node:
         tag: str = "",
         keys: dict[str, tuple[Source, int, int]] | None = None,
         size: int = 1,
+        height: int = 0,
+        origin: tuple[str, Node] | None = None,
     ) -> None:
         self.value = value
         self.source = source
@@ -71,6 +95,8 @@ class Node:
         self.tag = tag
         self.keys = keys
         self.size = size
+        self.height = height
+        self.origin = origin
 
     @property
     def mark(self) -> Mark:
@@ -113,8 +139,32 @@ def resolve(text: str) -> bool | int | float | str | None:
                 if value < 2**64 and not (sign == "-" and value > 2**63):
                     return -value if sign == "-" else value
     if _FLOAT.fullmatch(digits):
-        return float(digits)
+        number = float(digits)
+        if number not in (float("inf"), float("-inf")):
+            return number
     return text
+
+
+def go_time(text: str) -> str | None:
+    """A plain scalar that yaml.v3 takes for a time, as Go prints that; None for any other."""
+    match = _TIME.fullmatch(text) if text[:4].isdigit() else None
+    if match is None:
+        return None
+    got = match.groupdict()
+    # With T a zone must follow, with a space it must not.
+    if got["sep"] is not None and (got["sep"] == " ") != (got["zone"] is None):
+        return None
+    hour, minute, second = (int(got[key] or 0) for key in ("hour", "minute", "second"))
+    try:
+        day = date(int(got["year"]), int(got["month"]), int(got["day"]))
+    except ValueError:
+        return None
+    if hour > 23 or minute > 59 or second > 59:
+        return None
+    part = (got["part"] or "")[:10].rstrip("0").rstrip(".")
+    zone = (got["zone"] or "Z").replace(":", "")
+    shown = "+0000 UTC" if zone[1:] in ("", "0000") else f"{zone} {zone}"
+    return f"{day.isoformat()} {hour:02}:{minute:02}:{second:02}{part} {shown}"
 
 
 def parse(source: Source, report: Report) -> Node | None:
@@ -154,22 +204,27 @@ class _Composer:
         self.parser: Any = CParser(source.text)
         self.anchors: dict[str, Node | None] = {}  # None: still open
         self.depth = 0
+        self.aliased = 0
 
     def document(self) -> Node | None:
+        """The one document that is not empty."""
         get = self.parser.get_event
         get()  # stream start
-        if isinstance(get(), yaml.StreamEndEvent):
-            return None
-        root = self.node(get())
-        get()  # document end
-        event = get()
-        if not isinstance(event, yaml.StreamEndEvent):
-            self.refuse(
-                event,
-                "a second document begins here, and only one is read",
-                "put it into a file of its own and name both with -c",
-            )
-        return root
+        found: Node | None = None
+        while not isinstance(start := get(), yaml.StreamEndEvent):
+            self.anchors.clear()
+            event = get()
+            empty = isinstance(event, yaml.ScalarEvent) and event.value == "" and not event.style
+            if found is not None and not empty:
+                self.refuse(
+                    start,
+                    "a second document begins here, and only one is read",
+                    "put it into a file of its own and name both with -c",
+                )
+            node = self.node(event)
+            found = found if empty else node
+            get()  # document end
+        return found
 
     def refuse(self, event: Any, message: str, hint: str = "") -> None:
         mark = event.start_mark
@@ -190,8 +245,8 @@ class _Composer:
             mapping = isinstance(event, yaml.MappingStartEvent)
             node = self.mapping(event) if mapping else self.sequence(event)
             self.depth -= 1
-            if node.size > NODES_MAX:
-                self.refuse(event, f"aliases expand this to more than {NODES_MAX} values")
+            if node.height > DEPTH_MAX:  # by aliases within aliases
+                self.refuse(event, f"nested deeper than {DEPTH_MAX} levels")
         if event.anchor:
             self.anchors[event.anchor] = node
         return node
@@ -208,11 +263,31 @@ class _Composer:
         if found is None:
             self.refuse(event, f"the anchor &{name} contains itself")
         assert found is not None
-        return found
+        self.aliased += found.size
+        if self.aliased > ALIASED_MAX:
+            self.refuse(
+                event,
+                f"the aliases up to here stand for more than {ALIASED_MAX} values",
+                "aliases of aliases multiply; write out what is meant",
+            )
+        mark = event.start_mark
+        return Node(
+            found.value,
+            self.source,
+            mark.line + 1,
+            mark.column + 1,
+            text=found.text,
+            plain=found.plain,
+            tag=found.tag,
+            keys=found.keys,
+            size=found.size,
+            height=found.height,
+            origin=found.origin or (name, found),
+        )
 
     def scalar(self, event: Any) -> Node:
         text: str = event.value
-        plain = event.style is None or event.style == ""
+        plain = not event.style or event.tag == f"{_CORE}timestamp"
         value: Value = resolve(text) if plain else text
         tag = ""
         if event.tag and event.tag != "!":
@@ -226,10 +301,14 @@ class _Composer:
         name: str = event.tag
         if name in SPECIAL_TAGS:
             return name, value
+        if not name.startswith(_CORE):
+            return self.own_tag(event), value
         resolved = resolve(text)
         match name.removeprefix(_CORE):
-            case "str":
+            case "str" | "timestamp":
                 return "", text
+            case "binary":
+                return "", self.decoded(event, text)
             case "null" if resolved is None:
                 return "", None
             case "bool" if isinstance(resolved, bool):
@@ -241,38 +320,68 @@ class _Composer:
         self.refuse_tag(event, text)
         raise AssertionError
 
+    def decoded(self, event: Any, text: str) -> str:
+        try:
+            return b64decode("".join(text.split()), validate=True).decode()
+        except (binascii.Error, UnicodeDecodeError):
+            self.refuse(event, "the tag !!binary is not followed by text in base64")
+            raise AssertionError from None
+
+    def own_tag(self, event: Any) -> str:
+        """A tag of the user's own is not used, as in Docker; one like !rest is a slip."""
+        near = nearest(event.tag, SPECIAL_TAGS)
+        if near:
+            self.refuse(event, f"the tag {event.tag} is not known", f"did you mean {near}?")
+        mark = event.start_mark
+        self.report.warn(
+            Mark(self.source, mark.line + 1, mark.column + 1), f"the tag {event.tag} is not used"
+        )
+        return ""
+
     def refuse_tag(self, event: Any, text: str = "") -> None:
         shown = event.tag.replace(_CORE, "!!")
         self.refuse(
             event,
             f"the tag {shown} does not fit {text!r}" if text else f"the tag {shown} is not known",
-            "known are !!str, !!int, !!float, !!bool, !!null, !reset and !override",
+            "known are !!str, !!int, !!float, !!bool, !!null, !!binary, !!timestamp, !reset and "
+            "!override",
         )
 
     def collection_tag(self, event: Any, own: str) -> str:
         if not event.tag or event.tag in ("!", _CORE + own):
             return ""
-        if event.tag not in SPECIAL_TAGS:
+        if event.tag in SPECIAL_TAGS:
+            return str(event.tag)
+        if event.tag.startswith(_CORE):
             self.refuse_tag(event)
-        return str(event.tag)
+        return self.own_tag(event)
 
     def sequence(self, event: Any) -> Node:
         tag = self.collection_tag(event, "seq")
         items: list[Node] = []
-        size = 1
+        size, height = 1, 0
         while not isinstance(inner := self.parser.get_event(), yaml.SequenceEndEvent):
             item = self.node(inner)
             items.append(item)
             size += item.size
+            height = max(height, item.height)
         mark = event.start_mark
-        return Node(items, self.source, mark.line + 1, mark.column + 1, tag=tag, size=size)
+        return Node(
+            items,
+            self.source,
+            mark.line + 1,
+            mark.column + 1,
+            tag=tag,
+            size=size,
+            height=height + 1,
+        )
 
     def mapping(self, event: Any) -> Node:
         tag = self.collection_tag(event, "map")
         values: dict[str, Node] = {}
         keys: dict[str, tuple[Source, int, int]] = {}
         merges: list[Node] = []
-        size = 1
+        size, height = 1, 0
         source, get = self.source, self.parser.get_event
         while not isinstance(inner := get(), yaml.MappingEndEvent):
             key_mark = inner.start_mark
@@ -280,6 +389,7 @@ class _Composer:
             key = self.node(inner)
             value = self.node(get())
             size += value.size + 1
+            height = max(height, value.height)
             if key.text == "<<" and key.plain and "<<" not in keys:
                 keys["<<"] = place
                 merges = self.merged(value)
@@ -306,7 +416,16 @@ class _Composer:
                         keys[name] = base.keys[name]
         keys.pop("<<", None)
         mark = event.start_mark
-        return Node(values, source, mark.line + 1, mark.column + 1, tag=tag, keys=keys, size=size)
+        return Node(
+            values,
+            source,
+            mark.line + 1,
+            mark.column + 1,
+            tag=tag,
+            keys=keys,
+            size=size,
+            height=height + 1,
+        )
 
     def key_name(self, key: Node, place: tuple[Source, int, int]) -> str | None:
         if isinstance(key.value, str):
