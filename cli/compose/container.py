@@ -218,6 +218,10 @@ def _ulimits(at: At) -> tuple[Ulimit, ...]:
     found = at.set_at("ulimits")
     limits = []
     for name, value in found.items() if found is not None else ():
+        if not isinstance(value.node.value, dict):
+            number = value.integer(least=-1)
+            limits.append(Ulimit(name=name, soft=number, hard=number))
+            continue
         soft, hard = value.set_at("soft"), value.set_at("hard")
         if soft is None or hard is None:
             value.fail("soft and hard are both needed", "write soft: 1024 and hard: 65536")

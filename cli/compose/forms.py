@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from cli.compose.at import At, made
 from cli.compose.mounts import absolute, long_mounts
 from cli.compose.ports import long_ports
 from cli.compose.problems import Report, Source
-from cli.compose.tree import Node, Value
+from cli.compose.tree import LITERAL_TAG, Node, Value
+from cli.compose.words import split_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def strings(at: At, context: Context) -> Node | None:
 
 
 def _words(at: At, context: Context) -> Node | None:
-    """A command: a list, or a line that is split as a shell would, without running one."""
+    """A command: a list, or a line that is split into words."""
     del context
     if isinstance(at.node.value, list):
         return at.node
@@ -123,10 +123,10 @@ def _words(at: At, context: Context) -> Node | None:
     if at.node.value is None:
         return at.node
     try:
-        words = shlex.split(at.text(), posix=True)
+        words = split_words(at.text())
     except ValueError as error:
         at.fail(
-            f"the line cannot be split into words: {str(error).lower()}",
+            f"the line cannot be split into words: {error}",
             "close the quote, or write the command as a list",
         )
         return None
@@ -197,7 +197,7 @@ def _ulimits(at: At, context: Context) -> Node | None:
             found[name] = value.node
         else:
             number = value.integer(least=-1, what="a number, or {soft: 1024, hard: 65536}")
-            found[name] = made(value.node, {"soft": number, "hard": number})
+            found[name] = value.node if value.node.tag == LITERAL_TAG else value.node.made(number)
     return at.node.made(dict(found))
 
 
@@ -211,17 +211,28 @@ def _hosts(at: At, context: Context) -> Node | None:
     if isinstance(at.node.value, dict):
         for name, value in sorted(at.items()):
             addresses = value.elements() if isinstance(value.node.value, list) else [value]
-            found += [each.node.made(f"{name}:{each.text()}") for each in addresses]
+            for each in addresses:
+                if each.node.value is None:
+                    each.refuse("a host without an address", f'write {name}: "10.0.0.1"')
+                else:
+                    found.append(each.node.made(f"{name}:{_address(each.text())}"))
         return at.node.made(found)
     if not at.is_list('- "name:10.0.0.1"'):
         return None
     for entry in at.elements():
-        match = _HOST.fullmatch(entry.text().strip())
-        if match is None:
-            entry.fail(f"{entry.shown()} is not a host and its address", 'write "name:10.0.0.1"')
-        else:
-            found.append(entry.node.made(f"{match[1]}:{match[2]}"))
+        text = entry.text()
+        match = _HOST.fullmatch(text.strip())
+        if match is not None:
+            found.append(entry.node.made(f"{match[1]}:{_address(match[2])}"))
+            continue
+        entry.refuse(f"{entry.shown()} is not a host and its address", 'write "name:10.0.0.1"')
+        if "=" in text or ":" in text:
+            found.append(entry.node.made(text.replace("=", ":", 1)))
     return at.node.made(found)
+
+
+def _address(text: str) -> str:
+    return text[1:-1] if text.startswith("[") and text.endswith("]") else text
 
 
 def _healthcheck(at: At, context: Context) -> Node | None:
@@ -269,29 +280,30 @@ def _devices(at: At, context: Context) -> Node | None:
         text = entry.text()
         if not text.startswith("/"):  # a CDI name, vendor.com/class=name, is its own target
             if "=" not in text or "/" not in text:
-                entry.fail(
+                entry.refuse(
                     f'"{text}" is not a device',
                     "write /dev/NAME, /dev/NAME:/dev/TARGET:rwm, or a CDI name such as "
                     "nvidia.com/gpu=0",
                 )
-            else:
-                found.append(made(entry.node, {"source": text}))
+            found.append(_written(made(entry.node, {"source": text}), text))
             continue
         source, _, rest = text.partition(":")
         target, _, permissions = rest.partition(":")
         if target and not target.startswith("/") and not permissions:
             target, permissions = "", target
-        found.append(
-            made(
-                entry.node,
-                {
-                    "source": source,
-                    "target": target or source,
-                    "permissions": permissions or "rwm",
-                },
-            )
-        )
+        entries: dict[str, Value | Node] = {
+            "source": source,
+            "target": target or source,
+            "permissions": permissions or "rwm",
+        }
+        found.append(_written(made(entry.node, entries), text))
     return at.node.made(found)
+
+
+def _written(node: Node, text: str) -> Node:
+    """Keeps the short form that a value was made of, for who prints it."""
+    node.text = text
+    return node
 
 
 def _security(at: At, context: Context) -> Node | None:
@@ -300,21 +312,23 @@ def _security(at: At, context: Context) -> Node | None:
         return None
     found: list[Node] = []
     for entry in at.elements():
-        match = re.fullmatch(r"seccomp[=:](.+)", entry.text())
+        written = entry.text()
+        match = re.fullmatch(r"seccomp[=:](.+)", written)
         if match is None or match[1] in ("unconfined", "builtin") or match[1].startswith("{"):
             found.append(entry.node)
             continue
         path = absolute(match[1], context.base, context.home)
+        value = f"seccomp={path}"
         try:
             profile = json.loads(envfile.read_text(Path(path)))
         except FileNotFoundError:
-            entry.fail(f"no such file: {path}", "name a seccomp profile, or write unconfined")
+            entry.refuse(f"no such file: {path}", "name a seccomp profile, or write unconfined")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            entry.fail(f"{path} is no seccomp profile: {reason}", "a profile is a JSON file")
+            entry.refuse(f"{path} is no seccomp profile: {reason}", "a profile is a JSON file")
         else:
-            text = json.dumps(profile, separators=(",", ":"))
-            found.append(entry.node.made(f"seccomp={text}"))
+            value = f"seccomp={json.dumps(profile, separators=(',', ':'))}"
+        found.append(_written(entry.node.made(value), written))
     return at.node.made(found)
 
 
@@ -338,8 +352,25 @@ def _deploy(at: At, context: Context) -> Node | None:
     return node
 
 
+def _build(at: At, context: Context) -> Node | None:
+    """Never built here, but printed: the short form is the context."""
+    if isinstance(at.node.value, str):
+        return made(at.node, {"context": at.node})
+    if not at.is_map("context: ."):
+        return None
+    assert isinstance(at.node.value, dict)
+    entries: dict[str, Value | Node] = dict(at.node.value)
+    for key, form in (("args", pairs), ("labels", pairs), ("extra_hosts", _hosts)):
+        if (found := at.set_at(key)) is not None:
+            entries[key] = form(found, context) or found.node.made({})
+    if (found := at.set_at("cache_from")) is not None:
+        entries["cache_from"] = strings(found, context) or found.node.made([])
+    return made(at.node, entries)
+
+
 _FORMS: dict[str, Callable[[At, Context], Node | None]] = {
     "annotations": pairs,
+    "build": _build,
     "cap_add": strings,
     "cap_drop": strings,
     "command": _words,
@@ -376,8 +407,10 @@ def _variables(at: At, entries: dict[str, Node], context: Context) -> None:
     value the caller's.
     """
     if (files := at.set_at("env_file")) is not None:
-        entries.pop("env_file", None)
-        found = _env_files(files, context)
+        found, paths = _env_files(files, context)
+        entries.pop("env_file")
+        if paths is not None:
+            entries["env_file"] = files.node.made(list(paths))  # printed, and not read again
         own = entries.get("environment")
         if own is None:
             entries["environment"] = files.node.made(dict(found))
@@ -406,28 +439,36 @@ def _variables(at: At, entries: dict[str, Node], context: Context) -> None:
         entries["labels"] = files.node.made({**found, **given})
 
 
-def _env_files(at: At, context: Context) -> dict[str, Node]:
+def _env_files(at: At, context: Context) -> tuple[dict[str, Node], list[Node] | None]:
+    """The variables of the files, and the files' paths if all are in the short form."""
     listed = at.node if isinstance(at.node.value, list | dict) else strings(at, context)
     if listed is None:
-        return {}
+        return {}, None
     if isinstance(listed.value, dict):
         at.fail("must be a string or a list, not a mapping", "write - path: FILE")
-        return {}
+        return {}, None
     found: dict[str, Node] = {}
+    paths: list[Node] | None = []
+    here = context.project in (None, context.base)
     for each in At(listed, at.path, at.report).elements():
         if not isinstance(each.node.value, dict):
-            found |= _env_file(each, each.text(), context, dotenv=False, required=True)
+            name = each.text()
+            path = name if here else absolute(name, context.base, context.home)
+            if paths is not None:
+                paths.append(each.node.made(path))
+            found |= _env_file(each, name, context, dotenv=False, required=True)
             continue
         if not each.check_keys(keys.ENV_FILE, context="env_file"):
             continue
-        path, required, form = each.set_at("path"), each.set_at("required"), each.set_at("format")
-        if path is None:
+        paths = None
+        path_at, required, form = (each.set_at(key) for key in ("path", "required", "format"))
+        if path_at is None:
             each.lacks("path", "add path: FILE")
             continue
         dotenv = form is None or form.choice(("dotenv", "raw")) != "raw"
         must = required is None or required.truth()
-        found |= _env_file(path, path.text(), context, dotenv=dotenv, required=must)
-    return found
+        found |= _env_file(path_at, path_at.text(), context, dotenv=dotenv, required=must)
+    return found, paths
 
 
 def _env_file(

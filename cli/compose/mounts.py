@@ -37,10 +37,12 @@ def _has_drive(path: str) -> bool:
 
 
 def absolute(path: str, base: Path, home: str) -> str:
-    """A host path against the project's folder; ~ is the caller's home."""
-    if path == "~" or path.startswith("~/"):
-        return posixpath.normpath(home + path[1:]) if home else path
-    if _has_drive(path):
+    """A host path against the project's folder; ~ is the caller's home. A path that is absolute
+    already stays as it is written, as in Docker.
+    """
+    if home and (path == "~" or path.startswith("~/")):
+        path = home + path[1:]
+    if path.startswith(("/", "~")) or _has_drive(path):
         return path
     return posixpath.normpath(posixpath.join(base.as_posix(), path))
 
@@ -89,9 +91,12 @@ def _long(at: At, base: Path, home: str) -> Node | None:
 
 
 def _split(text: str) -> list[str]:
-    """At colons, but not at the one of a Windows drive."""
+    """At colons, but not at those of a Windows drive or of a variable that was left as it is."""
     parts: list[str] = []
     for part in text.split(":"):
+        if parts and parts[-1].count("${") > parts[-1].count("}"):
+            parts[-1] += ":" + part
+            continue
         drive = bool(parts) and len(parts[-1]) == 1 and parts[-1].isalpha()
         if drive and part[:1] == "\\":
             parts[-1] += ":" + part
@@ -132,7 +137,7 @@ def _short(at: At, base: Path, home: str) -> Node | None:
             entries["consistency"] = option
         else:
             near = nearest(option, _OPTIONS)
-            at.fail(
+            at.refuse(
                 f'"{text}": the option "{option}" is not known',
                 f"did you mean {near}?" if near else f"known are {', '.join(_OPTIONS)}",
             )

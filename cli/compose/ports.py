@@ -1,6 +1,7 @@
 """Published ports: the short forms, written out as long ones.
 
-[[IP:]PUBLISHED:]TARGET[/PROTOCOL], where PUBLISHED and TARGET are ports or ranges of equal length.
+[[IP:]PUBLISHED:]TARGET[/PROTOCOL], where PUBLISHED and TARGET are ports or ranges of equal length,
+or PUBLISHED is a range that leads to the one TARGET, as in Docker.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 from cli.compose.at import At, made
 from cli.compose.keys import PORT
-from cli.compose.tree import Node
+from cli.compose.tree import LITERAL_TAG, Node
 
 PORT_MAX = 65535
 PROTOCOLS = ("tcp", "udp", "sctp")
@@ -57,6 +58,8 @@ def parse_short(text: str) -> list[ShortPort]:
     if not published:
         return [ShortPort(host_ip, 0, target_first + i, protocol) for i in range(count)]
     first, last = _range(published, "the published port")
+    if count == 1:
+        return [ShortPort(host_ip, port, target_first, protocol) for port in range(first, last + 1)]
     if last - first + 1 != count:
         raise ValueError(
             f"{last - first + 1} published ports cannot stand for {count} "
@@ -101,16 +104,20 @@ def _entry(at: At) -> Iterator[Node]:
     if isinstance(at.node.value, bool | float | list | None):
         at.fail(f"must be a port, not {at.shown()}", _FORMS)
         return
+    if at.node.tag == LITERAL_TAG:
+        yield at.node
+        return
     text = at.node.value if isinstance(at.node.value, str) else at.node.text
     try:
         ports = parse_short(text)
     except ValueError as error:
         at.fail(f'"{text}" is not a port: {error}', _FORMS)
         return
-    for port in ports:
+    for port in sorted(ports, key=lambda port: str(port.target)):  # Docker's order
         yield made(
             at.node,
             {
+                "mode": "ingress",
                 "target": port.target,
                 "protocol": port.protocol,
                 **({"published": port.published} if port.published else {}),

@@ -26,6 +26,7 @@ from tests.unit.compose.helpers import document, loaded, service
         ("80-82", [("", 0, 80, "tcp"), ("", 0, 81, "tcp"), ("", 0, 82, "tcp")]),
         ("7000-7001:80-81", [("", 7000, 80, "tcp"), ("", 7001, 81, "tcp")]),
         ("7000-7000:80", [("", 7000, 80, "tcp")]),
+        ("7000-7001:80", [("", 7000, 80, "tcp"), ("", 7001, 80, "tcp")]),
         ("1:65535", [("", 1, 65535, "tcp")]),
     ],
 )
@@ -45,7 +46,7 @@ def test_forms(text: str, ports: list[tuple[str, int, int, str]]) -> None:
         ("-1", "the target port is missing"),
         ("80/tpc", "the protocol 'tpc' is not tcp, udp or sctp"),
         ("80/", "the protocol '' is not"),
-        ("8000-8010:80", "11 published ports cannot stand for 1 target port"),
+        ("8000-8010:80-81", "11 published ports cannot stand for 2 target ports"),
         ("80:80-82", "1 published ports cannot stand for 3 target ports"),
         ("82-80", "the range runs backwards"),
         ("300.0.0.1:80:80", "'300.0.0.1' is not an IP address"),
