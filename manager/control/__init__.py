@@ -4,11 +4,13 @@ from manager.control.controller import Controller, Tick
 from manager.control.loop import ControlLoop
 from manager.control.rehearse import Rehearsal, rehearse
 from manager.control.status import service_status, up_to_date
+from manager.control.template import Templates
 
 __all__ = [
     "ControlLoop",
     "Controller",
     "Rehearsal",
+    "Templates",
     "Tick",
     "rehearse",
     "service_status",

@@ -2,7 +2,7 @@
 
 from manager.store.engine import Corrupt, Deposed, Engine, Fence, Op, Row, Stale
 from manager.store.store import Store
-from manager.store.tables import STACK_LABEL, Change, Draft, Tables, View, slot_key
+from manager.store.tables import STACK_LABEL, Change, Draft, Frozen, Tables, View, slot_key
 from manager.store.watch import Batch, Topic, Watch, WatchLost
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Draft",
     "Engine",
     "Fence",
+    "Frozen",
     "Op",
     "Row",
     "Stale",

@@ -19,7 +19,7 @@ import structlog
 
 from manager.store import codec, metrics
 from manager.store.engine import Deposed, Engine, Fence, Op, Row, Stale
-from manager.store.tables import BY_CLASS, BY_KIND, SCHEMAS, Change, Draft, Tables
+from manager.store.tables import BY_CLASS, BY_KIND, SCHEMAS, Change, Draft, Frozen, Tables
 from manager.store.watch import Batch, Hub, Topic, Watch
 from swarm import errors
 from swarm.clock import Clock
@@ -126,6 +126,10 @@ class Store:
     def count(self, cls: type[Message]) -> int:
         """How many objects of a kind there are; constant time."""
         return self._tables.count(cls)
+
+    def freeze(self) -> Frozen:
+        """The present state as it will not change any more, for long work in another thread."""
+        return self._tables.freeze()
 
     def watch(self, *topics: Topic, from_revision: int | None = None) -> Watch:
         """Commits that touch any of the topics, without a gap.

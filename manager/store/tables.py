@@ -203,6 +203,14 @@ class Tables:
         self._revision = revision
         return tuple(out)
 
+    def freeze(self) -> Frozen:
+        """All of it as it is now, for work in another thread. Costs a copy of the dictionaries by
+        id: some milliseconds for 100,000 objects.
+        """
+        return Frozen(
+            self._revision, {cls: dict(table.objects) for cls, table in self._tables.items()}
+        )
+
     def check_invariants(self) -> None:
         """Indexes hold exactly the objects; for tests."""
         for table in self._tables.values():
@@ -215,6 +223,41 @@ class Tables:
                 errors.invariant(
                     found == expected, f"index {name} of {table.schema.kind.name} is off"
                 )
+
+
+class Frozen:
+    """The tables at one revision, whatever becomes of them: a View for long work that must neither
+    hold the event loop up nor see the state move. Indexes are made at the first question.
+    For one thread.
+    """
+
+    def __init__(self, revision: int, objects: dict[type[Message], dict[str, Any]]) -> None:
+        self._revision = revision
+        self._objects = objects
+        self._indexes: dict[tuple[type[Message], str], dict[Hashable, list[Any]]] = {}
+
+    @property
+    def revision(self) -> int:
+        return self._revision
+
+    def get(self, cls: type[T], id_: str) -> T | None:
+        return self._objects[cls].get(id_)
+
+    def all(self, cls: type[T]) -> Iterable[T]:
+        return self._objects[cls].values()
+
+    def by(self, cls: type[T], index: str, key: Hashable) -> list[T]:
+        made = self._indexes.get((cls, index))
+        if made is None:
+            made = self._indexes[cls, index] = {}
+            keys_of = BY_CLASS[cls].indexes[index]
+            for o in self._objects[cls].values():
+                for found in keys_of(o):
+                    made.setdefault(found, []).append(o)
+        return list(made.get(key, ()))
+
+    def count(self, cls: type[Message]) -> int:
+        return len(self._objects[cls])
 
 
 class Draft:

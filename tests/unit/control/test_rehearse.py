@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from msgspec import structs
 
@@ -35,23 +36,21 @@ from tests.unit.control.world import (
 )
 
 
-def draft_with(world: World, *objects: object) -> Draft:
+def draft_with(world: World, *objects: Any) -> Draft:
     draft = world.draft()
     for o in objects:
         draft.put(o)
     return draft
 
 
-def new_service(name: str = "web", **fields: object) -> tuple[Service, ServiceRevision]:
+def new_service(name: str = "web", **fields: Any) -> tuple[Service, ServiceRevision]:
     spec = make_spec(name, **fields)
     service = Service(id=f"s-{name}", spec=spec, spec_version=1, task_version=1)
     revision = ServiceRevision(id=f"s-{name}.1", service_id=service.id, spec_version=1, spec=spec)
     return service, revision
 
 
-def next_version(
-    world: World, service_id: str, **fields: object
-) -> tuple[Service, ServiceRevision]:
+def next_version(world: World, service_id: str, **fields: Any) -> tuple[Service, ServiceRevision]:
     old = world.service(service_id)
     assert old.spec is not None
     spec = make_spec(old.spec.name, **fields)

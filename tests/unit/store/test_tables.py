@@ -304,3 +304,20 @@ def test_revisions_only_grow() -> None:
     tables = loaded(Task(id="t"))
     with pytest.raises(errors.InvariantError, match="revision 0 after 1"):
         tables.apply(0, [])
+
+
+def test_a_frozen_view_shows_all_and_stays_as_it_was():
+    tables = loaded(
+        Service(id="s", spec=ServiceSpec(name="web", labels={STACK_LABEL: "app"})),
+        *(Task(id=f"t{i}", service_id="s", slot=i, node_id=f"n{i % 2}") for i in range(4)),
+        Node(id="n1", description=NodeDescription(hostname="h1")),
+    )
+    frozen = tables.freeze()
+    before = contents(tables)
+    assert contents(frozen) == before
+    draft = Draft(tables, now_ns=2)
+    draft.delete(Task, "t0")
+    draft.put(Task(id="t9", service_id="s", slot=9, node_id="n0"))
+    commit(tables, draft)
+    assert contents(frozen) == before
+    assert frozen.revision == tables.revision - 1

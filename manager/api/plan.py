@@ -1,0 +1,278 @@
+"""What a deploy would do: the deploy itself, on a draft that is never committed.
+
+`plan` runs resolve_request and deploy as DeployStack does, so that it can be of nothing else than
+what the deploy would take, and raises what the deploy would raise. Then it compares each object
+before and after, field by field, and lets the control loop be rehearsed on the draft
+(manager/control/rehearse.py) to say what becomes of the tasks.
+
+Invariants: nothing is changed; two plans of the same request on the same state are equal, though
+each draws new ids (ids of what would be made are left out); nothing secret is in a plan, of secrets
+there are digests with the manager's key.
+
+It looks at every task of the cluster once, and plays every step of the change: from 0.2 s to some
+seconds for large stacks. `Planner` runs it in a thread on a frozen view, so that the event loop
+never waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import structs
+
+from manager.api.field_diff import DIGEST_DIGITS, TEXT_BYTES_MAX, change, changes
+from manager.api.lookup import CLASSES, spec_of, task_of
+from manager.api.plan_version import check_expected, plan_version
+from manager.api.services import PAUSED
+from manager.api.stack_request import resolve_request
+from manager.api.stacks import UNCHANGED, UPDATED, deploy
+from manager.ca import Sealer
+from manager.control import Rehearsal, Templates, rehearse
+from manager.store import Draft, Store, View
+from swarm import ids, states
+from swarm.clock import Clock
+from swarm.v1 import (
+    Config,
+    DeployStackRequest,
+    FieldChange,
+    Kind,
+    Network,
+    PlannedChange,
+    PlanStackResponse,
+    Secret,
+    Service,
+    ServiceSpec,
+    Stack,
+    StackChange,
+    Task,
+    TaskState,
+)
+
+RECREATED, SCALED, KEPT, REPLACED = "recreated", "scaled", "kept", "replaced"
+# Of all contents of configs in a plan; what is beyond is shown by digest, so that a plan of many
+# large ones stays far below the limit of a message.
+TEXTS_BYTES_MAX = 4 * 1024 * 1024
+
+# How many plans are worked on at a time; others wait. They share the interpreter with the event
+# loop, so more of them would only be slower.
+PLANS_MAX = 2
+
+
+class Planner:
+    """Makes plans beside the event loop."""
+
+    def __init__(self, store: Store, clock: Clock, rng: ids.Rng, *, sealer: Sealer) -> None:
+        self._store = store
+        self._clock = clock
+        self._rng = rng
+        self._sealer = sealer
+        self._room = asyncio.Semaphore(PLANS_MAX)
+
+    async def plan(self, request: DeployStackRequest) -> PlanStackResponse:
+        """As `plan`, of the store as it is when the call's turn comes. A cancelled call leaves its
+        thread to come to its end; nobody hears of it.
+        """
+        async with self._room:
+            view = self._store.freeze()
+            rng = ids.seeded_rng(self._rng.getrandbits(64))
+            return await asyncio.to_thread(
+                plan,
+                view,
+                request,
+                now_ns=self._clock.now_ns(),
+                new_id=lambda: ids.new_id(rng),
+                sealer=self._sealer,
+                rng=rng,
+            )
+
+
+def plan(
+    view: View,
+    request: DeployStackRequest,
+    *,
+    now_ns: int,
+    new_id: Callable[[], str],
+    sealer: Sealer,
+    rng: ids.Rng,
+) -> PlanStackResponse:
+    """What the request would do to the view. `rng` draws the ids of tasks that are played.
+
+    Raises what the deploy would raise: Invalid with all problems, Conflict (RemovalPending among
+    them: a plan does not wait for a removal to end), NotFound, Unsupported, Exhausted.
+    """
+    draft = Draft(view, now_ns=now_ns)
+    wanted = resolve_request(draft, request, sealer=sealer)
+    if request.expected_version:
+        check_expected(draft, wanted, request.expected_version, sealer=sealer)
+    version = plan_version(view, wanted, sealer=sealer)
+    done = deploy(draft, wanted, who="", new_id=new_id, sealer=sealer)
+    stack = next(iter(view.by(Stack, "name", wanted.spec.name)), None)
+    touched = [c.id for c in draft.changes() if c.kind == Kind.SERVICE]
+    rehearsal = rehearse(draft, now_ns=now_ns, rng=rng, services=touched)
+    compared = _Comparison(view, draft, sealer, rehearsal)
+    return PlanStackResponse(
+        stack_id=stack.id if stack is not None else "",
+        revision=stack.revision if stack is not None else 0,
+        version=version,
+        changes=tuple(compared.of(c) for c in done.changes),
+        warnings=done.warnings,
+        differs=any(c.action != UNCHANGED for c in done.changes),
+        settled=rehearsal.settled,
+    )
+
+
+class _Comparison:
+    """Objects before and after the deploy."""
+
+    def __init__(self, before: View, after: View, sealer: Sealer, rehearsal: Rehearsal) -> None:
+        self._before = before
+        self._after = after
+        self._sealer = sealer
+        self._rehearsal = rehearsal
+        self._texts_left = TEXTS_BYTES_MAX
+        self._contents: dict[tuple[type[Any], str], str] = {}
+
+    def of(self, done: StackChange) -> PlannedChange:
+        """The account of one object."""
+        cls: type[Any] = CLASSES[done.kind]
+        there = self._before.get(cls, done.id) is not None
+        effect, fields = "", tuple[FieldChange, ...]()
+        if done.action == UPDATED:
+            effect, fields = self._updated(done, cls)
+        return PlannedChange(
+            change=done if there else structs.replace(done, id=""),
+            effect=effect,
+            fields=fields,
+            placement=self._rehearsal.placement(done.id) if done.kind == Kind.SERVICE else None,
+        )
+
+    def _updated(self, done: StackChange, cls: type[Any]) -> tuple[str, tuple[FieldChange, ...]]:
+        after = self._after.get(cls, done.id)
+        before = self._before.get(cls, done.id)
+        if before is None:
+            # A secret or config with new content is a new object that takes the name.
+            before = next(iter(self._before.by(cls, "name", done.name)), None)
+        if isinstance(before, Service) and isinstance(after, Service):
+            effect = self._effect(before, after)
+            return effect, self._service_fields(before, after, recreated=effect == RECREATED)
+        if isinstance(before, Secret) and isinstance(after, Secret):
+            data = (_short(before.digest), _short(after.digest))
+        elif isinstance(before, Config) and isinstance(after, Config):
+            data = self._texts(_spec(before).data, _spec(after).data)
+        else:
+            return "", changes(_spec(before), _spec(after))
+        fields = changes(_bare(before), _bare(after))
+        if data[0] != data[1]:
+            fields = tuple(sorted((*fields, change("data", *data)), key=lambda f: f.path))
+        return (REPLACED if before.id != after.id else ""), fields
+
+    def _texts(self, before: bytes, after: bytes) -> tuple[str, str]:
+        """Two contents: as texts, unless one is none or too large."""
+        size = len(before) + len(after)
+        if before == after:
+            return "", ""
+        if max(len(before), len(after)) <= TEXT_BYTES_MAX and size <= self._texts_left:
+            try:
+                texts = before.decode(), after.decode()
+            except UnicodeDecodeError:
+                pass
+            else:
+                self._texts_left -= size
+                return texts
+        return self._digest(before), self._digest(after)
+
+    def _digest(self, data: bytes) -> str:
+        return _short(self._sealer.digest(data))
+
+    # ------------------------------------------------------------ services
+
+    def _effect(self, before: Service, after: Service) -> str:
+        paused = after.update_status is not None and after.update_status.state in PAUSED
+        templates = Templates(self._after, after)
+        replaced = not paused and any(
+            not templates.up_to_date(task)
+            for task in self._before.by(Task, "service", after.id)
+            if states.wanted(task.desired_state)
+            and not states.ended(task.status.state if task.status else TaskState.NEW)
+        )
+        if replaced or before.job_iteration != after.job_iteration:
+            return RECREATED
+        return SCALED if spec_of(before).mode != spec_of(after).mode else KEPT
+
+    def _service_fields(
+        self, before: Service, after: Service, *, recreated: bool
+    ) -> tuple[FieldChange, ...]:
+        old = self._for_people(self._before, spec_of(before))
+        new = self._for_people(self._after, spec_of(after))
+        found = changes(old, new)
+        if recreated and all(_leaves_tasks_alone(f) for f in found):
+            # Something that makes no difference to people makes one to the control loop: the plan
+            # must not be silent about why tasks are replaced.
+            found = changes(old, new, literal=True)
+        return found
+
+    def _for_people(self, view: View, spec: ServiceSpec) -> ServiceSpec:
+        """The spec with names in place of networks' ids, and digests of the content in place of
+        the ids of secrets and configs.
+        """
+        task = task_of(spec)
+        container = task.container
+        if container is not None and (container.secrets or container.configs):
+            container = structs.replace(
+                container,
+                secrets=tuple(
+                    structs.replace(r, secret_id=self._content(view, Secret, r.secret_id))
+                    for r in container.secrets
+                ),
+                configs=tuple(
+                    structs.replace(r, config_id=self._content(view, Config, r.config_id))
+                    for r in container.configs
+                ),
+            )
+        networks = tuple(
+            structs.replace(n, target=_network_name(view, n.target)) for n in task.networks
+        )
+        return structs.replace(
+            spec, task=structs.replace(task, container=container, networks=networks)
+        )
+
+    def _content(self, view: View, cls: type[Secret] | type[Config], id_: str) -> str:
+        """A digest of all that tasks see of a secret or config; the id of one that is gone."""
+        key = (cls, id_)
+        found = self._contents.get(key)
+        if found is None:
+            o = view.get(cls, id_)
+            if o is None:
+                return id_
+            digest = o.digest if isinstance(o, Secret) else self._sealer.digest(_spec(o).data)
+            templating = _spec(o).templating
+            if templating is not None:
+                digest = self._sealer.digest(digest.encode() + msgspec.json.encode(templating))
+            found = self._contents[key] = _short(digest)
+        return found
+
+
+def _leaves_tasks_alone(field: FieldChange) -> bool:
+    return not field.path.startswith(("task", "endpoint"))
+
+
+def _network_name(view: View, target: str) -> str:
+    network = view.get(Network, target)
+    return network.spec.name if network is not None and network.spec is not None else target
+
+
+def _bare(o: Secret | Config) -> Any:
+    """The spec without name (a superseded version has lost it) and content."""
+    return structs.replace(_spec(o), name="", data=b"")
+
+
+def _spec(o: Any) -> Any:
+    assert o.spec is not None
+    return o.spec
+
+
+def _short(digest: str) -> str:
+    return digest[:DIGEST_DIGITS]
