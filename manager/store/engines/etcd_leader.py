@@ -1,0 +1,181 @@
+"""Leadership among managers: one key on a lease.
+
+Whoever puts the key while it is absent leads until the lease is over or the key is deleted; the
+key's create_revision is the epoch, which a fenced commit compares. A manager that cannot renew its
+lease in time deposes itself, on its own clock, from when it last asked: so it knows before etcd
+lets another one in (Gray and Cheriton, "Leases", SOSP 1989).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, Final
+
+import structlog
+from etcd3aio import _protobuf as pb
+
+from manager.store.engine import Fence
+from manager.store.engines.etcd_client import EtcdClient
+from swarm import errors
+from swarm.clock import Clock
+
+log = structlog.get_logger("store.etcd")
+
+LEASE_S: Final = 2  # etcd makes it at least one and a half of its election timeouts
+RENEWALS: Final = 4  # in the time of a lease
+RETRY_S: Final = 0.2
+
+
+class Leadership:
+    """This manager's part in it. `present` is who leads as far as the log has shown."""
+
+    def __init__(self, client: EtcdClient, key: bytes, clock: Clock) -> None:
+        self.key = key
+        self.present: Fence | None = None
+        self._client = client
+        self._clock = clock
+        self._mine: Fence | None = None
+        self._noted = 0  # the revision that `present` is of
+        self._lease = 0
+        self._renewing: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+
+    @property
+    def leads(self) -> bool:
+        return self._mine is not None
+
+    def note(self, kv: Any | None, revision: int) -> None:
+        """The key as it was at the revision; None: absent. News that are older than what is known
+        are no news: the log may show an end that a campaign has seen already.
+        """
+        if revision < self._noted:
+            return
+        self._noted = revision
+        self.present = Fence(kv.value.decode(), kv.create_revision) if kv is not None else None
+        if self._mine is not None and self.present != self._mine:
+            self._lose("the key is another's" if kv is not None else "the key is gone")
+        self._wake()
+
+    async def look(self) -> None:
+        """Reads the key: what happened to it while nobody watched."""
+        answer = await self._client.range(pb.RangeRequest(key=self.key))
+        self.note(answer.kvs[0] if answer.kvs else None, answer.header.revision)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def campaign(self, node_id: str) -> Fence:
+        """Until this manager leads. An earlier leadership of the same node is ended: a node runs
+        one manager, so that one is dead.
+        """
+        while True:
+            changed = self._changed
+            try:
+                fence = await self._attempt(node_id)
+            except errors.SwarmError as error:
+                log.info("campaign_failed", reason=error.message)
+                await self._drop_lease()
+                await asyncio.sleep(RETRY_S)
+                continue
+            if fence is not None:
+                return fence
+            # The watch may be behind, or broken: look again now and then.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LEASE_S):
+                    await changed.wait()
+
+    async def _attempt(self, node_id: str) -> Fence | None:
+        asked_s = self._clock.monotonic_s()
+        if not self._lease:
+            self._lease, _ = await self._client.grant(LEASE_S)
+        answer = await self._client.txn(
+            pb.TxnRequest(
+                compare=[
+                    pb.Compare(
+                        key=self.key,
+                        target=pb.Compare.CREATE,
+                        result=pb.Compare.EQUAL,
+                        create_revision=0,
+                    )
+                ],
+                success=[
+                    pb.RequestOp(
+                        request_put=pb.PutRequest(
+                            key=self.key, value=node_id.encode(), lease=self._lease
+                        )
+                    )
+                ],
+                failure=[pb.RequestOp(request_range=pb.RangeRequest(key=self.key))],
+            )
+        )
+        if not answer.succeeded:
+            lease, self._lease = self._lease, 0
+            await self._client.revoke(lease)
+            kvs = answer.responses[0].response_range.kvs
+            if kvs:
+                self.note(kvs[0], answer.header.revision)
+                if kvs[0].value == node_id.encode():
+                    await self._client.revoke(kvs[0].lease)
+                    return await self._attempt(node_id)
+            return None
+        fence = Fence(node_id, answer.header.revision)
+        self._mine = self.present = fence
+        self._noted = fence.epoch
+        self._renewing = asyncio.get_running_loop().create_task(self._renew(fence, asked_s))
+        return fence
+
+    async def _renew(self, fence: Fence, asked_s: float) -> None:
+        """Keeps the lease while this manager leads."""
+        ttl_s = float(LEASE_S)
+        while self._mine == fence:
+            await asyncio.sleep(ttl_s / RENEWALS)
+            left_s = asked_s + ttl_s - self._clock.monotonic_s()
+            if left_s <= 0:
+                self._lose("its lease could not be renewed in time")
+                return
+            again_s = self._clock.monotonic_s()
+            try:
+                granted_s = await self._client.keep_alive(self._lease, timeout_s=left_s)
+            except errors.Unavailable as error:
+                log.info("lease_not_renewed", reason=error.message)
+                continue
+            if self._mine == fence and not granted_s:
+                self._lose("its lease is over")
+            asked_s, ttl_s = again_s, float(granted_s)
+
+    def _lose(self, reason: str) -> None:
+        log.warning("leadership_lost", node_id=self._mine and self._mine.node_id, reason=reason)
+        self._mine = None
+        self._lease = 0
+        self._wake()
+
+    async def wait_deposed(self, fence: Fence) -> None:
+        """Until this leadership is over."""
+        while self._mine == fence:
+            await self._changed.wait()
+
+    async def resign(self, fence: Fence) -> None:
+        """Gives leadership up at once, so that another manager need not wait for the lease."""
+        if self._mine != fence:
+            return
+        self._mine = None
+        self._wake()
+        await self._drop_lease()
+
+    async def _drop_lease(self) -> None:
+        lease, self._lease = self._lease, 0
+        if lease:
+            try:
+                await self._client.revoke(lease)
+            except errors.SwarmError as error:
+                log.info("lease_not_revoked", reason=error.message)
+
+    async def close(self) -> None:
+        """Resigns and ends the renewals."""
+        if self._mine is not None:
+            await self.resign(self._mine)
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)

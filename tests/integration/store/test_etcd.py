@@ -1,0 +1,404 @@
+"""The engine on a real etcd: what the store promises, over crashes, silence and compaction."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from etcd3aio import _protobuf as pb
+from msgspec.structs import replace
+
+from manager.store import Corrupt, Deposed, Draft, Op, Stale, Store, codec
+from manager.store.engines import etcd as module
+from manager.store.engines.etcd import EtcdEngine
+from manager.store.engines.etcd_client import EtcdClient
+from swarm import errors
+from swarm.clock import SystemClock
+from swarm.v1 import Kind, Node, Service, ServiceSpec, Task
+from tests.etcd import Etcd
+
+pytestmark = pytest.mark.slow
+
+WAIT_S = 15.0
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+    """One etcd for the tests that leave it alone; each has its own prefix."""
+    etcd = Etcd(tmp_path_factory.mktemp("etcd"))
+    etcd.start()
+    yield etcd
+    etcd.kill()
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Etcd]:
+    """An etcd to be ill-treated."""
+    etcd = Etcd(tmp_path)
+    etcd.start()
+    yield etcd
+    etcd.kill()
+
+
+_prefixes = itertools.count()
+Managers = Callable[..., Any]
+
+
+@pytest.fixture
+async def managers() -> AsyncIterator[Managers]:
+    """Makes open stores on an etcd; they are checked and closed in the end."""
+    async with AsyncExitStack() as stack:
+        numbers = itertools.count()
+
+        async def make(etcd: Etcd, prefix: str) -> Store:
+            engine = EtcdEngine(
+                EtcdClient([etcd.endpoint]),
+                clock=SystemClock(),
+                writer=f"m{next(numbers)}",
+                prefix=prefix,
+            )
+            store = Store(engine, SystemClock())
+            await store.open()
+            stack.push_async_callback(store.close)
+            stack.callback(store.check_invariants)
+            return store
+
+        yield make
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"/t{next(_prefixes)}"
+
+
+def engine_of(store: Store) -> EtcdEngine:
+    assert isinstance(store.engine, EtcdEngine)
+    return store.engine
+
+
+async def until(check: Callable[[], object]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not check():
+            await asyncio.sleep(0.01)
+
+
+def put(*objects: Any) -> Callable[[Draft], None]:
+    def write(draft: Draft) -> None:
+        for o in objects:
+            draft.put(o)
+
+    return write
+
+
+def count_up(draft: Draft) -> None:
+    """Counts in a field that holds a number."""
+    counter = draft.get(Node, "counter") or Node(id="counter")
+    draft.put(replace(counter, certificate_expires_at_ns=counter.certificate_expires_at_ns + 1))
+
+
+def counted(store: Store) -> int:
+    counter = store.get(Node, "counter")
+    return counter.certificate_expires_at_ns if counter else 0
+
+
+def rows(store: Store) -> dict[str, Any]:
+    return {t.id: t for t in store.all(Task)}
+
+
+async def test_what_one_manager_writes_every_manager_has(
+    shared: Etcd, managers: Managers, prefix: str
+) -> None:
+    a, b = await managers(shared, prefix), await managers(shared, prefix)
+    await a.update(put(Task(id="t", slot=1), Service(id="s", spec=ServiceSpec(name="web"))))
+    assert a.get(Task, "t") is not None, "a writer reads what it wrote"
+    await engine_of(b).barrier()
+    assert b.get(Task, "t") == a.get(Task, "t")
+    await b.update(lambda d: d.delete(Task, "t"))
+    await engine_of(a).barrier()
+    assert a.get(Task, "t") is None
+    late = await managers(shared, prefix)
+    assert late.get(Service, "s") == a.get(Service, "s")
+    assert late.get(Task, "t") is None
+
+
+async def test_of_two_managers_that_change_one_object_one_is_stale(
+    shared: Etcd, managers: Managers, prefix: str
+) -> None:
+    a, b = await managers(shared, prefix), await managers(shared, prefix)
+    await a.update(put(Task(id="t", slot=0)))
+    await engine_of(b).barrier()
+    drafts = [s.draft() for s in (a, b)]
+    for i, draft in enumerate(drafts):
+        task = draft.get(Task, "t")
+        assert task is not None
+        draft.put(replace(task, slot=i + 1))
+    results = await asyncio.gather(a.commit(drafts[0]), b.commit(drafts[1]), return_exceptions=True)
+    assert sorted(type(r).__name__ for r in results) == ["Stale", "int"]
+    loser = b if isinstance(results[1], Stale) else a
+    task = loser.get(Task, "t")
+    assert task is not None
+    assert task.slot == (1 if loser is b else 2), "what it lost to is there to be read"
+
+
+async def test_a_name_has_one_owner_whoever_claims_it(
+    shared: Etcd, managers: Managers, prefix: str
+) -> None:
+    stores = [await managers(shared, prefix) for _ in range(2)]
+    drafts = [s.draft() for s in stores]
+    for i, draft in enumerate(drafts):
+        draft.put(Service(id=f"s{i}", spec=ServiceSpec(name="web")))
+    results = await asyncio.gather(
+        *(s.commit(d) for s, d in zip(stores, drafts, strict=True)), return_exceptions=True
+    )
+    assert sorted(type(r).__name__ for r in results) == ["Stale", "int"]
+
+
+async def test_no_increment_is_lost_and_no_manager_falls_behind(
+    shared: Etcd, managers: Managers, prefix: str
+) -> None:
+    stores = [await managers(shared, prefix) for _ in range(3)]
+
+    async def work(store: Store, number: int) -> None:
+        rng = random.Random(number)
+        for i in range(30):
+            await store.update(count_up, attempts=200)
+            await store.update(put(Task(id=f"{number}-{i}", slot=rng.randint(1, 9))))
+
+    await asyncio.gather(*(work(s, i) for i, s in enumerate(stores)))
+    for store in stores:
+        await engine_of(store).barrier()
+        assert counted(store) == 90
+        assert rows(store) == rows(stores[0])
+        assert len(rows(store)) == 90
+
+
+async def test_many_single_commits_share_transactions(
+    shared: Etcd, managers: Managers, prefix: str
+) -> None:
+    store = await managers(shared, prefix)
+    before = store.revision
+    await asyncio.gather(*(store.update(put(Task(id=f"t{i}"))) for i in range(500)))
+    assert store.count(Task) == 500
+    assert store.revision - before < 100, "commits that wait go together"
+
+
+async def test_commits_of_one_group_do_not_see_each_other_half(
+    shared: Etcd, managers: Managers, prefix: str
+) -> None:
+    """Two commits that each rely on what the other writes must not both succeed."""
+    store = await managers(shared, prefix)
+    await store.update(put(Task(id="a"), Task(id="b")))
+    engine = engine_of(store)
+    a, b = (t.meta.version for t in (store.get(Task, "a"), store.get(Task, "b")) if t and t.meta)
+    results = await asyncio.gather(
+        *(
+            engine.commit([Op(Kind.TASK, f"f{i}", codec.encode(Task(id=f"f{i}")), 0)], [], None)
+            for i in range(8)
+        ),
+        engine.commit([Op(Kind.TASK, "a", None, a)], [Op(Kind.TASK, "b", None, b)], None),
+        engine.commit([Op(Kind.TASK, "b", None, b)], [Op(Kind.TASK, "a", None, a)], None),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(r, Stale) for r in results) == 1
+
+
+async def test_all_rows_of_a_large_state_are_read(
+    shared: Etcd, managers: Managers, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAGE_KEYS", 100)
+    store = await managers(shared, prefix)
+    await store.update(put(*(Task(id=f"t{i:04}") for i in range(1001))))
+    other = await managers(shared, prefix)
+    assert rows(other) == rows(store)
+
+
+async def test_a_commit_larger_than_a_message_of_grpc_is_followed(
+    shared: Etcd, managers: Managers, prefix: str
+) -> None:
+    """The watch gets it in fragments, and it is still one commit."""
+    a, b = await managers(shared, prefix), await managers(shared, prefix)
+    with b.watch(("kind", Kind.TASK)) as watch:
+        label = "x" * 50_000
+        await a.update(put(*(Task(id=f"n{i}", node_id=label) for i in range(100))))
+        async with asyncio.timeout(WAIT_S):
+            batch = await anext(watch)
+    assert len(batch.changes) == 100
+    with pytest.raises(errors.Exhausted, match="make it in parts"):
+        await a.update(put(*(Task(id=f"m{i}", node_id=label) for i in range(300))))
+
+
+async def test_the_second_manager_leads_when_the_first_resigns_and_the_first_writes_no_more(
+    shared: Etcd, managers: Managers, prefix: str
+) -> None:
+    a, b = await managers(shared, prefix), await managers(shared, prefix)
+    first = await a.engine.campaign("n1")
+    waiting = asyncio.create_task(b.engine.campaign("n2"))
+    await a.update(put(Task(id="t1")), fence=first)
+    assert not waiting.done()
+    await a.engine.resign(first)
+    async with asyncio.timeout(WAIT_S):
+        second = await waiting
+        await a.engine.wait_deposed(first)
+    assert second.epoch > first.epoch
+    with pytest.raises(Deposed, match="n2 leads"):
+        await a.update(put(Task(id="t2")), fence=first)
+    await b.update(put(Task(id="t3")), fence=second)
+    assert {t.id for t in b.all(Task)} == {"t1", "t3"}
+
+
+async def test_a_leader_that_is_silent_deposes_itself_before_another_leads(
+    own: Etcd, managers: Managers, prefix: str
+) -> None:
+    a = await managers(own, prefix)
+    fence = await a.engine.campaign("n1")
+    own.signal(signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(WAIT_S):
+            await a.engine.wait_deposed(fence)
+    finally:
+        own.signal(signal.SIGCONT)
+    async with asyncio.timeout(WAIT_S):
+        again = await a.engine.campaign("n1")
+    assert again.epoch > fence.epoch
+    with pytest.raises(Deposed):
+        await a.update(put(Task(id="t")), fence=fence)
+
+
+async def test_a_manager_that_is_started_anew_takes_its_own_leadership_over_at_once(
+    shared: Etcd, managers: Managers, prefix: str
+) -> None:
+    a, b = await managers(shared, prefix), await managers(shared, prefix)
+    fence = await a.engine.campaign("n1")
+    async with asyncio.timeout(1.5):  # below the lease's time
+        assert (await b.engine.campaign("n1")).epoch > fence.epoch
+
+
+async def test_nothing_acknowledged_is_lost_when_etcd_is_killed_again_and_again(
+    own: Etcd, managers: Managers, prefix: str
+) -> None:
+    stores = [await managers(own, prefix) for _ in range(2)]
+    acknowledged: set[str] = set()
+    unknown: set[str] = set()
+    over = asyncio.Event()
+
+    async def write(store: Store, number: int) -> None:
+        for i in itertools.count():
+            if over.is_set():
+                return
+            id_ = f"{number}-{i}"
+            try:
+                await store.update(put(Task(id=id_)))
+            except errors.TimedOut:
+                unknown.add(id_)
+            except errors.Unavailable:
+                await asyncio.sleep(0.02)
+            else:
+                acknowledged.add(id_)
+
+    async with asyncio.TaskGroup() as group:
+        for number, store in enumerate((*stores, *stores)):
+            group.create_task(write(store, number))
+        for _ in range(4):
+            reached = len(acknowledged) + 50
+            await until(lambda reached=reached: len(acknowledged) > reached)  # type: ignore[misc]
+            own.kill()
+            await asyncio.to_thread(own.start)
+        over.set()
+    late = await managers(own, prefix)
+    for store in (*stores, late):
+        await engine_of(store).barrier()
+        found = set(rows(store))
+        assert acknowledged <= found <= acknowledged | unknown
+        assert rows(store) == rows(late)
+    assert len(acknowledged) > 200
+
+
+async def test_a_lost_answer_is_found_in_the_log(
+    own: Etcd, managers: Managers, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await managers(own, prefix)
+    engine = engine_of(store)
+    txn = engine._client.txn
+
+    async def lose(request: Any, *, timeout_s: float = 5.0) -> Any:
+        await txn(request, timeout_s=timeout_s)
+        raise errors.TimedOut("the answer was lost")
+
+    monkeypatch.setattr(engine._client, "txn", lose)
+    await store.update(put(Task(id="t")))
+    assert store.get(Task, "t") is not None
+
+    async def never(request: Any, *, timeout_s: float = 5.0) -> Any:
+        raise errors.TimedOut("the request was lost")
+
+    monkeypatch.setattr(engine._client, "txn", never)
+    with pytest.raises(errors.TimedOut):
+        await store.update(put(Task(id="t2")))
+
+
+async def test_a_compaction_that_was_slept_through_loses_nothing(
+    shared: Etcd, managers: Managers, prefix: str
+) -> None:
+    a, b = await managers(shared, prefix), await managers(shared, prefix)
+    await a.update(put(*(Task(id=f"t{i}") for i in range(5))))
+    await engine_of(b).barrier()
+    # Its watch ends, and what it then asks for is gone.
+    engine = engine_of(b)
+    follower = next(t for t in engine._tasks if "_follow" in repr(t))
+    follower.cancel()
+    await asyncio.wait([follower])
+    await a.update(lambda d: d.delete(Task, "t1"))
+    await a.update(put(Task(id="t9", slot=9)))
+    two = a.get(Task, "t2")
+    assert two is not None
+    await a.update(put(replace(two, slot=7)))
+    await engine_of(a)._client.compact(a.revision)
+    with b.watch(("kind", Kind.TASK)) as watch:
+        engine._spawn(engine._follow())
+        seen: dict[str, Any] = {}
+        async with asyncio.timeout(WAIT_S):
+            while len(seen) < 3:
+                for change in (await anext(watch)).changes:
+                    seen[change.id] = change.new
+    assert {k: v and v.slot for k, v in seen.items()} == {"t1": None, "t9": 9, "t2": 7}
+    assert rows(a) == rows(b)
+
+
+async def test_a_foreign_state_is_refused_by_name(
+    shared: Etcd, managers: Managers, prefix: str
+) -> None:
+    client = EtcdClient([shared.endpoint])
+    try:
+        await client.txn(pb.TxnRequest(success=[module._put(f"{prefix}/format".encode(), b"7")]))
+        with pytest.raises(Corrupt, match="upgrade swarmd"):
+            await managers(shared, prefix)
+    finally:
+        await client.close()
+
+
+async def test_without_etcd_a_commit_says_that_nothing_was_changed(
+    own: Etcd, managers: Managers, prefix: str
+) -> None:
+    store = await managers(own, prefix)
+    own.kill()
+    with pytest.raises((errors.Unavailable, errors.TimedOut)):
+        await store.update(put(Task(id="t")))
+    own.start()
+
+    async def works() -> bool:
+        try:
+            await store.update(put(Task(id="t2")))
+        except errors.Unavailable:
+            return False
+        return True
+
+    async with asyncio.timeout(WAIT_S):
+        while not await works():
+            await asyncio.sleep(0.05)
