@@ -86,7 +86,9 @@ def unfinished(view: View) -> bool:
     """Whether `finish` may have anything to do."""
     if any(s.leftover_ids or s.pending_delete for s in view.all(Stack)):
         return True
-    return bool(_earlier(view))
+    return any(s.superseded for s in view.all(Secret)) or any(
+        c.superseded for c in view.all(Config)
+    )
 
 
 def _earlier(view: View) -> list[Secret | Config]:

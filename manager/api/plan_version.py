@@ -23,7 +23,7 @@ from manager.api.lookup import quoted, spec_of, task_of
 from manager.api.services import PAUSED
 from manager.api.stack_request import Wanted
 from manager.ca import Sealer
-from manager.store import View
+from manager.store import Draft, View
 from swarm import errors
 from swarm.v1 import (
     Config,
@@ -57,6 +57,8 @@ class _Entry:
     version: int
     # The store revision at which this version came to be.
     since: int
+    # What must still be so at the commit: row -> version; 0: must not exist.
+    guard: tuple[tuple[Kind, str], int]
     more: str = ""
 
 
@@ -67,9 +69,12 @@ def plan_version(view: View, wanted: Wanted, *, sealer: Sealer) -> str:
     return f"{revision}.{mark}.{_ask(wanted, sealer)}.{_digest(entries, sealer)}"
 
 
-def check_expected(view: View, wanted: Wanted, expected: str, *, sealer: Sealer) -> None:
+def check_expected(draft: Draft, wanted: Wanted, expected: str, *, sealer: Sealer) -> None:
     """Raises Conflict, saying what has changed, unless the same plan would come out now; Invalid
     for what is no version.
+
+    The draft's commit relies on it as well: objects that the deploy leaves alone must not have been
+    changed meanwhile through another manager. (To be called before the draft is changed.)
     """
     form = _FORM.fullmatch(expected)
     if form is None:
@@ -77,9 +82,12 @@ def check_expected(view: View, wanted: Wanted, expected: str, *, sealer: Sealer)
             f"{expected!r} is not the version of a plan; take it from what `swarmctl stack deploy "
             "--dry-run` shows"
         )
-    revision, entries = _state(view, wanted)
+    revision, entries = _state(draft, wanted)
     asked, state = _ask(wanted, sealer), _digest(entries, sealer)
     if (form[3], form[4]) == (asked, state):
+        for entry in entries:
+            row, version = entry.guard
+            draft.expected.setdefault(row, version)
         return
     causes = []
     if form[3] != asked:
@@ -137,10 +145,13 @@ def _state(view: View, wanted: Wanted) -> tuple[int, list[_Entry]]:
                 found[o.id] = o
         for id_ in sorted(found):
             version = found[id_].meta.version if found[id_].meta is not None else 0
-            out.append(_Entry(quoted(found[id_]), id_, version, version))
+            out.append(_Entry(quoted(found[id_]), id_, version, version, ((kind, id_), version)))
     if stack is None:
         return 0, out
-    out.append(_Entry(quoted(stack), stack.id, stack.revision, 0, str(stack.pending_delete)))
+    version = stack.meta.version if stack.meta is not None else 0
+    guard = ((Kind.STACK, stack.id), version)
+    leaving = str(stack.pending_delete)
+    out.append(_Entry(quoted(stack), stack.id, stack.revision, 0, guard, leaving))
     return stack.revision, out
 
 
@@ -154,8 +165,10 @@ def _services(view: View, spec: StackSpec) -> list[_Entry]:
         paused = service.update_status is not None and service.update_status.state in PAUSED
         revision = view.get(ServiceRevision, f"{id_}.{service.spec_version}")
         since = revision.meta.version if revision is not None and revision.meta is not None else 0
+        # A service changes with each step of a roll-out; its spec, when there is a next one.
+        guard = ((Kind.SERVICE_REVISION, f"{id_}.{service.spec_version + 1}"), 0)
         more = f"{service.pending_delete} {paused}"
-        out.append(_Entry(quoted(service), id_, service.spec_version, since, more))
+        out.append(_Entry(quoted(service), id_, service.spec_version, since, guard, more))
     return out
 
 

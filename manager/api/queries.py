@@ -59,7 +59,7 @@ def info(view: View, *, node_id: str, version: str) -> GetInfoResponse:
     )
 
 
-def get(view: View, request: GetRequest) -> GetResponse:
+def get(view: View, request: GetRequest, *, now_ns: int) -> GetResponse:
     """One object with what belongs to it. Raises NotFound, Invalid (ambiguous)."""
     o: Any = find(view, served(request.kind), request.ref)
     revision: ServiceRevision | None = None
@@ -68,7 +68,7 @@ def get(view: View, request: GetRequest) -> GetResponse:
         revision = view.get(ServiceRevision, f"{o.service_id}.{o.spec_version}")
     if isinstance(o, Service):
         revision = previous_revision(view, o)
-        status = service_status(view, o)
+        status = service_status(view, o, now_ns)
     return GetResponse(
         object=present(o),
         revision=present_revision(revision) if revision is not None else None,
@@ -76,7 +76,7 @@ def get(view: View, request: GetRequest) -> GetResponse:
     )
 
 
-def list_objects(view: View, request: ListRequest) -> ListResponse:
+def list_objects(view: View, request: ListRequest, *, now_ns: int) -> ListResponse:
     """All objects of a kind that pass the filters, in order. Raises Invalid, NotFound."""
     cls = served(request.kind)
     test = compile_filters(view, request.kind, request.filters)
@@ -84,7 +84,7 @@ def list_objects(view: View, request: ListRequest) -> ListResponse:
     found.sort(key=_task_order(view) if request.kind == Kind.TASK else _order)
     statuses: tuple[ServiceStatus, ...] = ()
     if request.with_status and request.kind == Kind.SERVICE:
-        statuses = tuple(service_status(view, s) for s in found)
+        statuses = tuple(service_status(view, s, now_ns) for s in found)
     return ListResponse(
         objects=tuple(present(o) for o in found),
         service_statuses=statuses,

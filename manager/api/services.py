@@ -250,23 +250,25 @@ def restart_followers(
     """
     if not changed:
         return []
-    restarted = []
-    for service in sorted(draft.all(Service), key=lambda s: spec_of(s).name):
-        spec = spec_of(service)
-        if service.pending_delete or spec.name in changed or spec.name in but:
-            continue
-        if not follows(spec, changed):
-            continue
+    followers = [
+        s
+        for s in draft.all(Service)
+        if follows(spec_of(s), changed)
+        and not s.pending_delete
+        and spec_of(s).name not in changed
+        and spec_of(s).name not in but
+    ]
+    followers.sort(key=lambda s: spec_of(s).name)
+    for service in followers:
         update_service(
             problems.of(quoted(service)),
             draft,
             service,
-            forced(spec),
+            forced(spec_of(service)),
             credentials=Credentials("", sealer),
             ledger=ledger,
         )
-        restarted.append(service)
-    return restarted
+    return followers
 
 
 def ask_removal(draft: Draft, service: Service) -> None:
