@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cli.compose.at import At
+from cli.compose.between import Aliases
 from cli.compose.problems import Report, nearest
 from swarm.v1 import Driver
 
@@ -34,8 +35,9 @@ class Surroundings:
     volumes: Mapping[str, Declared]
     secrets: Mapping[str, Declared]
     configs: Mapping[str, Declared]
-    services: frozenset[str]
+    services: Mapping[str, At]
     left_out: frozenset[str]
+    aliases: Aliases
 
     def full(self, name: str) -> str:
         return f"{self.stack}_{name}"

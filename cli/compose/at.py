@@ -128,9 +128,11 @@ class At:
         self.fail(f"must be a list, not {self.shown()}", hint)
         return False
 
-    def check_keys(self, known: Mapping[str, Key], *, context: str = "") -> bool:
+    def check_keys(
+        self, known: Mapping[str, Key], *, context: str = "", refused: bool = True
+    ) -> bool:
         """Reports unknown and refused keys of a mapping; False if it is no mapping. Keys that begin
-        with x- are the user's own.
+        with x- are the user's own. Without `refused` it leaves those to `refuse_keys`.
         """
         if not self.is_map():
             return False
@@ -140,9 +142,17 @@ class At:
             if key is None:
                 if not name.startswith("x-"):
                     self._unknown(name, known, context)
-            elif key.support is Support.REFUSED:
+            elif refused and key.support is Support.REFUSED:
                 self.refuse_key(name, f'"{name}" is not supported: {key.reason}', key.instead)
         return True
+
+    def refuse_keys(self, known: Mapping[str, Key]) -> None:
+        """Reports the refused keys of a mapping; of one that is merged, what is left of them."""
+        value = self.node.value
+        for name, node in value.items() if isinstance(value, dict) else ():
+            key = known.get(name)
+            if key is not None and key.support is Support.REFUSED and node.value is not None:
+                self.refuse_key(name, f'"{name}" is not supported: {key.reason}', key.instead)
 
     def _unknown(self, name: str, known: Mapping[str, Key], context: str) -> None:
         usable = [key for key, what in known.items() if what.support is not Support.REFUSED]

@@ -19,11 +19,10 @@ from cli.compose.around import (
     strings_of,
 )
 from cli.compose.at import At
+from cli.compose.between import missing, waits_for
 from cli.compose.container import container_spec, log_driver, namespace_of
 from cli.compose.keys import SERVICE, Support
 from cli.compose.ports import PORT_MAX, PROTOCOLS
-from cli.compose.problems import nearest
-from cli.compose.tree import Node
 from swarm.v1 import (
     Dependency,
     EndpointSpec,
@@ -42,6 +41,7 @@ def convert_service(name: str, at: At, around: Surroundings) -> ServiceSpec:
     """The service's spec; what is wrong is in the report."""
     runtime = at.set_at("runtime")
     kind = runtime.text() if runtime is not None else ""
+    at.refuse_keys(SERVICE)
     if kind == PROCESS:
         _refuse_docker_keys(at)
     image = _image(at, kind)
@@ -157,12 +157,13 @@ def _networks(
             if declared.external and declared.full_name in HOST_NETWORKS:
                 mode = declared.full_name
                 continue
-            attachments[key] = _attachment(name, value, declared)
+            attachments[key] = _attachment(name, value, declared, around.aliases.of(name, key))
     else:
         default = around.networks["default"]
         if default.external and default.full_name in HOST_NETWORKS:
             return default.full_name, ()
-        return "", (NetworkAttachmentSpec(target=default.full_name, aliases=(name,)),)
+        aliases = (*around.aliases.of(name, "default"), name)
+        return "", (NetworkAttachmentSpec(target=default.full_name, aliases=aliases),)
     if mode and attachments:
         at.fail_key(
             "networks",
@@ -172,7 +173,9 @@ def _networks(
     return mode, tuple(sorted(attachments.values(), key=lambda each: each.target))
 
 
-def _attachment(name: str, at: At, declared: Declared) -> NetworkAttachmentSpec:
+def _attachment(
+    name: str, at: At, declared: Declared, others: tuple[str, ...]
+) -> NetworkAttachmentSpec:
     def text(key: str) -> str:
         found = at.set_at(key)
         return found.text() if found is not None else ""
@@ -181,7 +184,7 @@ def _attachment(name: str, at: At, declared: Declared) -> NetworkAttachmentSpec:
     given = aliases.texts() if aliases is not None else ()
     return NetworkAttachmentSpec(
         target=declared.full_name,
-        aliases=(*given, name),
+        aliases=(*given, *(each for each in others if each not in given), name),
         driver_opts=strings_of(at, "driver_opts"),
         ipv4_address=text("ipv4_address"),
         ipv6_address=text("ipv6_address"),
@@ -242,8 +245,9 @@ def _port(at: At) -> PortConfig:
 
 
 def _depends_on(name: str, at: At, around: Surroundings) -> tuple[Dependency, ...]:
+    """Whom the tasks wait for; a link waits as well, until the other service has started."""
     found = at.set_at("depends_on")
-    gates = []
+    gates: dict[str, Dependency] = {}
     for other, each in found.items() if found is not None else ():
         condition, needed = each.set_at("condition"), each.set_at("required")
         restart = each.set_at("restart")
@@ -251,32 +255,18 @@ def _depends_on(name: str, at: At, around: Surroundings) -> tuple[Dependency, ..
         if other == name:
             each.fail("a service cannot wait for itself", "remove it")
         elif other not in around.services and required:
-            if other in around.left_out:
-                each.fail(
-                    f'the service "{other}" is left out, because none of its profiles is active',
-                    "activate one of them, or write required: false",
-                )
-            else:
-                near = nearest(other, around.services)
-                hint = f'did you mean "{near}"?' if near else "name a service of this stack"
-                each.fail(f'there is no service "{other}"', hint)
+            missing(other, each, around.services, around.left_out)
         if other not in around.services:
             continue
-        gates.append(
-            Dependency(
-                service=around.full(other),
-                condition=condition.choice(CONDITIONS)
-                if condition is not None
-                else "service_started",
-                required=required,
-                restart=restart.truth() if restart is not None else False,
-            )
+        gates[other] = Dependency(
+            service=around.full(other),
+            condition=condition.choice(CONDITIONS) if condition is not None else CONDITIONS[0],
+            required=required,
+            restart=restart.truth() if restart is not None else False,
         )
-    return tuple(gates)
-
-
-def dependency_places(service: Node) -> dict[str, Node]:
-    """What a service waits for, and where that stands."""
-    assert isinstance(service.value, dict)
-    found = service.value.get("depends_on")
-    return dict(found.value) if found is not None and isinstance(found.value, dict) else {}
+    for other in waits_for(at):
+        if other in around.services and other not in gates and other != name:
+            gates[other] = Dependency(
+                service=around.full(other), condition=CONDITIONS[0], required=True
+            )
+    return tuple(gates.values())

@@ -53,7 +53,7 @@ _DEPLOY_PARTS: tuple[tuple[tuple[str, ...], Mapping[str, keys.Key]], ...] = (
 
 def canonical_service(at: At, context: Context) -> Node | None:
     """The service with every key in its one form; None if it is no mapping."""
-    if not at.check_keys(keys.SERVICE, context="a service"):
+    if not at.check_keys(keys.SERVICE, context="a service", refused=False):
         return None
     assert isinstance(at.node.value, dict)
     entries: dict[str, Node] = {}

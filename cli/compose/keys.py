@@ -58,7 +58,9 @@ SERVICE: Mapping[str, Key] = {
     ),
     "build": _no(
         "a cluster runs images from a registry and does not build",
-        "build and push the image first, then name it with `image:`",
+        "build and push the image first and name it with `image:`; then remove build here, or "
+        "move it to an override file that is not deployed, or take it out with `build: !reset "
+        "null` in one that is",
     ),
     "cap_add": _yes("capabilities added to the container"),
     "cap_drop": _yes("capabilities taken from the container"),
@@ -67,10 +69,8 @@ SERVICE: Mapping[str, Key] = {
     "cgroupns_mode": _yes("older name of cgroup"),
     "command": _yes("arguments; replaces the image's"),
     "configs": _yes("files from configs of the cluster"),
-    "container_name": _no(
-        "containers are named after their task, so that replicas do not collide",
-        "remove it; for a name to be reached by, use networks.NETWORK.aliases, and for the name "
-        "the container sees, hostname",
+    "container_name": _yes(
+        "another name of the service on its networks; containers are named after their task"
     ),
     "cpu_count": _no("it is for Windows only", "write deploy.resources.limits.cpus"),
     "cpu_percent": _no("it is for Windows only", "write deploy.resources.limits.cpus"),
@@ -115,10 +115,7 @@ SERVICE: Mapping[str, Key] = {
     "isolation": _docker("Windows isolation"),
     "label_file": _yes("files of labels, below labels"),
     "labels": _yes("labels of the containers"),
-    "links": _no(
-        "links to single containers do not reach across hosts",
-        f"remove it: {_BY_NAME}; for another name use networks.NETWORK.aliases there",
-    ),
+    "links": _yes("waits for the other service; its alias becomes one of the other service's"),
     "logging": _yes("log driver and its options"),
     "mac_address": _docker("MAC address; two replicas on one host would share it"),
     "mem_limit": _yes("deploy.resources.limits.memory where that is absent"),
@@ -146,6 +143,9 @@ SERVICE: Mapping[str, Key] = {
     "profiles": _yes("left out unless one of them is active"),
     "provider": _no("plugins of docker compose are not run", "describe it as a service"),
     "pull_policy": _docker("always, missing or never"),
+    "pull_refresh_after": _no(
+        "images are not pulled by the clock", "deploy again with pull_policy: always"
+    ),
     "read_only": _yes("read-only root file system"),
     "restart": _yes("deploy.restart_policy where that is absent"),
     "runtime": _yes("process, or a runtime of the engine such as runc, nvidia or runsc"),

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.compose import convert
+from cli.compose import between, convert
 from cli.compose.around import Surroundings
 from cli.compose.at import At
 from cli.compose.forms import Context
@@ -142,6 +142,7 @@ def stack_of(files: Files, report: Report) -> StackSpec:
     services_at = root.set_at("services")
     places = dict(services_at.items()) if services_at is not None else {}
     chosen = {name: at for name, at in places.items() if _is_active(at, files.active)}
+    left_out = frozenset(places) - frozenset(chosen)
     around = Surroundings(
         stack=stack,
         report=report,
@@ -149,8 +150,9 @@ def stack_of(files: Files, report: Report) -> StackSpec:
         volumes=objects.volumes,
         secrets=objects.secrets,
         configs=objects.configs,
-        services=frozenset(chosen),
-        left_out=frozenset(places) - frozenset(chosen),
+        services=chosen,
+        left_out=left_out,
+        aliases=between.other_names(chosen, left_out),
     )
     if not chosen and not report.failed:
         if places:
@@ -173,7 +175,8 @@ def stack_of(files: Files, report: Report) -> StackSpec:
                 "shorten the name of the service or of the stack",
             )
         specs.append(convert.convert_service(name, at, around))
-    _refuse_cycles(chosen)
+    between.refuse_cycles(chosen)
+    between.refuse_clashes(chosen, dict(zip(chosen, specs, strict=True)))
     used = frozenset(a.target for s in specs if s.task is not None for a in s.task.networks)
     return StackSpec(
         name=stack,
@@ -210,37 +213,6 @@ def _volumes(objects: Objects, specs: Iterable[ServiceSpec]) -> tuple[VolumeSpec
         for d in objects.volumes.values()
         if not d.external and d.full_name in used
     )
-
-
-def _refuse_cycles(services: Mapping[str, At]) -> None:
-    """Reports each circle of depends_on once, at the entry that closes it."""
-    edges = {name: convert.dependency_places(at.node) for name, at in services.items()}
-    done: set[str] = set()
-    for start in edges:
-        trail: list[str] = []
-        stack: list[tuple[str, bool]] = [(start, False)]
-        while stack:
-            name, leaving = stack.pop()
-            if leaving:
-                trail.pop()
-                done.add(name)
-                continue
-            if name in done or name in trail:
-                continue
-            trail.append(name)
-            stack.append((name, True))
-            for other, node in edges[name].items():
-                if other in trail and other != name:
-                    circle = [*trail[trail.index(other) :], other]
-                    at = services[name]
-                    at.report.error(
-                        node.mark,
-                        f"services.{name}.depends_on: the services wait for each other in a "
-                        f"circle: {' -> '.join(circle)}",
-                        "remove one of these dependencies",
-                    )
-                elif other in edges and other not in done:
-                    stack.append((other, False))
 
 
 __all__ = ["ComposeError", "Loaded", "Problem", "load"]

@@ -43,8 +43,26 @@ BAD = [
     (f"{WEB}    §Environment: {{}}\n", 'unknown key "Environment"', '"environment"?'),
     (f"{WEB}    §wibble: 1\n", 'unknown key "wibble"', "begin the key with x-"),
     (f"{WEB}    §build: .\n", '"build" is not supported', "build and push the image first"),
-    (f"{WEB}    §container_name: a\n", "replicas do not collide", "aliases"),
-    (f"{WEB}    §links: [a]\n", '"links" is not supported', "aliases"),
+    (f"{WEB}    container_name: §'a b'\n", '"a b" cannot be a name', "use a-z"),
+    (f"{WEB}    container_name: §b\n  b: {{image: b}}\n", 'means the service "b"', "another name"),
+    (f"{WEB}    links: [§a]\n", 'there is no service "a"', "name a service"),
+    (f"{WEB}    links: [§web]\n", "cannot be linked to itself", "remove"),
+    (f"{WEB}    links: [§'b:']\n  b: {{image: b}}\n", "no alias follows", "b:ALIAS"),
+    (
+        f"{WEB}    links: [§b]\n  b: {{image: b, networks: [n]}}\nnetworks: {{n: }}\n",
+        "on no network together",
+        "one network",
+    ),
+    (
+        f"{WEB}    links: [§'b:c']\n  b: {{image: b}}\n  c: {{image: c}}\n",
+        'the name "c" means the service "c"',
+        "another alias",
+    ),
+    (
+        f"{WEB}    ports: ['80:80']\n  b: {{image: b, ports: [§'80:8080']}}\n",
+        'published by the service "web" too',
+        "elsewhere",
+    ),
     # scalars
     ("services: {web: {image: §''}}", "must not be empty", ""),
     ("services: {web: {image: §[a]}}", "must be a string, not a list", ""),
