@@ -72,7 +72,7 @@ def _mount(at: At, around: Surroundings) -> Mount | None:
     target = target_at.text() if target_at is not None else ""
     if not target:
         at.lacks("target", "add target: and the path inside the container")
-    elif not target.startswith("/") and not (len(target) > 1 and target[1] == ":"):
+    elif not target.startswith(("/", "\\\\")) and target[1:2] != ":":
         (target_at or at).fail(f'the target "{target}" is not an absolute path', f"/{target}")
     readonly, consistency = at.set_at("read_only"), at.set_at("consistency")
     for other in ("bind", "volume", "tmpfs", "image"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -17,6 +18,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
+
+# Older ones read YAML 1.1 booleans and have no `stack config`.
+CLI_VERSION = 28
 
 
 @dataclass
@@ -107,6 +111,23 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
         self.rfile.readline()
         return data
+
+
+def docker_is_missing() -> str:
+    """Why the oracle cannot be asked, or nothing."""
+    if shutil.which("docker") is None:
+        return "the docker CLI is not installed"
+    done = subprocess.run(
+        ["docker", "version", "--format", "{{.Client.Version}}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    version = done.stdout.strip().partition(".")[0]
+    if not version.isdigit() or int(version) < CLI_VERSION:
+        return f"the docker CLI is older than {CLI_VERSION}"
+    return ""
 
 
 def docker(*arguments: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

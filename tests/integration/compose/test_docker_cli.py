@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
-import subprocess
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -18,30 +16,13 @@ import pytest
 
 from cli.compose import ComposeError, load
 from swarm.v1 import NetworkSpec, StackSpec
-from tests.integration.compose.fake_engine import deploy, docker
+from tests.integration.compose.fake_engine import deploy, docker, docker_is_missing
 from tests.unit.compose.docker_json import docker_service, pruned
 
-CLI_VERSION = 28
 EXTERNAL = ("shared", "key", "settings")
 
 
-def _cli_is_missing() -> str:
-    if shutil.which("docker") is None:
-        return "the docker CLI is not installed"
-    done = subprocess.run(
-        ["docker", "version", "--format", "{{.Client.Version}}"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
-    version = done.stdout.strip().partition(".")[0]
-    if not version.isdigit() or int(version) < CLI_VERSION:
-        return f"the docker CLI is older than {CLI_VERSION}"
-    return ""
-
-
-_MISSING = _cli_is_missing()
+_MISSING = docker_is_missing()
 pytestmark = pytest.mark.skipif(bool(_MISSING), reason=_MISSING or "-")
 
 # Files that Docker takes. Where the loader honours a key that Docker drops, the key is not here.
