@@ -4,6 +4,12 @@
 and ends with a `Verdict`. The deploy itself is done when waiting starts: giving up, or Ctrl-C,
 changes nothing in the cluster.
 
+The manager says when a service has converged (its tasks have run for as long as they are
+watched) and when it is stuck. A stuck service ends the wait before the deadline: at once where no
+other service moves any more, else after `STUCK_GRACE_S`, in which the others may come to their own
+end. So one run tells of all that fails, and does not sit out the deadline for what is known
+already. What is stuck only for a moment does not count.
+
 An update status from before the change says nothing about it: statuses older than the change's
 revision are skipped, and an update that was already over when the change was made (`before`) is
 ignored.
@@ -20,6 +26,7 @@ from typing import Protocol
 import click
 
 from cli.connection import Connection
+from cli.failures import print_last_lines
 from cli.progress import make_display
 from cli.settings import Settings
 from swarm.clock import SECOND_NS
@@ -34,10 +41,22 @@ from swarm.v1 import (
     WatchServicesRequest,
 )
 
-__all__ = ["Display", "Progress", "Verdict", "judge", "started", "wait", "wait_and_report"]
+__all__ = [
+    "Display",
+    "Goal",
+    "Progress",
+    "Verdict",
+    "judge",
+    "started",
+    "wait",
+    "wait_and_report",
+]
 
 LOST_S = 30.0  # how long a manager may be gone before waiting is given up
 RETRY_S = 0.5
+STUCK_GRACE_S = 10.0  # for the others, once a service is stuck
+STUCK_HOLD_S = 1.0  # how long a service is stuck before it counts: a restart may be under way
+LOGS_MAX = 5  # services whose failing task's last lines are shown
 
 
 class Progress(enum.Enum):
@@ -47,7 +66,19 @@ class Progress(enum.Enum):
     DONE = "converged"
     GONE = "removed"
     PAUSED = "paused"
+    STUCK = "stuck"
     ROLLED_BACK = "rolled back"
+
+
+class Goal(enum.Enum):
+    """What the change was, and so what its end is."""
+
+    UPDATED = "updated"
+    # A rollback was asked for, so that one which is complete is no failure.
+    ROLLED_BACK = "rolled back"
+    REMOVED = "removed"
+    # Nothing was changed: somebody waits for what others did.
+    ANY = "any"
 
 
 class Display(Protocol):
@@ -67,15 +98,13 @@ def started(service: Service) -> int:
     return service.update_status.started_at_ns if service.update_status else 0
 
 
-def judge(
-    status: ServiceStatus, *, before: int = 0, removing: bool = False, rollback: bool = False
-) -> Progress:
-    """How far a service is. `before`: start of its last update before the change, unix time in ns;
-    `removing`: the wish is that it is gone; `rollback`: the change is a rollback.
+def judge(status: ServiceStatus, *, before: int = 0, goal: Goal = Goal.UPDATED) -> Progress:
+    """How far a service is. `before`: start of its last update before the change, unix time in
+    ns.
     """
     if status.removed:
         return Progress.GONE
-    if removing:
+    if goal is Goal.REMOVED:
         return Progress.GOING
     update = status.update_status
     state = UpdateState.UNSPECIFIED
@@ -83,10 +112,14 @@ def judge(
         state = update.state
     if state in _PAUSED:
         return Progress.PAUSED
-    if state == UpdateState.ROLLBACK_COMPLETED and not rollback:
-        return Progress.ROLLED_BACK
+    if state == UpdateState.ROLLBACK_COMPLETED:
+        if goal is Goal.UPDATED:
+            return Progress.ROLLED_BACK
+        # By hand, a rollback converges as any change does; by a failure, it comes to rest.
+        if goal is Goal.ANY and not status.converged and _at_rest(status):
+            return Progress.ROLLED_BACK
     if state in _GOING or not (status.converged or _settled(status)):
-        return Progress.GOING
+        return Progress.STUCK if status.stuck else Progress.GOING
     earlier = status.update_status.state if status.update_status else None
     return Progress.PAUSED if earlier in _PAUSED and not status.converged else Progress.DONE
 
@@ -97,7 +130,12 @@ def _settled(status: ServiceStatus) -> bool:
     """
     over = (*_PAUSED, UpdateState.ROLLBACK_COMPLETED)
     past = status.update_status is not None and status.update_status.state in over
-    return past and status.running >= status.desired and not status.stopping
+    return past and not status.stuck and _at_rest(status)
+
+
+def _at_rest(status: ServiceStatus) -> bool:
+    moving = status.stopping or status.settles_in_ns
+    return not moving and status.running >= status.desired
 
 
 @dataclass(slots=True)
@@ -106,44 +144,73 @@ class Verdict:
 
     progress: dict[str, Progress] = field(default_factory=dict)
     statuses: dict[str, ServiceStatus] = field(default_factory=dict)
+    # By service: the newest task that failed, also where the service has forgotten it since.
+    failing: dict[str, str] = field(default_factory=dict)
     timed_out: bool = False
+
+    def note(self, status: ServiceStatus, progress: Progress) -> None:
+        """Takes in a service's newest status."""
+        self.statuses[status.service_id] = status
+        self.progress[status.service_id] = progress
+        if status.failing_task_id:
+            self.failing[status.service_id] = status.failing_task_id
 
     @property
     def over(self) -> bool:
-        """True once no service moves any more."""
-        return bool(self.progress) and Progress.GOING not in self.progress.values()
+        """True once no service moves any more, and none may yet turn out to."""
+        return bool(self.progress) and not self.of(Progress.GOING, Progress.STUCK)
+
+    def of(self, *wanted: Progress) -> list[str]:
+        """Ids of the services that are that far."""
+        return [id_ for id_, progress in self.progress.items() if progress in wanted]
 
     @property
     def exit_code(self) -> int:
-        found = set(self.progress.values())
-        if self.timed_out or found & {Progress.PAUSED, Progress.GOING}:
+        if self.timed_out or self.of(Progress.PAUSED, Progress.STUCK, Progress.GOING):
             return EXIT_NOT_CONVERGED
-        return EXIT_ROLLED_BACK if Progress.ROLLED_BACK in found else 0
+        return EXIT_ROLLED_BACK if self.of(Progress.ROLLED_BACK) else 0
 
-    def explain(self) -> list[str]:
-        """A line for each service that is not where it should be, then its reasons."""
-        lines: list[str] = []
+    def headline(self, subject: str, *, timeout_ns: int, goal: Goal) -> str:
+        """What went wrong, in one line; empty: nothing."""
+        names = [self.statuses[id_].name for id_ in self.of(Progress.STUCK)]
+        if self.timed_out:
+            return (
+                f"{subject} {'is not gone' if goal is Goal.REMOVED else 'has not converged'} "
+                f"within {format_duration(timeout_ns)}; it goes on in the background"
+            )
+        if names:
+            stuck = f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} stuck"
+            return f"{subject} does not converge: {stuck}"
+        if self.of(Progress.PAUSED):
+            return f"{subject} does not converge: an update is paused"
+        return f"{subject} was rolled back" if self.of(Progress.ROLLED_BACK) else ""
+
+    def explain(self) -> dict[str, list[str]]:
+        """By service that is not where it should be: a line on it, then its reasons."""
+        found: dict[str, list[str]] = {}
         for id_, progress in self.progress.items():
             status = self.statuses[id_]
             message = status.update_status.message if status.update_status else ""
             match progress:
                 case Progress.PAUSED:
-                    text = (
-                        message
-                        if message.startswith("update paused")
-                        else f"update paused: {message}"
-                    )
-                    lines.append(f"{status.name}: {text}")
+                    known = message.startswith("update paused")
+                    text = message if known else f"update paused: {message}"
                 case Progress.ROLLED_BACK:
-                    lines.append(f"{status.name}: rolled back: {message}")
+                    text = f"rolled back: {message}"
                 case Progress.GOING if status.stopping and not status.desired:
-                    lines.append(f"{status.name}: {status.stopping} tasks are not gone yet")
+                    noun = "task is" if status.stopping == 1 else "tasks are"
+                    text = f"{status.stopping} {noun} not gone yet"
+                case Progress.GOING if not self.timed_out:
+                    text = f"{count(status)} running, not converged yet; it goes on"
                 case Progress.GOING:
-                    lines.append(f"{status.name}: {count(status)} running")
+                    text = f"{count(status)} running"
+                case Progress.STUCK:
+                    text = f"{count(status)} running, stuck"
                 case _:
                     continue
-            lines += [f"  {reason}" for reason in status.reasons if reason != message]
-        return lines
+            reasons = [reason for reason in status.reasons if reason != message]
+            found[id_] = [f"{status.name}: {text}", *(f"  {reason}" for reason in reasons)]
+        return found
 
 
 def count(status: ServiceStatus) -> str:
@@ -160,28 +227,28 @@ async def wait(
     before: Mapping[str, int],
     timeout_s: float | None,
     display: Display,
-    removing: bool = False,
-    rollback: bool = False,
+    goal: Goal = Goal.UPDATED,
 ) -> Verdict:
-    """Follows the services until none moves any more or the time is up. Statuses older than
-    `revision`, the change's, do not count. Raises Unavailable when no manager answers for long.
+    """Follows the services until none moves any more, one is stuck, or the time is up. Statuses
+    older than `revision`, the change's in the store, do not count. Raises Unavailable when no
+    manager answers for long.
     """
     verdict = Verdict()
 
     def judge_one(status: ServiceStatus) -> Progress:
         known = before.get(status.service_id, 0)
-        return judge(status, before=known, removing=removing, rollback=rollback)
+        return judge(status, before=known, goal=goal)
 
     try:
         async with asyncio.timeout(timeout_s):
-            await _follow(
+            await _until_stuck(
                 connection,
                 request,
                 verdict,
                 display,
                 judge_one,
                 revision=revision,
-                removing=removing,
+                removing=goal is Goal.REMOVED,
             )
     except TimeoutError:
         verdict.timed_out = True
@@ -190,12 +257,55 @@ async def wait(
     return verdict
 
 
+async def _until_stuck(
+    connection: Connection,
+    request: WatchServicesRequest,
+    verdict: Verdict,
+    display: Display,
+    judge_one: Callable[[ServiceStatus], Progress],
+    *,
+    revision: int,
+    removing: bool,
+) -> None:
+    """`_follow`, left early when a service stays stuck."""
+    loop = asyncio.get_running_loop()
+    since: float | None = None
+
+    try:
+        async with asyncio.timeout(None) as grace:
+
+            def shown() -> None:
+                nonlocal since
+                if not verdict.of(Progress.STUCK):
+                    since = None
+                    grace.reschedule(None)
+                    return
+                since = loop.time() if since is None else since
+                others = verdict.of(Progress.GOING)
+                grace.reschedule(since + (STUCK_GRACE_S if others else STUCK_HOLD_S))
+
+            await _follow(
+                connection,
+                request,
+                verdict,
+                display,
+                judge_one,
+                shown,
+                revision=revision,
+                removing=removing,
+            )
+    except TimeoutError:
+        if not grace.expired():
+            raise
+
+
 async def _follow(
     connection: Connection,
     request: WatchServicesRequest,
     verdict: Verdict,
     display: Display,
     judge_one: Callable[[ServiceStatus], Progress],
+    shown: Callable[[], None],
     *,
     revision: int,
     removing: bool,
@@ -209,11 +319,11 @@ async def _follow(
                 if answer.revision < revision:
                     continue
                 for status in answer.statuses:
-                    verdict.statuses[status.service_id] = status
-                    verdict.progress[status.service_id] = judge_one(status)
+                    verdict.note(status, judge_one(status))
                 display.show(list(verdict.statuses.values()), verdict.progress)
                 if verdict.over or not answer.statuses:
                     return
+                shown()
         except NotManager:
             raise
         except NotFound:
@@ -255,33 +365,48 @@ async def wait_and_report(
     before: Mapping[str, int],
     timeout_ns: int,
     subject: str,
-    removing: bool = False,
-    rollback: bool = False,
+    interrupted: str,
+    goal: Goal = Goal.UPDATED,
     quiet: bool = False,
 ) -> int:
-    """`wait` with the display that fits stderr, and the verdict on stderr; the exit code."""
-    display = make_display(settings.terminal("stderr"), removing=removing, quiet=quiet)
-    verdict = await wait(
-        connection,
-        request,
-        revision=revision,
-        before=before,
-        timeout_s=timeout_ns / SECOND_NS if timeout_ns else None,
-        display=display,
-        removing=removing,
-        rollback=rollback,
+    """`wait` with the display that fits stderr; then, on stderr, what went wrong and the last lines
+    of the tasks that failed. The exit code. `interrupted` is said when Ctrl-C ends the wait.
+    """
+    display = make_display(
+        settings.terminal("stderr"),
+        settings.clock,
+        removing=goal is Goal.REMOVED,
+        quiet=quiet,
     )
-    goal = "gone" if removing else "converged"
-    if verdict.timed_out:
-        click.echo(
-            f"Error: {subject} has not {'gone' if removing else 'converged'} within "
-            f"{format_duration(timeout_ns)}; it goes on in the background",
-            err=True,
+    try:
+        verdict = await wait(
+            connection,
+            request,
+            revision=revision,
+            before=before,
+            timeout_s=timeout_ns / SECOND_NS if timeout_ns else None,
+            display=display,
+            goal=goal,
         )
-    elif verdict.exit_code == EXIT_ROLLED_BACK:
-        click.echo(f"Error: {subject} was rolled back", err=True)
-    elif verdict.exit_code:
-        click.echo(f"Error: {subject} cannot get {goal}: an update is paused", err=True)
-    for line in verdict.explain():
-        click.echo(f"  {line}", err=True)
+        await report(connection, verdict, subject, timeout_ns=timeout_ns, goal=goal)
+    except asyncio.CancelledError:
+        click.echo(f"\n{interrupted}", err=True)
+        raise
     return verdict.exit_code
+
+
+async def report(
+    connection: Connection, verdict: Verdict, subject: str, *, timeout_ns: int, goal: Goal
+) -> None:
+    """Says on stderr what went wrong; nothing where all is well."""
+    headline = verdict.headline(subject, timeout_ns=timeout_ns, goal=goal)
+    if not headline:
+        return
+    click.echo(f"Error: {headline}", err=True)
+    explained = verdict.explain()
+    with_lines = [id_ for id_ in explained if id_ in verdict.failing][:LOGS_MAX]
+    for id_, lines in explained.items():
+        for line in lines:
+            click.echo(f"  {line}", err=True)
+        if id_ in with_lines and goal is not Goal.REMOVED:
+            await print_last_lines(connection, verdict.failing[id_], indent="    ")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -19,6 +19,7 @@ from swarm.errors import Invalid, NotFound, SwarmError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from cli.connection import Connection
     from swarm.v1 import Filter, Kind
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "CPUS",
     "DURATION",
     "Ref",
+    "StackRevisionRef",
     "detach_options",
     "filter_option",
     "format_option",
@@ -36,6 +38,7 @@ __all__ = [
     "quiet_names_option",
     "quiet_option",
     "read_input",
+    "timeout_option",
 ]
 
 # click's types became generic in 8.2; older ones cannot be subscripted.
@@ -46,6 +49,8 @@ else:
     _IntType = _TextType = click.ParamType
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+COMPLETE_S = 2.0  # somebody has pressed Tab and waits
 
 
 class Quantity(_IntType):
@@ -89,13 +94,47 @@ class Ref(_TextType):
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
-def _names(ctx: click.Context, kind: str) -> list[str]:
-    """Names of all objects of a kind, for completion."""
+class StackRevisionRef(_IntType):
+    """A revision of the stack that the command's `stack` argument names; completes those kept."""
+
+    name = "revision"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        if not value.isdecimal() or not int(value):
+            self.fail(
+                f"{value!r} is not a revision; write its number, as `swarmctl stack history` shows "
+                "it.",
+                param,
+                ctx,
+            )
+        return int(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        stack = ctx.params.get("stack")
+        try:
+            found = _revisions(ctx, stack) if stack else []
+        except SwarmError:
+            return []
+        return [
+            CompletionItem(number, help=text)
+            for number, text in found
+            if number.startswith(incomplete)
+        ]
+
+
+def _ask(ctx: click.Context, ask: Callable[[Connection], Awaitable[T]]) -> T:
+    """What a manager answers while a line is being completed."""
+    import asyncio
     import os
 
     from cli.connection import Connection, resolve
     from cli.settings import Settings
-    from swarm.v1 import Kind, ListRequest
 
     root = ctx.find_root()
     settings = Settings.from_environment(
@@ -105,23 +144,40 @@ def _names(ctx: click.Context, kind: str) -> list[str]:
         debug=False,
     )
 
-    async def work() -> list[str]:
+    async def work() -> T:
         async with Connection(resolve(settings)) as connection:
-            answer = await connection.control.list(
-                ListRequest(kind=Kind[kind.upper()]), timeout_s=2.0
-            )
-        found = []
-        for item in answer.objects:
-            thing = getattr(item, kind)
-            if kind == "node":
-                found.append(thing.spec.name or thing.description.hostname)
-            else:
-                found.append(thing.id if kind == "task" else thing.spec.name)
-        return found
-
-    import asyncio
+            return await ask(connection)
 
     return asyncio.run(work())
+
+
+def _names(ctx: click.Context, kind: str) -> list[str]:
+    """Names of all objects of a kind."""
+    from swarm.v1 import Kind, ListRequest, ListResponse
+
+    async def ask(connection: Connection) -> ListResponse:
+        request = ListRequest(kind=Kind[kind.upper()])
+        return await connection.control.list(request, timeout_s=COMPLETE_S)
+
+    found = []
+    for item in _ask(ctx, ask).objects:
+        thing = getattr(item, kind)
+        if kind == "node":
+            found.append(thing.spec.name or thing.description.hostname)
+        else:
+            found.append(thing.id if kind == "task" else thing.spec.name)
+    return found
+
+
+def _revisions(ctx: click.Context, stack: str) -> list[tuple[str, str]]:
+    """Revisions of a stack, newest first, and who deployed them."""
+    from swarm.v1 import GetStackHistoryRequest, GetStackHistoryResponse
+
+    async def ask(connection: Connection) -> GetStackHistoryResponse:
+        request = GetStackHistoryRequest(stack=stack)
+        return await connection.control.get_stack_history(request, timeout_s=COMPLETE_S)
+
+    return [(str(found.revision), found.who) for found in _ask(ctx, ask).revisions]
 
 
 # ------------------------------------------------------------------ shared options
@@ -190,19 +246,24 @@ def detach_options(*, until: str = "the services have converged") -> Callable[[F
     """-d and --timeout of commands that wait."""
 
     def decorate(function: F) -> F:
-        function = click.option(
-            "--timeout",
-            "timeout_ns",
-            type=DURATION,
-            default="10m",
-            show_default=True,
-            help=f"How long to wait until {until}; 0: without end.",
-        )(function)
+        function = timeout_option(until=until)(function)
         return click.option("-d", "--detach", is_flag=True, help=f"Do not wait until {until}.")(
             function
         )
 
     return decorate
+
+
+def timeout_option(*, until: str = "the services have converged") -> Callable[[F], F]:
+    """--timeout of commands that wait."""
+    return click.option(
+        "--timeout",
+        "timeout_ns",
+        type=DURATION,
+        default="10m",
+        show_default=True,
+        help=f"How long to wait until {until}; 0: without end.",
+    )
 
 
 # ------------------------------------------------------------------ helpers

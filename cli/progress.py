@@ -1,10 +1,13 @@
 """Progress of services on stderr: a live display on a terminal, plain lines elsewhere.
 
-`rows` is what both show, as values; the rest draws. rich is imported for the live display only.
+`rows` is what both show, as values; the rest draws. The live display counts down by itself while
+tasks are watched; plain lines come when a service's state changes, not with every number, so that a
+build's log stays short. rich is imported for the live display only.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,18 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from swarm.clock import SECOND_NS
 from swarm.v1 import ServiceStatus, TaskState
 
 if TYPE_CHECKING:
     from cli.converge import Display, Progress
     from cli.settings import Terminal
+    from swarm.clock import Clock
 
 __all__ = ["Row", "make_display", "rows"]
 
 BAR_WIDTH = 20  # characters
 ROWS_MAX = 30  # services shown at once; the rest is a number
 REFRESH_PER_SECOND = 8
+NUMBERS_EVERY_S = 5.0  # between plain lines of a service that differ in their numbers only
 _COUNTED = re.compile(r"\d+ of \d+ (replicas|tasks|nodes) [a-z]+")
+_NUMBER = re.compile(r"\d+")
 _RUNNING = TaskState.RUNNING.name.lower()
 
 
@@ -34,26 +41,33 @@ class Row:
     name: str
     done: int
     total: int
-    # going, converged, removed, paused or rolled back.
+    # going, converged, removed, paused, stuck or rolled back.
     progress: str
     # "2 starting, 1 preparing"
     states: str
     reasons: tuple[str, ...]
     # What `done` counts: running, or updated while tasks of an earlier version run as well.
     unit: str = "running"
+    # Seconds until it counts as converged if its tasks go on running; 0: that is not what it waits
+    # for.
+    settles_in_s: int = 0
 
 
 def rows(
-    statuses: Sequence[ServiceStatus], progress: Mapping[str, Progress], *, removing: bool
+    statuses: Sequence[ServiceStatus],
+    progress: Mapping[str, Progress],
+    *,
+    removing: bool,
+    elapsed_s: float = 0.0,
 ) -> list[Row]:
-    """A row per service in order of name."""
+    """A row per service in order of name. `elapsed_s`: how old the statuses are."""
     return [
-        _row(status, progress[status.service_id].value, removing=removing)
+        _row(status, progress[status.service_id].value, elapsed_s, removing=removing)
         for status in sorted(statuses, key=lambda status: status.name)
     ]
 
 
-def _row(status: ServiceStatus, progress: str, *, removing: bool) -> Row:
+def _row(status: ServiceStatus, progress: str, elapsed_s: float, *, removing: bool) -> Row:
     counted = sorted(
         (
             (state, number)
@@ -75,7 +89,11 @@ def _row(status: ServiceStatus, progress: str, *, removing: bool) -> Row:
     # "2 of 3 replicas starting" says what the states say already.
     reasons = tuple(reason for reason in status.reasons if not _COUNTED.fullmatch(reason))
     unit = "updated" if status.running > status.up_to_date else "running"
-    return Row(status.name, done, status.desired, progress, states, reasons, unit)
+    settles_in_s = 0
+    if status.settles_in_ns:
+        # It is over when the manager says so, not before.
+        settles_in_s = max(1, math.ceil(status.settles_in_ns / SECOND_NS - elapsed_s))
+    return Row(status.name, done, status.desired, progress, states, reasons, unit, settles_in_s)
 
 
 class NoDisplay:
@@ -88,28 +106,40 @@ class NoDisplay:
         """Nothing is open."""
 
 
-def make_display(terminal: Terminal, *, removing: bool = False, quiet: bool = False) -> Display:
+def make_display(
+    terminal: Terminal, clock: Clock, *, removing: bool = False, quiet: bool = False
+) -> Display:
     """The display that fits the terminal of stderr."""
     if quiet:
         return NoDisplay()
     if terminal.interactive:
-        return LiveDisplay(terminal, removing=removing)
-    return PlainDisplay(removing=removing)
+        return LiveDisplay(terminal, clock, removing=removing)
+    return PlainDisplay(clock, removing=removing)
 
 
 class PlainDisplay:
-    """A line whenever a service's numbers or reasons change; for files and pipes."""
+    """A line whenever a service's state changes; for files and pipes. Where only numbers differ, at
+    most one in `NUMBERS_EVERY_S`.
+    """
 
-    def __init__(self, *, removing: bool = False) -> None:
+    def __init__(self, clock: Clock, *, removing: bool = False) -> None:
+        self._clock = clock
         self._removing = removing
-        self._shown: dict[str, str] = {}
+        # By service: the last line, and when it was written.
+        self._shown: dict[str, tuple[str, float]] = {}
 
     def show(self, statuses: Sequence[ServiceStatus], progress: Mapping[str, Progress]) -> None:
+        now_s = self._clock.monotonic_s()
         for row in rows(statuses, progress, removing=self._removing):
             line = plain_line(row, removing=self._removing)
-            if self._shown.get(row.name) != line:
-                self._shown[row.name] = line
-                click.echo(line, err=True)
+            last, at_s = self._shown.get(row.name, ("", 0.0))
+            if line == last:
+                continue
+            counted_only = _NUMBER.sub("", line) == _NUMBER.sub("", last)
+            if counted_only and now_s - at_s < NUMBERS_EVERY_S:
+                continue
+            self._shown[row.name] = (line, now_s)
+            click.echo(line, err=True)
 
     def close(self) -> None:
         """Nothing is left open."""
@@ -122,21 +152,40 @@ def plain_line(row: Row, *, removing: bool = False) -> str:
     if removing:
         return f"{row.name}: removing" + (f", {row.states}" if row.states else "")
     line = f"{row.name}: {row.done}/{row.total} {row.unit}"
-    if row.progress != "going":
+    if row.progress == "stuck":
+        line += ", stuck"
+    elif row.progress != "going":
         return f"{line}, {row.progress}"
-    if row.states:
+    elif row.settles_in_s:
+        # Without the seconds: the next line says when they are over.
+        line += ", verifying"
+    elif row.states:
         line += f", {row.states}"
-    return f"{line} ({row.reasons[0]})" if row.reasons else line
+    return f"{line} ({row.reasons[0]})" if row.reasons and not row.settles_in_s else line
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The newest statuses, and when they came."""
+
+    statuses: tuple[ServiceStatus, ...]
+    progress: Mapping[str, Progress]
+    at_s: float
 
 
 class LiveDisplay:
     """A line per service that is drawn anew as things change."""
 
-    def __init__(self, terminal: Terminal, *, removing: bool = False) -> None:
+    def __init__(self, terminal: Terminal, clock: Clock, *, removing: bool = False) -> None:
         from rich.console import Console
         from rich.live import Live
+        from rich.spinner import Spinner
 
+        self._clock = clock
         self._removing = removing
+        self._seen = _Seen((), {}, clock.monotonic_s())
+        # One for all rows and frames: a new one would always show its first frame.
+        self._spinner = Spinner("dots", style=_COLOURS["going"])
         console = Console(
             stderr=True,
             no_color=not terminal.colour,
@@ -145,12 +194,26 @@ class LiveDisplay:
             highlight=False,
         )
         self._height = console.size.height
-        self._live = Live(console=console, refresh_per_second=REFRESH_PER_SECOND, transient=False)
+        # Drawn anew some times a second, for the spinners and the seconds that are left.
+        self._live = Live(
+            console=console,
+            refresh_per_second=REFRESH_PER_SECOND,
+            transient=False,
+            get_renderable=self._draw,
+        )
         self._live.start()
 
     def show(self, statuses: Sequence[ServiceStatus], progress: Mapping[str, Progress]) -> None:
-        found = rows(statuses, progress, removing=self._removing)
-        self._live.update(draw(found, limit=max(3, min(ROWS_MAX, self._height - 4))))
+        self._seen = _Seen(tuple(statuses), dict(progress), self._clock.monotonic_s())
+        self._live.refresh()
+
+    def _draw(self) -> Any:
+        """Runs in rich's thread as well: it reads what `show` replaces whole."""
+        seen = self._seen
+        elapsed_s = self._clock.monotonic_s() - seen.at_s
+        found = rows(seen.statuses, seen.progress, removing=self._removing, elapsed_s=elapsed_s)
+        limit = max(3, min(ROWS_MAX, self._height - 4))
+        return draw(found, limit=limit, spinner=self._spinner)
 
     def close(self) -> None:
         self._live.stop()
@@ -161,14 +224,14 @@ _COLOURS = {
     "converged": "green",
     "removed": "green",
     "paused": "red",
+    "stuck": "red",
     "rolled back": "yellow",
 }
 
 
-def draw(found: Sequence[Row], *, limit: int) -> Any:
+def draw(found: Sequence[Row], *, limit: int, spinner: Any) -> Any:
     """The rows as rich draws them; services that still move come first when there are too many."""
     from rich.console import Group
-    from rich.spinner import Spinner
     from rich.table import Table
     from rich.text import Text
 
@@ -185,16 +248,24 @@ def draw(found: Sequence[Row], *, limit: int) -> Any:
         colour = _COLOURS[row.progress]
         mark: Any = Text("✓" if row.progress in ("converged", "removed") else "!", style=colour)
         if row.progress == "going":
-            mark = Spinner("dots", style=colour)
+            mark = spinner
         numbers = f"{row.done}/{row.total}" if row.total else ""
-        text = Text(row.progress if row.progress != "going" else row.states, style="dim")
-        for reason in row.reasons if row.progress in ("going", "paused") else ():
+        text = Text(_state(row), style="dim")
+        told = row.progress in ("going", "paused", "stuck") and not row.settles_in_s
+        for reason in row.reasons if told else ():
             text.append(f"\n{reason}" if text.plain else reason, style="yellow")
         table.add_row(mark, Text(row.name), bar(row, colour), numbers, text)
     hidden = len(found) - len(shown)
     if not hidden:
         return table
     return Group(table, Text(f"  … and {hidden} more services", style="dim"))
+
+
+def _state(row: Row) -> str:
+    """ "2 starting", "verifying, 4 s", "converged"."""
+    if row.progress != "going":
+        return row.progress
+    return f"verifying, {row.settles_in_s} s" if row.settles_in_s else row.states
 
 
 def bar(row: Row, colour: str) -> Any:

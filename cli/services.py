@@ -4,16 +4,17 @@ common: waiting, warnings, credentials.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import click
 
-from cli.connection import Connection
+from cli.connection import Connection, call
 from cli.format import Record, print_rows, short_id
 from cli.objects import name_of
 from cli.settings import Settings
 from cli.tasks import natural, shown_image
+from swarm.errors import EXIT_INTERRUPTED
 from swarm.v1 import (
     Filter,
     Kind,
@@ -25,7 +26,16 @@ from swarm.v1 import (
     ServiceStatus,
 )
 
-__all__ = ["fetch_services", "print_services", "published_ports", "replicas", "warn"]
+__all__ = [
+    "STACK_LABEL",
+    "fetch_services",
+    "interruptible",
+    "mode_name",
+    "print_services",
+    "published_ports",
+    "replicas",
+    "warn",
+]
 
 STACK_LABEL = "com.docker.stack.namespace"
 COLUMNS = (
@@ -133,3 +143,11 @@ def warn(warnings: Iterable[str]) -> None:
     """Warnings go to stderr, once each."""
     for warning in dict.fromkeys(warnings):
         click.echo(f"Warning: {warning}", err=True)
+
+
+def interruptible(work: Callable[[Connection], Awaitable[int]]) -> int:
+    """Runs a command's work; Ctrl-C ends it with the exit code for that and no further word."""
+    try:
+        return call(work)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED

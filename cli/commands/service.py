@@ -23,6 +23,7 @@ _CHANGE = "cli.commands.service_change:"
         Entry("rm", _LIST + "rm", "Remove services", aliases=("remove",)),
         Entry("rollback", _CHANGE + "rollback", "Go back to a service's previous spec"),
         Entry("scale", _CHANGE + "scale", "Set the number of replicas of services"),
+        Entry("wait", "cli.commands.wait:service", "Wait until services have converged"),
         Entry("update", _CHANGE + "update", "Change a service"),
     ),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import click
 import msgspec
 
-from cli.connection import Connection, call
-from cli.converge import started, wait_and_report
+from cli.connection import Connection
+from cli.converge import Goal, started, wait_and_report
 from cli.lazy import Command
 from cli.options import Ref, detach_options
 from cli.registry import auth_for
@@ -23,10 +22,10 @@ from cli.service_flags import (
     references,
     update_options,
 )
-from cli.services import warn
+from cli.services import interruptible, warn
 from cli.settings import settings
 from cli.spec_paths import put
-from swarm.errors import EXIT_INTERRUPTED, Conflict, Invalid
+from swarm.errors import Conflict, Invalid
 from swarm.ids import new_id, system_rng
 from swarm.v1 import (
     ContainerSpec,
@@ -77,7 +76,7 @@ def create(image: str, arguments: tuple[str, ...], **flags: Any) -> int:
             return 0
         return await _wait(connection, {answer.id: 0}, answer.version, flags, wanted.name)
 
-    return _run(work)
+    return interruptible(work)
 
 
 @click.command(cls=Command)
@@ -104,7 +103,7 @@ def update(service: str, **flags: Any) -> int:
 
         return await _apply(connection, service, change, flags, rollback=flags["rollback"])
 
-    return _run(work)
+    return interruptible(work)
 
 
 def _given(flags: Mapping[str, Any]) -> set[str]:
@@ -127,7 +126,7 @@ def rollback(service: str, **flags: Any) -> int:
     async def work(connection: Connection) -> int:
         return await _apply(connection, service, lambda spec: spec, flags, rollback=True)
 
-    return _run(work)
+    return interruptible(work)
 
 
 @click.command(cls=Command)
@@ -161,7 +160,7 @@ def scale(scales: tuple[str, ...], **flags: Any) -> int:
             return 0
         return await _wait(connection, before, version, flags, ", ".join(wanted))
 
-    return _run(work)
+    return interruptible(work)
 
 
 def set_numbers(spec: ServiceSpec, *, replicas: int | None, concurrent: int | None) -> ServiceSpec:
@@ -190,13 +189,6 @@ def set_numbers(spec: ServiceSpec, *, replicas: int | None, concurrent: int | No
 
 
 # ------------------------------------------------------------------ shared
-
-
-def _run(work: Callable[[Connection], Any]) -> int:
-    try:
-        return int(call(work))
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
 
 
 async def _resolve(connection: Connection, flags: Mapping[str, Any]) -> Resolved:
@@ -288,20 +280,18 @@ async def _wait(
     *,
     rollback: bool = False,
 ) -> int:
-    try:
-        return await wait_and_report(
-            connection,
-            settings(),
-            WatchServicesRequest(services=tuple(before)),
-            revision=version,
-            before=before,
-            timeout_ns=flags["timeout_ns"],
-            subject=f"service {names!r}",
-            rollback=rollback,
-            quiet=flags["quiet"],
-        )
-    except asyncio.CancelledError:
-        click.echo(
-            f"\nThe change goes on; `swarmctl service ps {names}` shows how far it is.", err=True
-        )
-        raise
+    return await wait_and_report(
+        connection,
+        settings(),
+        WatchServicesRequest(services=tuple(before)),
+        revision=version,
+        before=before,
+        timeout_ns=flags["timeout_ns"],
+        subject=f"service {names!r}",
+        interrupted=(
+            f"The change goes on; `swarmctl service ps {names.replace(',', '')}` shows how far it "
+            "is."
+        ),
+        goal=Goal.ROLLED_BACK if rollback else Goal.UPDATED,
+        quiet=flags["quiet"],
+    )

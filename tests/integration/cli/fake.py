@@ -38,6 +38,8 @@ from swarm.v1 import (
     GetNodeInfoResponse,
     GetRequest,
     GetResponse,
+    GetStackHistoryRequest,
+    GetStackHistoryResponse,
     InitRequest,
     InitResponse,
     IssueClientCertificateRequest,
@@ -57,8 +59,11 @@ from swarm.v1 import (
     Network,
     NodeRole,
     Object,
+    PlanStackResponse,
     RemoveRequest,
     RemoveResponse,
+    RotateRequest,
+    RotateResponse,
     Secret,
     Service,
     ServiceRevision,
@@ -73,6 +78,7 @@ from swarm.v1 import (
 from swarm.v1.services import CERTIFICATES_METHODS, CONTROL_METHODS, LOCAL_METHODS
 
 START_S = 10
+STORE_REVISION = 10_000
 CREATED_NS = 1_795_250_000_000_000_000
 
 
@@ -84,13 +90,19 @@ class FakeCluster:
         self.statuses: dict[str, ServiceStatus] = {}
         self.revisions: dict[tuple[str, int], ServiceRevision] = {}
         self.calls: list[Any] = []
-        # One item per message of WatchServices: statuses, an error to raise, or seconds to wait.
+        # One item per message of WatchServices: statuses (or a revision and statuses), an error to
+        # raise, or seconds to wait.
         self.watch_script: list[Any] = []
         self.log_script: list[Any] = []
         self.events: list[Event] = []
+        # What a watch sees after its first, empty message.
+        self.watch_events: list[Event] = []
         # Raised by the next call of the method with this name, once per item.
         self.failures: dict[str, list[SwarmError]] = {}
         self.deploy_changes: tuple[Any, ...] = ()
+        self.plan = PlanStackResponse()
+        self.history = GetStackHistoryResponse()
+        self.rotated = RotateResponse()
         self.explanation = ExplainTaskResponse()
         self.info = GetInfoResponse(
             cluster_id="c1", node_id="n1", version="0.1.0", store_engine="embedded", revision=7
@@ -159,6 +171,8 @@ def _passes(item: Any, key: str, values: tuple[str, ...]) -> bool:
             return any(_name(item).startswith(value) for value in values)
         case "desired-state":
             return item.desired_state.name.lower() in values
+        case "superseded":
+            return str(item.superseded).lower() in values
     raise Invalid(f"invalid filter {key!r}")
 
 
@@ -239,8 +253,27 @@ class _Control:
     ) -> DeployStackResponse:
         self.cluster.note("deploy_stack", request)
         return DeployStackResponse(
-            stack_id="stack1", revision=1, changes=self.cluster.deploy_changes
+            stack_id="stack1",
+            revision=1,
+            changes=self.cluster.deploy_changes,
+            store_revision=STORE_REVISION,
         )
+
+    async def plan_stack(
+        self, request: DeployStackRequest, context: rpc.Context
+    ) -> PlanStackResponse:
+        self.cluster.note("plan_stack", request)
+        return self.cluster.plan
+
+    async def get_stack_history(
+        self, request: GetStackHistoryRequest, context: rpc.Context
+    ) -> GetStackHistoryResponse:
+        self.cluster.note("get_stack_history", request)
+        return self.cluster.history
+
+    async def rotate(self, request: RotateRequest, context: rpc.Context) -> RotateResponse:
+        self.cluster.note("rotate", request)
+        return self.cluster.rotated
 
     async def watch_services(
         self, request: WatchServicesRequest, context: rpc.Context
@@ -253,14 +286,24 @@ class _Control:
             if isinstance(step, float):
                 await asyncio.sleep(step)
                 continue
-            yield WatchServicesResponse(statuses=tuple(step), revision=10_000)
+            revision = STORE_REVISION
+            if isinstance(step, tuple):
+                # Statuses of an earlier revision.
+                revision, step = step
+            yield WatchServicesResponse(statuses=tuple(step), revision=revision)
         await asyncio.sleep(3600)  # until the caller ends the call
 
     async def watch(
         self, request: WatchRequest, context: rpc.Context
     ) -> AsyncIterator[WatchResponse]:
         self.cluster.note("watch", request)
-        yield WatchResponse(events=tuple(self.cluster.events))
+        if self.cluster.events:
+            yield WatchResponse(events=tuple(self.cluster.events))
+            return
+        yield WatchResponse()
+        while not self.cluster.watch_events:
+            await asyncio.sleep(0.01)
+        yield WatchResponse(events=tuple(self.cluster.watch_events))
 
     async def explain_task(
         self, request: ExplainTaskRequest, context: rpc.Context

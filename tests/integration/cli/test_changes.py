@@ -450,7 +450,7 @@ def test_stack_deploy_prints_docker_s_words_and_waits(
     assert answer.code == 0, answer
     assert answer.out == (
         "Creating network app_default\nUpdating service app_web (id: w1)\n"
-        "Unchanged service app_db (id: w2)\nRemoving service app_old\n"
+        "Removing service app_old\n1 unchanged\n"
     )
     assert answer.err.endswith("app_web: 2/2 running, converged\n")
     request = cluster.last(DeployStackRequest)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cli.converge import Progress, Verdict, judge
-from cli.progress import plain_line, rows
+from cli.converge import Goal, Progress, Verdict, judge
+from cli.progress import NUMBERS_EVERY_S, PlainDisplay, plain_line, rows
+from swarm.clock import SECOND_NS, ManualClock
 from swarm.v1 import ServiceStatus, UpdateState, UpdateStatus
 
 
@@ -44,8 +45,47 @@ def update(state: UpdateState, started: int = 9) -> UpdateStatus:
         ),
         (
             {"converged": True, "update_status": update(UpdateState.ROLLBACK_COMPLETED)},
-            {"rollback": True},
+            {"goal": Goal.ROLLED_BACK},
             Progress.DONE,
+        ),
+        (
+            {"running": 1, "update_status": update(UpdateState.ROLLBACK_COMPLETED)},
+            {"goal": Goal.ROLLED_BACK},
+            Progress.GOING,
+        ),
+        # Somebody waits for what others did: a rollback by hand is no failure, one by itself is.
+        (
+            {"converged": True, "update_status": update(UpdateState.ROLLBACK_COMPLETED)},
+            {"goal": Goal.ANY},
+            Progress.DONE,
+        ),
+        (
+            {"running": 3, "update_status": update(UpdateState.ROLLBACK_COMPLETED)},
+            {"goal": Goal.ANY},
+            Progress.ROLLED_BACK,
+        ),
+        (
+            {
+                "running": 3,
+                "settles_in_ns": 1,
+                "update_status": update(UpdateState.ROLLBACK_COMPLETED),
+            },
+            {"goal": Goal.ANY},
+            Progress.GOING,
+        ),
+        ({"stuck": True}, {}, Progress.STUCK),
+        ({"stuck": True, "update_status": update(UpdateState.PAUSED)}, {}, Progress.PAUSED),
+        ({"stuck": True, "update_status": update(UpdateState.UPDATING)}, {}, Progress.STUCK),
+        ({"stuck": True}, {"goal": Goal.REMOVED}, Progress.GOING),
+        ({"running": 3, "settles_in_ns": 4}, {}, Progress.GOING),
+        (
+            {
+                "running": 3,
+                "settles_in_ns": 4,
+                "update_status": update(UpdateState.ROLLBACK_COMPLETED),
+            },
+            {"before": 9},
+            Progress.GOING,
         ),
         (
             {"converged": True, "update_status": update(UpdateState.ROLLBACK_COMPLETED)},
@@ -79,8 +119,8 @@ def update(state: UpdateState, started: int = 9) -> UpdateStatus:
             Progress.GOING,
         ),
         ({"removed": True}, {}, Progress.GONE),
-        ({"converged": True}, {"removing": True}, Progress.GOING),
-        ({"removed": True}, {"removing": True}, Progress.GONE),
+        ({"converged": True}, {"goal": Goal.REMOVED}, Progress.GOING),
+        ({"removed": True}, {"goal": Goal.REMOVED}, Progress.GONE),
     ],
 )
 def test_how_far_a_service_is(
@@ -96,6 +136,8 @@ def test_how_far_a_service_is(
         ([Progress.DONE, Progress.ROLLED_BACK], False, 7),
         ([Progress.PAUSED, Progress.ROLLED_BACK], False, 6),
         ([Progress.GOING], True, 6),
+        ([Progress.STUCK, Progress.DONE], False, 6),
+        ([Progress.STUCK, Progress.ROLLED_BACK], False, 6),
         ([], True, 6),
         ([], False, 0),
     ],
@@ -108,6 +150,7 @@ def test_the_exit_code_of_a_verdict(progress: list[Progress], timed_out: bool, c
 def test_an_empty_verdict_is_not_over() -> None:
     assert not Verdict().over
     assert not Verdict(progress={"a": Progress.DONE, "b": Progress.GOING}).over
+    assert not Verdict(progress={"a": Progress.DONE, "b": Progress.STUCK}).over, "it may go on"
 
 
 @pytest.mark.parametrize(
@@ -130,6 +173,16 @@ def test_an_empty_verdict_is_not_over() -> None:
         ),
         ({"up_to_date": 3, "stopping": 2}, Progress.GOING, "web: 3/3 running, 2 stopping"),
         ({"up_to_date": 3}, Progress.DONE, "web: 3/3 running, converged"),
+        (
+            {"up_to_date": 3, "settles_in_ns": 4, "reasons": ("3 of 3 replicas are watched",)},
+            Progress.GOING,
+            "web: 3/3 running, verifying",
+        ),
+        (
+            {"reasons": ("image nope is missing",)},
+            Progress.STUCK,
+            "web: 0/3 running, stuck (image nope is missing)",
+        ),
         ({"completed": 3}, Progress.DONE, "web: 3/3 running, converged"),
         ({"up_to_date": 1}, Progress.ROLLED_BACK, "web: 1/3 running, rolled back"),
         ({"removed": True, "desired": 0}, Progress.GONE, "web: removed"),
@@ -150,3 +203,51 @@ def test_lines_of_a_removal(left: int, text: str) -> None:
 def test_an_update_counts_what_is_updated() -> None:
     [row] = rows([status(running=3, up_to_date=1)], {"w": Progress.GOING}, removing=False)
     assert plain_line(row) == "web: 1/3 updated"
+
+
+@pytest.mark.parametrize(
+    ("settles_in_ns", "elapsed_s", "seconds"),
+    [(0, 0.0, 0), (5 * SECOND_NS, 0.0, 5), (5 * SECOND_NS, 1.2, 4), (5 * SECOND_NS, 9.0, 1)],
+)
+def test_the_seconds_left_count_down_to_one(
+    settles_in_ns: int, elapsed_s: float, seconds: int
+) -> None:
+    given = status(settles_in_ns=settles_in_ns)
+    [row] = rows([given], {"w": Progress.GOING}, removing=False, elapsed_s=elapsed_s)
+    assert row.settles_in_s == seconds
+
+
+def test_plain_lines_come_with_a_change_of_state_and_seldom_for_numbers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock = ManualClock()
+    display = PlainDisplay(clock)
+
+    def show(progress: Progress = Progress.GOING, **given: object) -> str:
+        display.show([status(**given)], {"w": progress})
+        return capsys.readouterr().err
+
+    starting = {"states": {"starting": 3}}
+    assert show(**starting) == "web: 0/3 running, 3 starting\n"
+    assert show(**starting) == ""
+    assert show(states={"starting": 2}, up_to_date=1) == "", "only numbers differ"
+    clock.advance(seconds=NUMBERS_EVERY_S)
+    assert show(states={"starting": 2}, up_to_date=1) == "web: 1/3 running, 2 starting\n"
+    assert show(up_to_date=3, settles_in_ns=5) == "web: 3/3 running, verifying\n"
+    assert show(up_to_date=3, settles_in_ns=4) == ""
+    assert show(Progress.DONE, up_to_date=3) == "web: 3/3 running, converged\n"
+
+
+def test_a_verdict_names_what_is_stuck_and_remembers_the_task_that_failed() -> None:
+    verdict = Verdict()
+    verdict.note(status(stuck=True, failing_task_id="t1", reasons=("it crashes",)), Progress.STUCK)
+    verdict.note(status(stuck=True, reasons=("it crashes",)), Progress.STUCK)
+    verdict.note(status(service_id="v", name="db", up_to_date=1), Progress.GOING)
+    assert verdict.failing == {"w": "t1"}
+    assert verdict.headline("stack 'app'", timeout_ns=0, goal=Goal.UPDATED) == (
+        "stack 'app' does not converge: web is stuck"
+    )
+    assert verdict.explain() == {
+        "w": ["web: 0/3 running, stuck", "  it crashes"],
+        "v": ["db: 1/3 running, not converged yet; it goes on"],
+    }
