@@ -1,4 +1,4 @@
-"""An etcd of one member for tests: a real process on ports of the loopback that the system chose."""
+"""etcd for tests: real processes on ports of the loopback that the system chose."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -24,29 +23,33 @@ def free_ports(count: int) -> list[int]:
 
 
 class Etcd:
-    """One member; `kill` and `start` again keep its data."""
+    """One member; `kill` and `start` again keep its data. `peers`: names and peer URLs of all."""
 
-    def __init__(self, folder: Path, *args: str) -> None:
+    def __init__(
+        self, folder: Path, *args: str, name: str = "m1", peers: dict[str, str] | None = None
+    ) -> None:
         binary = shutil.which("etcd")
         assert binary, "etcd is not installed; `bash deploy/test-tools.sh` installs it"
         self._binary = binary
         self._folder = folder
         self._args = args
-        client, peer = free_ports(2)
+        self._name = name
+        (client,) = free_ports(1)
         self.endpoint = f"127.0.0.1:{client}"
-        self._peer = f"http://127.0.0.1:{peer}"
+        self._peers = peers or {name: f"http://127.0.0.1:{free_ports(1)[0]}"}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *, wait: bool = True) -> None:
         url = f"http://{self.endpoint}"
-        with (self._folder / "etcd.log").open("ab") as log:
+        peer = self._peers[self._name]
+        with (self._folder / f"{self._name}.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *(self._binary, "--name", "m1", "--data-dir", str(self._folder / "data")),
+                    *(self._binary, "--name", self._name),
+                    *("--data-dir", str(self._folder / self._name)),
                     *("--listen-client-urls", url, "--advertise-client-urls", url),
-                    *("--listen-peer-urls", self._peer),
-                    *("--initial-advertise-peer-urls", self._peer),
-                    *("--initial-cluster", f"m1={self._peer}"),
+                    *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+                    *("--initial-cluster", ",".join(f"{n}={u}" for n, u in self._peers.items())),
                     *("--heartbeat-interval", "50", "--election-timeout", "500"),
                     *("--max-txn-ops", "20000", "--max-request-bytes", str(16 << 20)),
                     *("--logger", "zap", "--log-outputs", "stderr", *self._args),
@@ -54,17 +57,25 @@ class Etcd:
                 stdout=log,
                 stderr=log,
             )
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Until the member answers, which takes a quorum."""
+        assert self._process is not None
         deadline = time.monotonic() + READY_S
-        while True:
-            try:
-                with urllib.request.urlopen(f"{url}/health", timeout=1) as answer:
-                    if b'"true"' in answer.read():
-                        return
-            except (urllib.error.URLError, OSError):
-                pass
-            assert self._process.poll() is None, (self._folder / "etcd.log").read_text()[-2000:]
-            assert time.monotonic() < deadline, "etcd is not ready in time"
+        while not self._healthy():
+            log = self._folder / f"{self._name}.log"
+            assert self._process.poll() is None, log.read_text()[-2000:]
+            assert time.monotonic() < deadline, f"etcd {self._name} is not ready in time"
             time.sleep(0.05)
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{self.endpoint}/health", timeout=1) as answer:
+                return b'"true"' in answer.read()
+        except OSError:
+            return False
 
     def signal(self, number: int) -> None:
         assert self._process is not None
@@ -77,3 +88,16 @@ class Etcd:
             self._process.kill()
             self._process.wait(10)
             self._process = None
+
+
+def members(folder: Path, count: int) -> list[Etcd]:
+    """A cluster of several members, started and ready."""
+    names = [f"m{i + 1}" for i in range(count)]
+    ports = free_ports(count)
+    peers = {n: f"http://127.0.0.1:{p}" for n, p in zip(names, ports, strict=True)}
+    made = [Etcd(folder, name=name, peers=peers) for name in names]
+    for etcd in made:
+        etcd.start(wait=False)
+    for etcd in made:
+        etcd.wait_ready()
+    return made

@@ -21,15 +21,22 @@ from msgspec.structs import replace
 
 from manager.store import Draft, Engine, Store
 from manager.store.engines.embedded import EmbeddedEngine
+from manager.store.engines.etcd import EtcdEngine
+from manager.store.engines.etcd_client import EtcdClient
 from swarm import ids
-from swarm.clock import SECOND_NS, Clock, SystemClock
+from swarm.clock import SECOND_NS, SystemClock
 from swarm.v1 import Node, NodeStatus, Task, TaskState, TaskStatus
+from tests.etcd import Etcd, members
 
 CLOCK = SystemClock()
 RNG = ids.seeded_rng(1)
-ENGINES: dict[str, Callable[[Path, Clock], Engine]] = {
-    "embedded": lambda folder, clock: EmbeddedEngine(folder / "store.db", clock),
-}
+ENGINES = ("embedded", "etcd")
+
+
+def make_engine(folder: Path, etcd: Etcd | None) -> Engine:
+    if etcd is None:
+        return EmbeddedEngine(folder / "store.db", CLOCK)
+    return EtcdEngine(EtcdClient([etcd.endpoint]), clock=CLOCK, writer="bench")
 
 
 async def transactions(store: Store, *, writers: int, total: int) -> tuple[float, list[float]]:
@@ -98,8 +105,10 @@ def run_task(draft: Draft, task: Task) -> None:
     draft.put(replace(current, status=status))
 
 
-async def bench(args: argparse.Namespace, folder: Path) -> tuple[list[float], list[float]]:
-    store = Store(ENGINES[args.engine](folder, CLOCK), CLOCK)
+async def bench(
+    args: argparse.Namespace, folder: Path, etcd: Etcd | None
+) -> tuple[list[float], list[float]]:
+    store = Store(make_engine(folder, etcd), CLOCK)
     await store.open()
     tx_rates, create_rates = [], []
     for round_ in range(args.rounds):
@@ -122,7 +131,7 @@ async def bench(args: argparse.Namespace, folder: Path) -> tuple[list[float], li
     await store.update(lambda draft: [draft.put(task) for task in tasks])
     await store.close()
     started_s = CLOCK.monotonic_s()
-    store = Store(ENGINES[args.engine](folder, CLOCK), CLOCK)
+    store = Store(make_engine(folder, etcd), CLOCK)
     await store.open()
     print(f"reopened with {store.count(Task):,} tasks in {CLOCK.monotonic_s() - started_s:.2f} s")
     store.check_invariants()
@@ -142,7 +151,10 @@ async def profiled(work: Awaitable[object], lines: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--engine", choices=sorted(ENGINES), default="embedded")
+    parser.add_argument("--engine", choices=ENGINES, default="embedded")
+    parser.add_argument(
+        "--managers", type=int, default=1, help="members of the etcd, all on this machine"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--writers", type=int, default=128, help="concurrent transactions")
     parser.add_argument("--tx", type=int, default=10_000, help="transactions in a round")
@@ -153,12 +165,19 @@ def main() -> None:
     args = parser.parse_args()
     started_ns = CLOCK.now_ns()
     with tempfile.TemporaryDirectory(dir=args.dir) as name:
-        if args.profile:
-            asyncio.run(profiled(bench(args, Path(name)), 30))
-            return
-        tx_rates, task_rates = asyncio.run(bench(args, Path(name)))
+        folder = Path(name)
+        cluster = members(folder, args.managers) if args.engine == "etcd" else []
+        try:
+            work = bench(args, folder, cluster[0] if cluster else None)
+            if args.profile:
+                asyncio.run(profiled(work, 30))
+                return
+            tx_rates, task_rates = asyncio.run(work)
+        finally:
+            for etcd in cluster:
+                etcd.kill()
     print(
-        f"{args.engine} on {platform.machine()}, CPython {platform.python_version()}, "
+        f"{args.engine}{f' of {args.managers}' if cluster else ''} on {platform.machine()}, CPython {platform.python_version()}, "
         f"{(CLOCK.now_ns() - started_ns) / SECOND_NS:.0f} s; spread over {args.rounds} rounds: "
         f"tx/s {min(tx_rates):,.0f} to {max(tx_rates):,.0f}, "
         f"tasks/s {min(task_rates):,.0f} to {max(task_rates):,.0f}"
