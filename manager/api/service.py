@@ -22,6 +22,7 @@ from manager.api.leftovers import finish, unfinished
 from manager.api.lookup import name_of
 from manager.api.metrics import measured
 from manager.api.mutations import Done
+from manager.api.plan import Planner
 from manager.api.relays import LogReader, Relays, run_exec
 from manager.api.rotate import rotate
 from manager.api.services import RemovalPending
@@ -57,6 +58,7 @@ from swarm.v1 import (
     ListResponse,
     LogsRequest,
     LogsResponse,
+    PlanStackResponse,
     RemoveRequest,
     RemoveResponse,
     RotateRequest,
@@ -131,6 +133,7 @@ class ControlService:
         # Waits until this manager's tables have reached the cluster's present revision, so that
         # reads are linearizable.
         self._barrier = barrier
+        self._planner = Planner(store, clock, rng, sealer=sealer)
         self._removal_wait_s = removal_wait_s
         # Held around a draft and its commit where names, ports or subnets are given out.
         self._giving_out = asyncio.Lock()
@@ -188,6 +191,11 @@ class ControlService:
         async with measured(self._clock, "ExplainTask"):
             await self._barrier()
             return queries.explain_task(self._store, request.task)
+
+    async def plan_stack(self, request: DeployStackRequest, context: Context) -> PlanStackResponse:
+        async with measured(self._clock, "PlanStack"):
+            await self._barrier()
+            return await self._planner.plan(request)
 
     async def get_stack_history(
         self, request: GetStackHistoryRequest, context: Context

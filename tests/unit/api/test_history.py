@@ -54,7 +54,7 @@ def with_image(image: str, **fields: Any) -> StackSpec:
 
 
 def image(api: Api, name: str = "app_db") -> str:
-    return api.one(Service, name).spec.task.container.image
+    return str(api.one(Service, name).spec.task.container.image)
 
 
 def key_used(api: Api) -> bytes:

@@ -190,9 +190,9 @@ async def test_refused_rotation_changes_nothing(
 
 @pytest.mark.parametrize("kind", [Kind.SECRET, Kind.CONFIG], ids=["secret", "config"])
 async def test_earlier_versions_are_listed_on_demand_only(api: Api, kind: Kind):
-    old = await api.create(
-        **{kind.name.lower(): (secret if kind == Kind.SECRET else config)("key")}
-    )
+    made: Any = secret("key") if kind == Kind.SECRET else config("key")
+    spec: dict[str, Any] = {kind.name.lower(): made}
+    old = await api.create(**spec)
     new = (await rotate(api, "key", b"new", kind=kind)).id
 
     async def listed(**filters: Any) -> list[str]:
