@@ -3,7 +3,8 @@
 Works on trees in their one form (forms.py). Mappings merge by key, later values win, lists are
 joined without repeating what is equal; ports, volumes, secrets and configs merge by what they
 publish, where they are mounted and what they name; commands and healthcheck tests are replaced
-whole. `!reset` removes what was there, `!override` replaces it.
+whole. A null over a mapping or a list changes nothing. `!reset` removes what was there, `!override`
+replaces it.
 """
 
 from __future__ import annotations
@@ -44,12 +45,18 @@ _KEYED: dict[tuple[str, ...], Callable[[Node], tuple[str, ...]]] = {
     ("services", "*", "devices"): lambda node: (
         _scalar(node, "target") or _scalar(node, "source"),
     ),
+    ("services", "*", "tmpfs"): lambda node: (str(node.value).partition(":")[0],),
+    ("networks", "*", "ipam", "config"): lambda node: (_scalar(node, "subnet"),),
 }
+# Docker sorts these after a merge.
+_SORTED = frozenset(
+    ("services", "*", key) for key in ("ports", "volumes", "secrets", "configs", "devices")
+)
 
 
 def merge(base: Node, over: Node, path: tuple[str, ...] = ()) -> Node:
     """`over` laid upon `base`. Associative, except where !reset or !override stand."""
-    if over.tag in ("!override", "!reset"):
+    if over.tag in ("!override", "!reset") or base.tag == "!reset":
         return over
     if isinstance(base.value, dict) and isinstance(over.value, dict):
         if path == ("services", "*", "logging") and _other_driver(base, over):
@@ -57,7 +64,7 @@ def merge(base: Node, over: Node, path: tuple[str, ...] = ()) -> Node:
         return _maps(base, over, path)
     if isinstance(base.value, list) and isinstance(over.value, list) and path not in _REPLACED:
         return _lists(base, over, path)
-    if over.value is None and isinstance(base.value, dict):
+    if over.value is None and isinstance(base.value, dict | list) and path not in _REPLACED:
         return base
     return over
 
@@ -92,16 +99,17 @@ def _lists(base: Node, over: Node, path: tuple[str, ...]) -> Node:
     key_of = _KEYED.get(path)
     items: list[Node]
     if key_of is None:
-        seen = [plain(node) for node in base.value]
+        seen = {repr(plain(node)) for node in base.value}
         items = list(base.value)
         for node in over.value:
-            if (value := plain(node)) not in seen:
-                seen.append(value)
+            if (value := repr(plain(node))) not in seen:
+                seen.add(value)
                 items.append(node)
     else:
         later = {key_of(node) for node in over.value}
         items = [node for node in base.value if key_of(node) not in later] + over.value
-        items.sort(key=key_of)  # as Docker does; only after a merge, and stable
+        if path in _SORTED:
+            items.sort(key=key_of)  # stable
     merged = over.made(items)
     merged.tag = base.tag
     return merged

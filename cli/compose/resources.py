@@ -44,8 +44,9 @@ _FIELDS = (
     "node.platform.os",
     "node.platform.arch",
 )
+_PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9_]+(/[a-z0-9]+)?)?")
 _FIELD_PREFIXES = ("node.labels.", "engine.labels.")
-_VALUE = re.compile(r"[A-Za-z0-9_.\-/*+:@ ]+")
+_VALUE = re.compile(r"[A-Za-z0-9:\-_\s.*()?+\[\]\\^$|/]+")  # as SwarmKit
 
 
 # ------------------------------------------------------------------ mode
@@ -67,7 +68,10 @@ def service_mode(at: At) -> ServiceMode:
         if number is not None and scaled != number:
             scale.fail(f"scale is {scaled} and deploy.replicas is {number}", "remove scale")
         number = scaled if number is None else number
-    if mode in ("global", "global-job") and number is not None:
+    is_global = mode in ("global", "global-job")
+    if is_global and (most := deep(at, "deploy", "placement", "max_replicas_per_node")) is not None:
+        most.fail(f"a service of mode {mode} runs once on each node anyway", "remove it")
+    if is_global and number is not None:
         (replicas_at or scale or at).fail(
             f"a service of mode {mode} runs once on each node, it has no number of replicas",
             "remove replicas, or write mode: replicated",
@@ -92,7 +96,7 @@ def requirements(at: At) -> ResourceRequirements:
     """Limits and reservations; each absent where nothing is asked for."""
     limits_at = deep(at, "deploy", "resources", "limits")
     reservations_at = deep(at, "deploy", "resources", "reservations")
-    cpus = _either(at, limits_at, "cpus", "cpus", At.cpus)
+    cpus = _either(at, limits_at, "cpus", "cpus", _cpus)
     memory = _either(at, limits_at, "memory", "mem_limit", At.memory)
     pids = _either(at, limits_at, "pids", "pids_limit", _pids)
     quota = _quota(at)
@@ -108,7 +112,7 @@ def requirements(at: At) -> ResourceRequirements:
         cpu_at = reservations_at.set_at("cpus") if reservations_at is not None else None
         memory_at = reservations_at.set_at("memory") if reservations_at is not None else None
         reservations = Resources(
-            cpu_nano=cpu_at.cpus() if cpu_at is not None else 0,
+            cpu_nano=_cpus(cpu_at) if cpu_at is not None else 0,
             memory_bytes=memory_at.memory() if memory_at is not None else 0,
             generic=_generic(reservations_at),
             devices=devices,
@@ -142,6 +146,11 @@ def _either(at: At, limits: At | None, key: str, older: str, read: object) -> in
     return new if new is not None else old or 0
 
 
+def _cpus(at: At) -> int:
+    """An empty text is no limit, as in Docker: what ${CPUS:-} becomes."""
+    return 0 if at.node.value == "" else at.cpus()
+
+
 def _pids(at: At) -> int:
     """0 and -1 mean no limit."""
     return max(at.integer(least=-1), 0)
@@ -162,7 +171,7 @@ def _generic(at: At | None) -> tuple[GenericResource, ...]:
     found = at.set_at("generic_resources") if at is not None else None
     if found is None or not found.is_list("- discrete_resource_spec: {kind: gpu, value: 1}"):
         return ()
-    given = []
+    given: list[GenericResource] = []
     for each in found.elements():
         if not each.check_keys(keys.GENERIC, context="generic_resources"):
             continue
@@ -179,7 +188,10 @@ def _generic(at: At | None) -> tuple[GenericResource, ...]:
         if kind is None or value is None:
             spec.fail("kind and value are both needed", "write {kind: gpu, value: 1}")
             continue
-        given.append(GenericResource(kind=kind.text(empty=False), count=value.integer(least=1)))
+        resource = GenericResource(kind=kind.text(empty=False), count=value.integer(least=1))
+        if resource.kind in {other.kind for other in given}:
+            kind.fail(f'"{resource.kind}" is reserved twice', "add the numbers up")
+        given.append(resource)
     return tuple(given)
 
 
@@ -212,6 +224,8 @@ def _device(at: At, implied: tuple[str, ...]) -> DeviceRequest | None:
         word = count_at.node.value
         count = -1 if word in ("all", -1) else count_at.integer(least=1, what="all, or a number")
     ids = ids_at.texts() if ids_at is not None else ()
+    if ids_at is not None and len(set(ids)) != len(ids):
+        ids_at.fail("a device is named twice", "name each once")
     if count is not None and ids:
         at.fail_key("count", "count and device_ids exclude each other", "keep one of them")
     options = at.set_at("options")
@@ -230,13 +244,20 @@ def _device(at: At, implied: tuple[str, ...]) -> DeviceRequest | None:
 def restart_policy(at: At) -> RestartPolicy | None:
     """deploy.restart_policy, else the service's `restart`."""
     policy, restart = deep(at, "deploy", "restart_policy"), at.set_at("restart")
+    mode = deep(at, "deploy", "mode")
+    is_job = mode is not None and str(mode.node.value).endswith("-job")
     if policy is None:
-        return _restart(restart) if restart is not None else None
+        given = _restart(restart) if restart is not None else None
+        if is_job and restart is not None and given is not None and given.condition == "any":
+            restart.fail("a job ends, it is not started for ever", 'write "no" or on-failure')
+        return given
     if restart is not None:
         _restart(restart)
         restart.warn("not used: deploy.restart_policy stands beside it")
     condition, delay = policy.set_at("condition"), policy.set_at("delay")
     attempts, window = policy.set_at("max_attempts"), policy.set_at("window")
+    if is_job and condition is not None and condition.node.value == "any":
+        condition.fail("a job ends, it is not started for ever", "write none or on-failure")
     return RestartPolicy(
         condition=_condition(condition) if condition is not None else "",
         delay_ns=delay.duration() if delay is not None else None,
@@ -314,8 +335,8 @@ def placement(at: At) -> Placement:
             spread = each.set_at("spread")
             if spread is None:
                 each.lacks("spread", "write - spread: node.labels.zone")
-            else:
-                preferences.append(PlacementPreference(spread=spread.text(empty=False)))
+            elif _is_field(spread, field := spread.text(empty=False)):
+                preferences.append(PlacementPreference(spread=field))
     return Placement(
         constraints=tuple(constraints),
         preferences=tuple(preferences),
@@ -338,11 +359,7 @@ def _check_constraint(at: At) -> bool:
         return False
     field, _, value = match.groups()
     lower = field.lower()
-    if lower not in _FIELDS and not lower.startswith(_FIELD_PREFIXES):
-        at.fail(
-            f'"{field}" is nothing that a node has',
-            f"known are {', '.join(_FIELDS)}, node.labels.NAME and engine.labels.NAME",
-        )
+    if not _is_field(at, field):
         return False
     if not value or not _VALUE.fullmatch(value):
         at.fail(f'"{text}": the value {value!r} cannot be compared with', "write a plain value")
@@ -353,13 +370,25 @@ def _check_constraint(at: At) -> bool:
     return True
 
 
+def _is_field(at: At, field: str) -> bool:
+    lower = field.strip().lower()
+    if lower in _FIELDS or (lower.startswith(_FIELD_PREFIXES) and lower not in _FIELD_PREFIXES):
+        return True
+    if field:
+        at.fail(
+            f'"{field}" is nothing that a node has',
+            f"known are {', '.join(_FIELDS)}, node.labels.NAME and engine.labels.NAME",
+        )
+    return False
+
+
 def _platforms(at: At) -> tuple[Platform, ...]:
     found = at.set_at("platform")
     if found is None:
         return ()
-    os, slash, rest = found.text().partition("/")
+    os, _, rest = found.text().partition("/")
     architecture = rest.partition("/")[0]
-    if not os or (slash and not architecture):
+    if not _PLATFORM.fullmatch(found.text()):
         found.fail(f"{found.shown()} is not a platform", "write linux/amd64 or linux/arm64")
         return ()
     return (Platform(os=os, architecture=architecture),)

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 
 NANO = 1_000_000_000
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?b?)", re.IGNORECASE)
+_SIZE = re.compile(
+    r"(\d[\d_]*(?:\.\d*)?|\.\d+)(?:e\+?(\d{1,2}))?\s*([kmgtp]?)(i?b?)",
+    re.IGNORECASE | re.ASCII,
+)
+_RATIO = re.compile(r"(\d{1,9})/(\d{1,9})", re.ASCII)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _UNITS_NS = {
     "ns": 1,
@@ -28,21 +33,28 @@ _INT64_MAX = 2**63 - 1
 
 
 def parse_bytes(text: str) -> int:
-    """A size in bytes; "50M", "1.5GiB", "1024". Units are powers of 1024, as in Docker."""
+    """A size in bytes; "50M", "1.5GiB", "1024", "1e9". Units are powers of 1024, as in Docker."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(
             f"{text!r} is not a size; write a number with b, k, m, g or t, such as 512M"
         )
-    number, unit, _ = match.groups()
-    value = int(Decimal(number) * 1024 ** _POWERS[unit.lower()])
+    number, exponent, unit, _ = match.groups()
+    amount = Decimal(number.replace("_", "")) * 10 ** int(exponent or 0)
+    value = int(amount * 1024 ** _POWERS[unit.lower()])
     if value > _INT64_MAX:
         raise ValueError(f"{text!r} is larger than 8 EiB")
     return value
 
 
 def parse_cpus(text: str) -> int:
-    """A number of CPUs in billionths; "0.5", "2"."""
+    """A number of CPUs in billionths; "0.5", "2", "3/4"."""
+    ratio = _RATIO.fullmatch(text.strip())
+    if ratio is not None and int(ratio[2]):
+        exact = Fraction(int(ratio[1]), int(ratio[2])) * NANO
+        if exact.denominator != 1:
+            raise ValueError(f"{text!r} is finer than a billionth of a CPU")
+        return int(exact)
     try:
         value = Decimal(text.strip())
     except InvalidOperation:
@@ -59,7 +71,7 @@ def parse_duration(text: str) -> int:
     """A duration in nanoseconds; "1m30s", "500ms", "1.5h". "0" is allowed, any other bare number is
     not.
     """
-    stripped = text.strip()
+    stripped = text.strip().removeprefix("+")
     if stripped == "0":
         return 0
     position, total = 0, Decimal(0)

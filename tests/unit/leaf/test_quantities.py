@@ -16,26 +16,34 @@ from swarm import quantities as q
         ("1.5g", 3 << 29),
         ("1024", 1024),
         ("10b", 10),
+        ("1e9", 10**9),
+        ("1_000M", 1000 << 20),
+        (".5g", 1 << 29),
+        ("1.g", 1 << 30),
+        ("1 gb", 1 << 30),
     ],
 )
 def test_sizes(text, expected):
     assert q.parse_bytes(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "M", "-1", "5Q", "1e9", "1 2", "9999999p", "٣M x"])
+@pytest.mark.parametrize("text", ["", "M", "-1", "5Q", "1e", "_1", "1e99", "1 2", "9999999p", "٣M"])
 def test_bad_sizes_say_what_to_write(text):
     with pytest.raises(ValueError, match="size|larger"):
         q.parse_bytes(text)
 
 
 @pytest.mark.parametrize(
-    ("text", "nano"), [("0.5", 500_000_000), ("2", 2 * q.NANO), (".1", 100_000_000)]
+    ("text", "nano"),
+    [("0.5", 500_000_000), ("2", 2 * q.NANO), (".1", 100_000_000), ("3/4", 750_000_000)],
 )
 def test_cpus(text, nano):
     assert q.parse_cpus(text) == nano
 
 
-@pytest.mark.parametrize("text", ["", "abc", "-1", "inf", "nan", "0.0000000001", "1e99"])
+@pytest.mark.parametrize(
+    "text", ["", "abc", "-1", "inf", "nan", "0.0000000001", "1e99", "1/0", "1/3"]
+)
 def test_bad_cpus(text):
     with pytest.raises(ValueError, match="CPU"):
         q.parse_cpus(text)
