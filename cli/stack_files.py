@@ -18,7 +18,7 @@ from cli.services import warn
 from cli.tasks import image_of
 from swarm.v1 import DeployStackRequest, StackSpec
 
-__all__ = ["FILES_HELP", "compose_options", "load_spec", "request_for"]
+__all__ = ["FILES_HELP", "compose_options", "load_spec", "request_for", "standard_input"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILES_HELP = "Compose file, or - for standard input; several are merged, the last one wins."
@@ -63,18 +63,22 @@ def load_spec(
     """The stack that the files describe; warnings go to stderr. Raises ComposeError, Invalid."""
     from cli.compose import load
 
-    stdin = sys.stdin.read() if "-" in files else None
     loaded = load(
         files,
         stack=stack,
         environment=dict(os.environ),
-        stdin=stdin,
+        stdin=standard_input(files),
         env_files=tuple(map(Path, env_files)),
         # None given: those of COMPOSE_PROFILES.
         profiles=profiles,
     )
     warn(loaded.warnings)
     return loaded.spec
+
+
+def standard_input(files: tuple[str, ...]) -> str | None:
+    """Its text, if one of the files is -."""
+    return sys.stdin.read() if "-" in files else None
 
 
 def request_for(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -480,11 +481,38 @@ def test_a_bad_compose_file_names_the_place_and_sends_nothing(
     assert not cluster.calls
 
 
-def test_stack_config_is_yaml_of_what_would_be_deployed(cli: Cli, compose: str) -> None:
+def test_stack_config_prints_the_normal_form(cli: Cli, compose: str) -> None:
     import yaml
 
     document = yaml.safe_load(cli.ok("stack", "config", "-c", compose))
-    assert document["Services"][0]["TaskTemplate"]["ContainerSpec"]["Image"] == "nginx:1.27"
+    assert document["version"] == "3.13"
+    assert document["services"]["web"]["image"] == "nginx:1.27"
+    assert json.loads(cli.ok("stack", "config", "-c", compose, "--format", "json")) == document
+    assert cli.ok("stack", "config", "-c", compose, "--services") == "web\n"
+    assert cli.ok("stack", "config", "-c", compose, "--images") == "nginx:1.27\n"
+
+
+def test_stack_config_prints_what_a_deploy_refuses_and_says_so(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "c.yml"
+    path.write_text("services:\n  web:\n    build: .\n    image: ${X:-a$$b}\n")
+    answer = cli("stack", "config", "-c", str(path))
+    assert answer.code == 0
+    assert "context: ." in answer.out and "image: a$b" in answer.out
+    assert "c.yml:3:5: a deploy refuses this" in answer.err and "build and push" in answer.err
+    assert "image: a$$b" in cli("stack", "config", "-c", str(path), "--exact").out
+    assert (
+        "image: ${X:-a$$b}" in cli("stack", "config", "-c", str(path), "--skip-interpolation").out
+    )
+    assert cli("stack", "config", "-c", str(path), "--skip-interpolation", "--exact").code != 0
+
+
+def test_stack_config_refuses_malformed_files_with_the_place(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "c.yml"
+    path.write_text("services:\n  web:\n    image: x\n    stop_grace_period: tens\n")
+    answer = cli("stack", "config", "-c", str(path))
+    assert answer.code == 2
+    assert "c.yml:4:24" in answer.err
+    assert not answer.out
 
 
 def test_stack_rm_waits_until_all_is_gone(cli: Cli, cluster: FakeCluster) -> None:
