@@ -200,7 +200,9 @@ def _is_active(at: At, active: frozenset[str]) -> bool:
 
 
 def _volumes(objects: Objects, specs: Iterable[ServiceSpec]) -> tuple[VolumeSpec, ...]:
-    """The named volumes that services use."""
+    """The named volumes that services use. One whose name holds a placeholder ({{.Task.Slot}}) is
+    another volume for each task: its mounts have all that is needed to make it where it is used.
+    """
     used = {
         mount.source
         for spec in specs
@@ -211,7 +213,7 @@ def _volumes(objects: Objects, specs: Iterable[ServiceSpec]) -> tuple[VolumeSpec
     return tuple(
         VolumeSpec(name=d.full_name, labels=dict(d.labels), driver=d.driver)
         for d in objects.volumes.values()
-        if not d.external and d.full_name in used
+        if not d.external and d.full_name in used and "{{" not in d.full_name
     )
 
 

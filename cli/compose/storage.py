@@ -24,7 +24,7 @@ from swarm.v1 import (
     VolumeOptions,
 )
 
-MOUNT_TYPES = ("volume", "bind", "tmpfs", "npipe", "image")
+MOUNT_TYPES = ("volume", "bind", "tmpfs", "image")
 _PROCESS_MOUNTS = ("volume", "bind", "tmpfs")
 
 
@@ -67,12 +67,15 @@ def _mount(at: At, around: Surroundings) -> Mount | None:
             "cluster volumes (CSI) are not offered", "use type: volume with a driver of your own"
         )
         return None
+    if kind_at.node.value == "npipe":
+        kind_at.fail("named pipes exist on Windows only, and nodes run Linux", "use type: bind")
+        return None
     kind = kind_at.choice(MOUNT_TYPES)
     source = source_at.text() if source_at is not None else ""
     target = target_at.text() if target_at is not None else ""
     if not target:
         at.lacks("target", "add target: and the path inside the container")
-    elif not target.startswith(("/", "\\\\")) and target[1:2] != ":":
+    elif not target.startswith("/") and not (len(target) > 1 and target[1] == ":"):
         (target_at or at).fail(f'the target "{target}" is not an absolute path', f"/{target}")
     readonly, consistency = at.set_at("read_only"), at.set_at("consistency")
     for other in ("bind", "volume", "tmpfs", "image"):
@@ -89,7 +92,7 @@ def _mount(at: At, around: Surroundings) -> Mount | None:
     )
     if kind == "tmpfs" and source:
         at.fail_key("source", "a tmpfs has no source", "remove source")
-    if kind in ("bind", "npipe", "image") and not source:
+    if kind in ("bind", "image") and not source:
         at.fail(f"a mount of type {kind} needs a source", "add source:")
     if kind == "volume":
         return _volume(mount, at, around)

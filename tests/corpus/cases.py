@@ -90,10 +90,8 @@ def readable(value: Any) -> Any:
     """
     if isinstance(value, Message):
         found: dict[str, Any] = {}
-        defaults = dict(
-            zip(value.__struct_fields__, value.__struct_defaults__, strict=True)  # type: ignore[attr-defined]
-        )
-        for name in value.__struct_fields__:  # type: ignore[attr-defined]
+        defaults = dict(zip(value.__struct_fields__, value.__struct_defaults__, strict=True))
+        for name in value.__struct_fields__:
             given = getattr(value, name)
             # An empty message or mapping that was given differs from one that was not.
             if given == defaults[name] or (isinstance(given, dict) and not given):
