@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from msgspec import structs
+
 from manager.api.filters import merge, spec_labels, task_labels
 from manager.api.lookup import CLASSES, find, name_of, served
 from manager.api.present import present
@@ -14,6 +16,7 @@ from manager.api.problems import nearest
 from manager.control import service_status
 from manager.store import STACK_LABEL, Batch, Change, Store, Topic, WatchLost
 from swarm import errors
+from swarm.clock import SECOND_NS, Clock
 from swarm.v1 import (
     Event,
     Filter,
@@ -31,6 +34,8 @@ from swarm.v1 import (
 
 # Changes this close together become one message: a progress display needs no more.
 COALESCE_S = 0.05
+# A reader that has not looked at so many changes looks at everything instead.
+CHANGES_MAX = 10_000
 # Messages of a watch carry at most so many events; a larger commit takes several.
 EVENTS_MAX = 500
 FILTER_KEYS = ("action", "id", "name", "label", "service", "node", "stack")
@@ -133,65 +138,188 @@ class _Chosen:
 
 
 async def watch_services(
-    store: Store, request: WatchServicesRequest
+    store: Store, clock: Clock, request: WatchServicesRequest
 ) -> AsyncGenerator[WatchServicesResponse, None]:
-    """Statuses at once, then after each change; ends when all of the services are gone. Raises
+    """Statuses at once, then after each change, and when time alone has made a difference: a
+    service has run for as long as it is watched. Ends when all of the services are gone. Raises
     NotFound for a service or stack that does not exist.
     """
     chosen = _Services(store, request)
-    async with dirty(store, chosen.topics) as changed:
-        last: tuple[ServiceStatus, ...] | None = None
-        while True:
-            changed.clear()
-            statuses = chosen.statuses()
-            if statuses != last:
-                yield WatchServicesResponse(statuses=statuses, revision=store.revision)
-                last = statuses
-            if all(s.removed for s in statuses):
-                return
-            await changed.wait()
-            await asyncio.sleep(COALESCE_S)
+    revision = 0
+    while True:
+        topics = chosen.topics()
+        async with dirty(store, topics) as changed:
+            while chosen.topics() == topics:
+                told = changed.take()
+                # A later revision may be in the tables, but only what was told of is looked at.
+                revision = max(revision, store.revision if told is None else changed.revision)
+                if chosen.refresh(told, clock.now_ns()):
+                    yield WatchServicesResponse(statuses=chosen.statuses(), revision=revision)
+                if chosen.over:
+                    return
+                if await changed.wait(chosen.wait_s(clock.now_ns())):
+                    await asyncio.sleep(COALESCE_S)
 
 
 class _Services:
-    """The services of one request. Those of a stack are found anew each time, so that what a later
-    deploy adds is shown as well; those seen once stay in the list when they are gone.
+    """The services of one request and their latest statuses. Those of a stack that a later deploy
+    adds are taken in when they come; those seen once stay in the list when they are gone.
+
+    A change makes the statuses anew that it can be about: those of the changed service, or of the
+    service of a changed task; of the services that look at it (`_reads`: depends_on); and with a
+    change of a node, of those that wait or have a task on each node. So a change costs the services
+    concerned, however many are watched.
     """
 
     def __init__(self, store: Store, request: WatchServicesRequest) -> None:
         self._store = store
         self._stack = request.stack
         self._names: dict[str, str] = {}  # by id
+        self._known: dict[str, ServiceStatus] = {}
+        self._settles_ns: dict[str, int] = {}  # when time makes a difference
+        # Names of the services that it depends on, and those on.
+        self._reads: dict[str, frozenset[str]] = {}
+        self._topics: tuple[Topic, ...] | None = None  # None: to be worked out
         for ref in request.services:
             service = find(store, Service, ref)
             self._names[service.id] = name_of(service)
         if request.stack:
             self._stack = stack_name(store, request.stack)
+            for service in store.by(Service, "stack", self._stack):
+                self._names.setdefault(service.id, name_of(service))
         elif not request.services:
             raise errors.Invalid("name the services, or the stack, to be watched")
-        self._of_stack()
-        # The nodes tell why a task is not placed, so their changes count as well.
-        services: list[Topic] = [("service", i) for i in sorted(self._names)]
-        kinds: list[Topic] = [("kind", Kind.NODE)]
-        if self._stack:
-            services, kinds = [], [*kinds, ("kind", Kind.SERVICE), ("kind", Kind.TASK)]
-        self.topics = (*services, *kinds)
+        for service_id in self._names:
+            self._note_reads(service_id, store.get(Service, service_id))
 
-    def _of_stack(self) -> None:
-        if self._stack:
-            for service in self._store.by(Service, "stack", self._stack):
-                self._names.setdefault(service.id, name_of(service))
+    def topics(self) -> tuple[Topic, ...]:
+        """What has to be heard of. It grows when a service comes that was not there."""
+        if self._topics is not None:
+            return self._topics
+        names = frozenset[str]().union(*self._reads.values())
+        others = {s.id for name in names for s in self._store.by(Service, "name", name)}
+        found: list[Topic] = [("service", i) for i in sorted(others | self._names.keys())]
+        # The nodes tell why a task is not placed.
+        found.append(("kind", Kind.NODE))
+        if self._stack or names:
+            # Those that are named need not exist yet.
+            found.append(("kind", Kind.SERVICE))
+        self._topics = tuple(found)
+        return self._topics
+
+    def refresh(self, changes: Iterable[Change] | None, now_ns: int) -> bool:
+        """Works the statuses out that changed or whose time has come; None: all. Whether any is
+        another than before.
+        """
+        due = {i for i, at_ns in self._settles_ns.items() if at_ns <= now_ns}
+        if changes is None:
+            if self._stack:
+                for service in self._store.by(Service, "stack", self._stack):
+                    self._names.setdefault(service.id, name_of(service))
+            self._topics = None
+            concerned = set(self._names)
+        else:
+            concerned = due | self._concerned(changes)
+        differs = False
+        for service_id in concerned:
+            status = self._status(service_id, now_ns)
+            before = self._known.get(service_id)
+            self._known[service_id] = status
+            differs |= before is None or not _same(before, status)
+        return differs
+
+    def _concerned(self, changes: Iterable[Change]) -> set[str]:
+        """Ids of the watched services that the changes may be about."""
+        found: set[str] = set()
+        names: set[str] = set()
+        nodes = False
+        for change in changes:
+            o = change.new if change.new is not None else change.old
+            if isinstance(o, Task):
+                found.add(o.service_id)
+            elif isinstance(o, Service):
+                found.add(o.id)
+                self._topics = None
+                names.update(name_of(v) for v in (change.old, change.new) if v is not None)
+                if self._stack and o.id not in self._names and _in_stack(o, self._stack):
+                    self._names[o.id] = name_of(o)
+            else:
+                nodes = nodes or _shape(change.old) != _shape(change.new)
+        if nodes:
+            found.update(i for i in self._known if self._asks_nodes(i))
+        for service_id in found:
+            service = self._store.get(Service, service_id)
+            if service is not None:
+                names.add(name_of(service))
+        found.update(i for i, reads in self._reads.items() if reads & names)
+        return found & self._names.keys()
+
+    def _asks_nodes(self, service_id: str) -> bool:
+        """Whether the status depends on nodes: something waits or stops, or each node counts."""
+        status = self._known[service_id]
+        service = self._store.get(Service, service_id)
+        mode = service.spec.mode if service is not None and service.spec is not None else None
+        per_node = mode is not None and bool(mode.global_service or mode.global_job)
+        return per_node or not status.converged or status.settles_in_ns > 0
+
+    def _status(self, service_id: str, now_ns: int) -> ServiceStatus:
+        service = self._store.get(Service, service_id)
+        self._settles_ns.pop(service_id, None)
+        self._note_reads(service_id, service)
+        if service is None:
+            return ServiceStatus(
+                service_id=service_id, name=self._names[service_id], removed=True, converged=True
+            )
+        status = service_status(self._store, service, now_ns)
+        if status.settles_in_ns:
+            self._settles_ns[service_id] = now_ns + status.settles_in_ns
+        return status
+
+    def _note_reads(self, service_id: str, service: Service | None) -> None:
+        """A service that waits for another is stuck when that one is, so it reads on through it."""
+        names: set[str] = set()
+        ahead = [service] if service is not None else []
+        while ahead:
+            spec = ahead.pop().spec
+            for dependency in spec.depends_on if spec is not None else ():
+                if dependency.service not in names:
+                    names.add(dependency.service)
+                    ahead += self._store.by(Service, "name", dependency.service)
+        if names:
+            self._reads[service_id] = frozenset(names)
+        else:
+            self._reads.pop(service_id, None)
+
+    def wait_s(self, now_ns: int) -> float | None:
+        """How long until time alone makes a difference; None: it will not."""
+        if not self._settles_ns:
+            return None
+        return max(0.0, (min(self._settles_ns.values()) - now_ns) / SECOND_NS)
 
     def statuses(self) -> tuple[ServiceStatus, ...]:
-        self._of_stack()
-        out = []
-        for id_, name in sorted(self._names.items(), key=lambda item: item[1]):
-            service = self._store.get(Service, id_)
-            if service is None:
-                out.append(ServiceStatus(service_id=id_, name=name, removed=True, converged=True))
-            else:
-                out.append(service_status(self._store, service))
-        return tuple(out)
+        """The latest, by name."""
+        return tuple(sorted(self._known.values(), key=lambda s: (s.name, s.service_id)))
+
+    @property
+    def over(self) -> bool:
+        """Whether all of the services are gone."""
+        return all(status.removed for status in self._known.values())
+
+
+def _same(a: ServiceStatus, b: ServiceStatus) -> bool:
+    """Whether the statuses tell the same; the time that passes is no news."""
+    return structs.replace(a, settles_in_ns=0) == structs.replace(b, settles_in_ns=0)
+
+
+def _shape(node: Any) -> Any:
+    """What of a node statuses depend on."""
+    if node is None:
+        return None
+    return (node.status and node.status.state, node.spec, node.description, node.revoked)
+
+
+def _in_stack(service: Service, stack: str) -> bool:
+    return bool(service.spec and service.spec.labels.get(STACK_LABEL) == stack)
 
 
 def stack_name(store: Store, ref: str) -> str:
@@ -205,7 +333,8 @@ def stack_name(store: Store, ref: str) -> str:
 
 class Dirty:
     """Tells a reader that something changed since it last looked. The reader looks at the tables
-    afresh each time and so misses nothing; falling behind costs a new watch and no more.
+    afresh each time and so misses nothing; falling behind costs a new watch and no more. A reader
+    of many objects can `take` the changes, to look at these alone.
     """
 
     def __init__(self, store: Store, topics: tuple[Topic, ...]) -> None:
@@ -213,15 +342,34 @@ class Dirty:
         self._topics = topics
         self._changed = asyncio.Event()
         self._ended = False
+        self._changes: list[Change] | None = None
+        # Of the last commit that was heard of.
+        self.revision = 0
 
-    async def wait(self) -> None:
-        """Returns after the next change. Raises Unavailable when the store was closed."""
-        await self._changed.wait()
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """Returns after the next change, or when the time is over: False. Raises Unavailable when
+        the store was closed.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
         if self._ended:
             raise errors.Unavailable("the manager is stopping; try again, or another manager")
+        return True
+
+    def take(self) -> tuple[Change, ...] | None:
+        """The changes since the reader last looked; None: all has to be looked at afresh. The
+        reader looks now.
+        """
+        changes = self._changes
+        self.clear()
+        return None if changes is None else tuple(changes)
 
     def clear(self) -> None:
         """The reader looks now. The end is not forgotten."""
+        self._changes = []
         if not self._ended:
             self._changed.clear()
 
@@ -230,8 +378,10 @@ class Dirty:
             while True:
                 try:
                     with self._store.watch(*self._topics) as watch:
+                        self._changes = None
                         self._changed.set()
-                        async for _ in watch:
+                        async for batch in watch:
+                            self._note(batch)
                             self._changed.set()
                     return
                 except WatchLost:
@@ -239,6 +389,15 @@ class Dirty:
         finally:
             self._ended = True
             self._changed.set()
+
+    def _note(self, batch: Batch) -> None:
+        self.revision = batch.revision
+        if self._changes is None:
+            return
+        if len(self._changes) + len(batch.changes) > CHANGES_MAX:
+            self._changes = None
+        else:
+            self._changes.extend(batch.changes)
 
 
 @asynccontextmanager

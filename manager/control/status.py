@@ -1,13 +1,24 @@
-"""How far a service has come, worked out from its objects alone: what `stack deploy` waits for,
-what `service ls` shows, and what the API gives to clients that watch a roll-out.
+"""How far a service has come, worked out from its objects and the time alone: what `stack deploy`
+waits for, what `service ls` shows, and what the API gives to clients that watch a roll-out.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 
-from manager.control.gates import closed_gates
+from manager.control.gates import Gates, holding, words
 from manager.control.slots import Slot, is_live, is_lost, slot_of, slot_order
+from manager.control.stuck import (
+    BE,
+    BY_ITSELF,
+    Facts,
+    Trouble,
+    failure,
+    is_open,
+    newest_failure,
+    settles_ns,
+    troubles,
+)
 from manager.control.template import (
     PAUSED,
     UPDATING,
@@ -15,17 +26,20 @@ from manager.control.template import (
     Templates,
     job_size,
     mode_of,
+    monitor_ns,
     replicas_of,
     restart_policy,
     state_of,
+    update_config,
 )
 from manager.scheduler import requirement_of, unavailable, unsuitable
 from manager.store import View
 from swarm import states
+from swarm.quantities import format_duration
 from swarm.v1 import Node, Service, ServiceStatus, Task, TaskState, UpdateState
 
 REASONS_MAX = 5
-_ENDED_BY_ITSELF = (TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED)
+ROLLED_BACK = "the update failed and was rolled back to the previous version"
 
 
 def up_to_date(view: View, service: Service, task: Task) -> bool:
@@ -33,17 +47,19 @@ def up_to_date(view: View, service: Service, task: Task) -> bool:
     return Templates(view, service).up_to_date(task)
 
 
-def service_status(view: View, service: Service) -> ServiceStatus:
-    """The account of one service. O(tasks of the service), for global ones O(nodes) besides.
+def service_status(view: View, service: Service, now_ns: int) -> ServiceStatus:
+    """The account of one service. O(tasks of the service), for global ones O(nodes) besides, and
+    for one that waits (for a node, for another service) O(nodes) and that other's account.
 
-    Converged: every slot has one task of the present template that runs (for jobs: has completed;
-    a task that ended well and is not to be restarted counts as well), nothing that should be gone
-    still runs, and no roll-out is under way, paused, or rolled back by a failure.
+    Converged: every slot has one task of the present template that runs and has run for as long as
+    tasks are watched (for jobs: has completed; a task that ended well and is not to be restarted
+    counts as well), nothing that should be gone still runs, and no roll-out is under way, paused,
+    or rolled back by a failure. After such a rollback a service is at rest, neither converged nor
+    stuck, until the next change of its template.
     """
-    account = _Account(view, service)
-    reasons = Counter(account.reasons)
-    first = {text: i for i, text in reversed(list(enumerate(account.reasons)))}
-    ordered = sorted(reasons, key=lambda text: (-account.weight.get(text, 1), first[text]))
+    account = _Account(view, service, now_ns)
+    stuck = troubles(account.facts, account.of_other)
+    reasons = list(dict.fromkeys([*(t.reason for t in stuck), *account.ordered(stuck)]))
     return ServiceStatus(
         service_id=service.id,
         name=service.spec.name if service.spec else "",
@@ -51,43 +67,99 @@ def service_status(view: View, service: Service) -> ServiceStatus:
         running=account.running,
         completed=account.completed,
         up_to_date=account.current,
-        converged=not account.reasons,
-        reasons=tuple(ordered[:REASONS_MAX]),
+        converged=not reasons,
+        reasons=tuple(reasons[:REASONS_MAX]),
         update_status=service.update_status,
         states=dict(account.states),
         stopping=account.stopping,
         removed=False,
+        settles_in_ns=0 if stuck else account.settles_in_ns(),
+        stuck=bool(stuck),
+        failing_task_id=account.failing(stuck) if reasons else "",
     )
 
 
 class _Account:
     """The sums, and what is in the way."""
 
-    def __init__(self, view: View, service: Service) -> None:
+    def __init__(
+        self, view: View, service: Service, now_ns: int, above: frozenset[str] = frozenset()
+    ) -> None:
         self.reasons: list[str] = []
         self.weight: dict[str, int] = {}
         self.states: Counter[str] = Counter()
         self.running = self.completed = self.current = self.stopping = 0
+        # Of tasks that run and are watched: how many, and for how long still.
+        self.watched = 0
+        self.watched_ns = 0
         self._view = view
         self._service = service
+        self._now_ns = now_ns
         self._mode = mode_of(service.spec)
         self._templates = Templates(view, service)
+        # Reasons that go by themselves when the watch is over.
+        self._passing: set[str] = set()
+        self._gates = Gates(view, service)
         slots: dict[Slot, list[Task]] = {}
         for task in view.by(Task, "service", service.id):
             if not (self._mode.job and task.job_iteration != service.job_iteration):
                 slots.setdefault(slot_of(task), []).append(task)
             self._count_stopping(task)
         self.desired = 0 if service.pending_delete else self._desired(slots)
+        self.facts = Facts(
+            view=view,
+            service=service,
+            now_ns=now_ns,
+            mode=self._mode,
+            templates=self._templates,
+            slots={
+                slot: [t for t in tasks if t.desired_state != TaskState.REMOVE]
+                for slot, tasks in slots.items()
+            },
+            desired=self.desired,
+            gates=self._gates,
+            above=above,
+        )
         if service.pending_delete:
             self._because("the service is being removed", 1)
             return
-        for sentence in closed_gates(view, service):
-            self._because(sentence, self.desired)
+        self._held = holding(view, service, self._gates)
         self._slots(slots)
         self._roll_out()
         if self.stopping:
             plural = "task is" if self.stopping == 1 else "tasks are"
             self._because(f"{self.stopping} {plural} still stopping", self.stopping)
+
+    # -------------------------------------------------------------- results
+
+    def ordered(self, stuck: list[Trouble]) -> list[str]:
+        """The reasons, the weightiest first, without those that the troubles tell already."""
+        first = {text: i for i, text in enumerate(self.reasons)}
+        kept = [r for r in self.reasons if not any(_says(t.reason, r) for t in stuck)]
+        return sorted(kept, key=lambda text: (-self.weight[text], first[text]))
+
+    def settles_in_ns(self) -> int:
+        """How long until nothing but time has passed and all is well; 0: more is in the way."""
+        return self.watched_ns if set(self.reasons) <= self._passing else 0
+
+    def failing(self, stuck: list[Trouble]) -> str:
+        """The task whose log says most: that of the first trouble, or the newest that failed."""
+        for trouble in stuck:
+            if trouble.task_id:
+                return trouble.task_id
+        wanted = [t for tasks in self.facts.slots.values() for t in tasks]
+        if ROLLED_BACK not in self.reasons:
+            wanted = [t for t in wanted if self._templates.up_to_date(t)]
+        newest = newest_failure(wanted)
+        return newest.id if newest is not None else ""
+
+    def of_other(self, service: Service, above: frozenset[str]) -> str:
+        """The first reason why another service is stuck; empty: it is not."""
+        account = _Account(self._view, service, self._now_ns, above)
+        found = troubles(account.facts, account.of_other)
+        return found[0].reason if found else ""
+
+    # -------------------------------------------------------------- sums
 
     def _because(self, text: str, weight: int) -> None:
         if text not in self.weight:
@@ -136,13 +208,15 @@ class _Account:
             fit = [t for t in live if self._templates.up_to_date(t)]
             for task in live:
                 self.states[states.label(state_of(task))] += 1
-            if any(state_of(t) == TaskState.RUNNING for t in fit):
+            runs = [t for t in fit if state_of(t) == TaskState.RUNNING]
+            if runs:
                 self.current += 1
                 overlap += len(live) - 1
                 if not self._mode.job:
                     done += 1
+                    self._watch(runs[-1])
             elif fit:
-                why[_waiting_for(fit[-1], kept)] += 1
+                why[self._waiting_for(fit[-1], kept)] += 1
             elif live:
                 out_of_date += 1
             elif (ended := _newest(kept)) is not None:
@@ -150,17 +224,18 @@ class _Account:
                     self.states["complete"] += 1
                     self.completed += 1
                     done += self._finished(ended)
-                elif self._mode.per_node and not self._open(slot):
+                elif self._mode.per_node and not is_open(self._view, self._service, slot):
                     continue
                 else:
                     why[_ended(ended)] += 1
         self._explain(why, done=done, out_of_date=out_of_date, overlap=overlap)
 
-    def _open(self, slot: Slot) -> bool:
-        node = self._view.get(Node, str(slot))
-        if node is None or unavailable(node) is not None:
-            return False
-        return unsuitable(node, requirement_of(self._service.spec)) is None
+    def _watch(self, task: Task) -> None:
+        """Notes that a task which runs is still watched."""
+        left_ns = settles_ns(self._service, task, self._now_ns)
+        if left_ns:
+            self.watched += 1
+            self.watched_ns = max(self.watched_ns, left_ns)
 
     def _finished(self, ended: Task) -> bool:
         """Whether a completed task is all that its slot is meant to do."""
@@ -169,74 +244,87 @@ class _Account:
         return kept_down and self._templates.up_to_date(ended)
 
     def _explain(self, why: Counter[str], *, done: int, out_of_date: int, overlap: int) -> None:
-        desired = self.desired
-        unit = "tasks" if self._mode.per_node or self._mode.job else "replicas"
+        desired, clause = self.desired, self.facts.clause
         for text, count in sorted(why.items()):
-            self._because(f"{count} of {desired} {unit} {text}", count)
+            self._because(clause(count, text), count)
         if out_of_date:
-            self._because(
-                f"{out_of_date} of {desired} {unit} not yet on the current version", out_of_date
-            )
+            self._because(clause(out_of_date, f"{BE} not yet on the current version"), out_of_date)
         if overlap:
-            self._because(f"{overlap} old {unit} still run beside new ones", overlap)
+            verb, new = ("runs", "a new one") if overlap == 1 else ("run", "new ones")
+            old = f"{overlap} old {self._units(overlap)}"
+            self._because(f"{old} still {verb} beside {new}", overlap)
         explained = done + sum(why.values()) + out_of_date
-        job_running = self.running if self._mode.job else 0
-        if job_running:
-            self._because(f"{job_running} of {desired} {unit} running", job_running)
-            explained += job_running
+        if self._mode.job and self.running:
+            self._because(clause(self.running, f"{BE} running"), self.running)
+            explained += self.running
+        for closed in self._held:
+            self._because(self.facts.waiting(closed), max(1, desired - explained))
         if explained < desired and not self.reasons:
             missing = desired - explained
-            self._because(f"{missing} of {desired} {unit} not created yet", missing)
+            self._because(clause(missing, f"{BE} not created yet"), missing)
         if explained > desired:
-            self._because(f"{explained - desired} more {unit} than wanted", explained - desired)
+            more = explained - desired
+            verb = "is" if more == 1 else "are"
+            self._because(f"there {verb} {more} {self._units(more)} more than wanted", more)
+        if self.watched:
+            watched = format_duration(monitor_ns(update_config(self._service)))
+            has = "has" if self.watched == 1 else "have"
+            text = f"{has} just started and must keep running for {watched}"
+            self._because(clause(self.watched, text), self.watched)
+            self._passing.add(self.reasons[-1])
+
+    def _units(self, count: int) -> str:
+        return f"{self.facts.unit}{'' if count == 1 else 's'}"
 
     def _roll_out(self) -> None:
         status = self._service.update_status
         if status is None:
             return
-        back_by_failure = (
+        if status.state in PAUSED:
+            # What people must hear of first.
+            self._because(status.message, self.desired + 1)
+        elif status.state in UPDATING:
+            if not self._held:
+                self._because(status.message, 0)
+                self._passing.add(status.message)
+        elif (
             status.state == UpdateState.ROLLBACK_COMPLETED
             and not self._service.previous_spec_version
-        )
-        if status.state in UPDATING or status.state in PAUSED:
-            # What people must hear of first.
-            self._because(status.message, self.desired + 1 if status.state in PAUSED else 0)
-        elif back_by_failure:
-            self._because(
-                "the update failed and was rolled back to the previous version", self.desired + 1
-            )
+        ):
+            # Only a rollback by failure forgets the version that it came from.
+            self._because(ROLLED_BACK, self.desired + 1)
+            self._passing.add(ROLLED_BACK)
+
+    def _waiting_for(self, task: Task, siblings: list[Task]) -> str:
+        """What a task that should run and does not is doing, as the end of a sentence."""
+        state = state_of(task)
+        if (closed := self._gates.loose(task.spec_version)) and (
+            state < TaskState.ASSIGNED or task.desired_state == TaskState.READY
+        ):
+            return f"{BE} held back: the service waits {words(closed)}"
+        if state < TaskState.ASSIGNED:
+            err = task.status.err if task.status else ""
+            return f"{BE} not placed: {err}" if err else f"{BE} not placed"
+        failed = newest_failure(siblings)
+        last = failure(failed) if failed is not None else ""
+        if task.desired_state == TaskState.READY and last:
+            return f"{BE} waiting to be restarted: {last}"
+        if task.desired_state == TaskState.READY:
+            return f"{BE} waiting until the tasks before have stopped"
+        return f"{BE} {states.label(state)}{f', after a failure: {last}' if last else ''}"
 
 
 def _newest(tasks: list[Task]) -> Task | None:
     return max(tasks, key=lambda t: (t.meta.created_at_ns if t.meta else 0, t.id), default=None)
 
 
-def _waiting_for(task: Task, siblings: list[Task]) -> str:
-    """What a task that should run and does not is doing, as the end of a sentence."""
-    state = state_of(task)
-    if state < TaskState.ASSIGNED:
-        err = task.status.err if task.status else ""
-        return f"not placed: {err}" if err else "not placed"
-    failed = _last_failure(siblings)
-    if task.desired_state == TaskState.READY and failed:
-        return f"waiting to be restarted after: {failed}"
-    if task.desired_state == TaskState.READY:
-        return "waiting for their predecessors to stop"
-    return f"{states.label(state)}{f', last failure: {failed}' if failed else ''}"
-
-
-def _last_failure(tasks: list[Task]) -> str:
-    ended = [t for t in tasks if state_of(t) in (TaskState.FAILED, TaskState.REJECTED)]
-    newest = _newest(ended)
-    return _words(newest) if newest is not None else ""
-
-
-def _words(task: Task) -> str:
-    status = task.status
-    return (status and (status.err or status.message)) or states.label(state_of(task))
-
-
 def _ended(task: Task) -> str:
-    if state_of(task) in _ENDED_BY_ITSELF and not states.wanted(task.desired_state):
-        return f"ended and not to be restarted: {_words(task)}"
-    return f"ended: {_words(task)}"
+    if state_of(task) in BY_ITSELF and not states.wanted(task.desired_state):
+        return f"ended and will not be restarted: {failure(task)}"
+    return f"ended: {failure(task)}"
+
+
+def _says(trouble: str, reason: str) -> bool:
+    """Whether the trouble tells what the reason does: of the same cause, or of the same gate."""
+    _, colon, cause = reason.partition(": ")
+    return trouble.startswith(reason) or (bool(colon) and trouble.endswith(cause))

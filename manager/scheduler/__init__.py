@@ -7,7 +7,7 @@ from manager.scheduler.constraints import (
     parse_constraint,
     parse_spread,
 )
-from manager.scheduler.explain import Account, account, explain, reason
+from manager.scheduler.explain import Account, account, ceiling, explain, reason
 from manager.scheduler.filters import FILTERS, Rejection, rejection, unavailable, unsuitable
 from manager.scheduler.placement import ASSIGNED_MESSAGE, Group, Placement, place
 from manager.scheduler.requirement import NOTHING, Requirement, requirement_of
@@ -28,6 +28,7 @@ __all__ = [
     "Rejection",
     "Requirement",
     "account",
+    "ceiling",
     "explain",
     "normal_arch",
     "parse_constraint",

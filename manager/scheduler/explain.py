@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from manager.scheduler.filters import (
     FILTERS,
     Rejection,
+    fits,
     platforms_text,
     rejection,
     shortage,
@@ -22,7 +23,7 @@ from manager.scheduler.table import NodeInfo, NodeTable
 from manager.store import View
 from swarm import states
 from swarm.quantities import format_bytes, format_cpus
-from swarm.v1 import ExplainTaskResponse, FilterResult, Service, Task, TaskState
+from swarm.v1 import ExplainTaskResponse, FilterResult, Node, Service, Task, TaskState
 
 _DIMENSION_NAMES = {"cpu": "CPU", "memory": "memory", "gpu": "GPUs"}
 
@@ -55,6 +56,19 @@ def account(table: NodeTable, need: Requirement, service_id: str, node_id: str =
     order = sorted(found, key=lambda k: (FILTERS.index(k[0]), -len(found[k]), k[1]))
     results = tuple(_result(key, found[key], len(infos), need) for key in order)
     return Account(len(infos), fit, results, never and bool(infos))
+
+
+def ceiling(nodes: Iterable[Node], need: Requirement, *, enough: int) -> int:
+    """How many tasks with this need the nodes could hold if nothing else ran on them and every one
+    were ready, but not those that were removed; counted no further than `enough`. O(nodes).
+    """
+    count = 0
+    for node in nodes:
+        if count >= enough:
+            break
+        if not node.revoked and unsuitable(node, need) is None:
+            count += fits(NodeInfo(node), need, "")
+    return min(count, enough)
 
 
 def _candidates(table: NodeTable, node_id: str) -> list[NodeInfo]:

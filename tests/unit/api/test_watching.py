@@ -10,12 +10,15 @@ import pytest
 
 from manager.store import STACK_LABEL
 from swarm import errors
+from swarm.clock import SECOND_NS
 from swarm.v1 import (
+    Dependency,
     Filter,
     Kind,
     Secret,
     Service,
     StackSpec,
+    UpdateConfig,
     WatchRequest,
     WatchServicesRequest,
 )
@@ -176,8 +179,59 @@ async def test_statuses_come_at_once_and_after_each_change(api: Api):
     await api.put(node("n1"), task("t1", web), task("t2", web, slot=2))
     response = await following(stream)
     (status,) = response.statuses
-    assert (status.running, status.converged) == (2, True)
+    assert (status.running, status.converged) == (2, False), "tasks are watched at first"
     assert response.revision == api.store.revision
+    await stream.aclose()
+
+
+async def test_the_end_of_the_watched_time_is_told_without_any_change(api: Api):
+    soon = UpdateConfig(parallelism=1, monitor_ns=SECOND_NS // 20)
+    await api.create(service=service("web", replicas=1, update=soon))
+    await api.put(node("n1"), task("t1", api.one(Service, "web")))
+    stream = watching(api, "web")
+    first = await following(stream)
+    assert (first.statuses[0].converged, first.statuses[0].settles_in_ns) == (
+        False,
+        SECOND_NS // 20,
+    )
+    api.clock.advance(seconds=1)
+    second = await following(stream)
+    assert (second.statuses[0].converged, second.statuses[0].settles_in_ns) == (True, 0)
+    assert second.revision == first.revision
+    await stream.aclose()
+
+
+async def test_a_change_costs_the_services_it_is_about(api: Api):
+    """The other services' statuses are the very same objects, not made anew."""
+    names = tuple(f"s{i:02}" for i in range(50))
+    for name in names:
+        await api.create(service=service(name, replicas=0))
+    stream = watching(api, *names)
+    await following(stream)
+    await api.put(task("t1", api.one(Service, "s07")))
+    before = (await following(stream)).statuses
+    await api.put(task("t2", api.one(Service, "s07")))
+    after = (await following(stream)).statuses
+    new = [a.name for a, b in zip(after, before, strict=True) if a is not b]
+    assert new == ["s07"]
+    await stream.aclose()
+
+
+async def test_a_status_follows_the_services_it_waits_for(api: Api):
+    """Also those that are not watched and come later."""
+    gate = Dependency(service="db", condition="service_started", required=False)
+    await api.create(service=service("web", depends_on=(gate,)))
+    stream = watching(api, "web")
+    (status,) = (await following(stream)).statuses
+    assert status.reasons == ("1 of 1 replica is not created yet",)
+    await api.create(service=service("db"))
+    (status,) = (await following(stream)).statuses
+    waits = "the service waits until service db has started"
+    assert status.reasons == (f"{waits} (0 of 1 task so far)",)
+    db = api.one(Service, "db")
+    await api.put(node("n1"), task("t1", db))
+    (status,) = (await following(stream)).statuses
+    assert status.reasons == ("1 of 1 replica is not created yet",)
     await stream.aclose()
 
 

@@ -90,7 +90,8 @@ async def test_changes_lead_to_tasks_and_delays_pass() -> None:
         await bench.until(lambda: len(bench.tasks()) == 2)
         for task in bench.tasks():
             await bench.report(task.id, TaskState.RUNNING)
-        assert service_status(bench.store, service).converged
+        status = service_status(bench.store, service, SystemClock().now_ns())
+        assert status.up_to_date == 2 and 0 < status.settles_in_ns <= 5 * SECOND_NS
         await bench.report(bench.tasks()[0].id, TaskState.FAILED)
         await bench.until(
             lambda: (
@@ -116,7 +117,7 @@ async def test_commits_that_lose_a_race_are_made_again() -> None:
 
         await asyncio.gather(*(fail(t) for t in bench.tasks()))
         await bench.until(lambda: len(bench.tasks()) == 40)
-        assert service_status(bench.store, service).desired == 20
+        assert service_status(bench.store, service, SystemClock().now_ns()).desired == 20
 
 
 @pytest.mark.parametrize("error", [errors.Unavailable("no quorum"), errors.TimedOut("unknown")])

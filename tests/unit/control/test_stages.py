@@ -47,7 +47,7 @@ def test_replicas_fill_slots_one_to_n_spread_over_the_nodes() -> None:
     world.settle()
     assert [t.slot for t in world.running(sid)] == [1, 2, 3, 4, 5, 6]
     assert Counter(t.node_id for t in world.running(sid)) == {"n1": 2, "n2": 2, "n3": 2}
-    assert world.status(sid).converged
+    assert world.at_rest(sid).converged
 
 
 def test_a_task_is_placed_in_the_tick_that_makes_it() -> None:
@@ -100,7 +100,7 @@ def test_zero_replicas_is_converged_once_nothing_runs() -> None:
     assert not world.status(sid).converged
     world.settle()
     assert world.tasks(sid) == []
-    assert world.status(sid).converged
+    assert world.at_rest(sid).converged
 
 
 def test_a_second_tick_changes_nothing() -> None:
@@ -133,9 +133,11 @@ def test_a_task_without_room_is_pending_with_the_reason_and_placed_when_there_is
     )
     status = world.status(sid)
     assert not status.converged
+    assert status.stuck
     assert status.reasons == (
-        "1 of 2 replicas not placed: no suitable node (1 of 1 node short of CPU: "
-        "need 3, best free 1 on n1)",
+        "no more than 1 of 2 replicas can ever be placed: no suitable node (1 of 1 node short of "
+        "CPU: need 3, best free 1 on n1)",
+        "1 of 2 replicas has just started and must keep running for 5s",
     )
     world.put(make_node("n2"))
     world.settle()
@@ -277,9 +279,9 @@ def test_a_completed_task_that_is_not_restarted_counts_as_converged_a_failed_one
         world.settle()
         world.report(world.running(sid)[0], end, err="" if converged else "exit code 3")
         world.settle()
-        assert world.status(sid).converged is converged
+        assert world.at_rest(sid).converged is converged
     assert world.status(sid).reasons == (
-        "1 of 1 replicas ended and not to be restarted: exit code 3",
+        "1 of 1 replica ended and will not be restarted: exit code 3",
     )
 
 
@@ -352,7 +354,7 @@ def test_a_lost_node_s_tasks_are_replaced_at_once_and_stop_when_it_is_back() -> 
     assert (new.slot, new.desired_state, new.start_after_ns) == (lost.slot, S.RUNNING, 0)
     world.settle()
     assert len(world.running(sid)) == 3
-    assert world.status(sid).converged, "nobody waits for a node that is down"
+    assert world.at_rest(sid).converged, "nobody waits for a node that is down"
     world.set_state("n1", NodeState.READY)
     world.settle()
     assert state_of(next(t for t in world.tasks(sid) if t.id == lost.id)) == S.SHUTDOWN
@@ -456,7 +458,7 @@ def test_global_runs_one_task_on_each_eligible_node_as_nodes_come_and_go() -> No
     world.set_availability("n2", Availability.DRAIN)
     world.settle()
     assert {t.node_id for t in world.running(sid)} == {"n1", "n4"}
-    assert world.status(sid).converged
+    assert world.at_rest(sid).converged
     world.set_availability("n2", Availability.ACTIVE)
     world.label("n3", disk="ssd")
     world.settle()
@@ -526,7 +528,7 @@ def test_a_failed_job_task_is_tried_again_in_its_slot() -> None:
     world.pass_time(2)
     world.report(world.running(sid)[0], S.COMPLETE)
     world.pass_time(2)
-    assert world.status(sid).converged
+    assert world.at_rest(sid).converged
     assert world.live(sid) == []
 
 
@@ -551,7 +553,7 @@ def test_a_global_job_completes_once_on_each_node() -> None:
         world.report(task, S.COMPLETE)
     world.pass_time(3)
     assert world.live(sid) == []
-    assert world.status(sid).converged
+    assert world.at_rest(sid).converged
 
 
 # ---------------------------------------------------------------- gates
@@ -565,15 +567,15 @@ def test_a_service_waits_for_what_it_depends_on(condition: str) -> None:
     sid = world.create(make_spec("web", depends_on=(gate,)))
     world.settle()
     assert world.tasks(sid) == []
-    assert world.status(sid).reasons == ("waits for service db, which does not exist",)
+    assert world.status(sid).reasons == ("the service waits for service db, which does not exist",)
     world.create(make_spec("db"))
     world.settle()
     assert world.tasks(sid) == []
-    assert world.status(sid).reasons[0].startswith("waits until service db ")
+    assert world.status(sid).reasons[0].startswith("the service waits until service db ")
     world.frozen.clear()
     world.settle()
     assert len(world.running(sid)) == 1
-    assert world.status(sid).converged
+    assert world.at_rest(sid).converged
 
 
 def test_a_service_waits_until_a_job_has_completed() -> None:
@@ -631,7 +633,7 @@ def test_a_tick_that_was_not_committed_leaves_no_trace() -> None:
     world.controller.check_invariants(world.tables)
     world.settle()
     world.controller.check_invariants(world.tables)
-    assert world.status("s-web").converged
+    assert world.at_rest("s-web").converged
 
 
 def test_a_task_whose_service_is_gone_is_removed() -> None:

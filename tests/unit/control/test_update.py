@@ -72,7 +72,7 @@ def test_one_slot_at_a_time_stop_first() -> None:
     assert status is not None
     assert (status.state, status.message) == (U.COMPLETED, "update completed")
     assert status.completed_at_ns >= status.started_at_ns
-    assert world.status(sid).converged
+    assert world.at_rest(sid).converged
 
 
 def test_start_first_never_runs_fewer_than_wanted() -> None:
@@ -119,7 +119,7 @@ def test_labels_and_scale_restart_nothing() -> None:
     world.settle()
     assert before < {t.id for t in world.running(sid)}
     assert update_state(world, sid) is None
-    assert world.status(sid).converged
+    assert world.at_rest(sid).converged
 
 
 def test_constraints_that_hold_already_restart_nothing_others_move_tasks() -> None:
@@ -133,7 +133,7 @@ def test_constraints_that_hold_already_restart_nothing_others_move_tasks() -> No
     after = world.running(sid)
     assert {t.node_id for t in after} == {"n1"}
     assert before < {t.id for t in after}
-    assert world.status(sid).converged
+    assert world.at_rest(sid).converged
 
 
 def test_a_published_ingress_port_restarts_nothing_a_host_port_does() -> None:
@@ -287,7 +287,7 @@ def test_a_manual_rollback_is_converged_when_complete() -> None:
     world.pass_time(10)
     assert update_state(world, sid) == U.ROLLBACK_COMPLETED
     assert images(world, world.running(sid)) == ["web:1"] * 4
-    assert world.status(sid).converged
+    assert world.at_rest(sid).converged
 
 
 def test_a_failure_after_the_monitor_period_does_not_count() -> None:
@@ -307,7 +307,7 @@ def test_an_update_of_a_full_cluster_stop_first_goes_through() -> None:
     world.update(sid, new(2, cpu=4 * CPU))
     world.pass_time(10)
     assert images(world, world.running(sid)) == ["web:2"] * 2
-    assert world.status(sid).converged
+    assert world.at_rest(sid).converged
 
 
 def test_global_services_are_updated_node_by_node() -> None:

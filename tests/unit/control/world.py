@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec import structs
 
+from manager.api.services import needs_new_tasks
 from manager.control import Controller, service_status
 from manager.store import Draft, Tables
 from swarm import states
@@ -174,16 +175,20 @@ class World:
         )
 
     def update(self, service_id: str, spec: ServiceSpec) -> None:
-        """As the API does: a new version, and the roll-out begins anew."""
+        """As the API does: a new version, and the roll-out begins anew if tasks must be replaced. A
+        job is always run again, as with --force.
+        """
         service = self.service(service_id)
+        assert service.spec is not None
+        replaces = _is_job(spec) or needs_new_tasks(service.spec, spec)
         number = service.spec_version + 1
         service = structs.replace(
             service,
             spec=spec,
             spec_version=number,
             previous_spec_version=service.spec_version,
-            task_version=number,
-            update_status=None,
+            task_version=number if replaces else service.task_version,
+            update_status=None if replaces else service.update_status,
             job_iteration=service.job_iteration + (1 if _is_job(spec) else 0),
         )
         self.put(service, self._revision(service))
@@ -322,7 +327,12 @@ class World:
         return service
 
     def status(self, service_id: str) -> ServiceStatus:
-        return service_status(self.tables, self.service(service_id))
+        return service_status(self.tables, self.service(service_id), self.clock.now_ns())
+
+    def at_rest(self, service_id: str) -> ServiceStatus:
+        """The status as it will be once all that runs now has been watched."""
+        later_ns = self.clock.now_ns() + 60 * SECOND
+        return service_status(self.tables, self.service(service_id), later_ns)
 
     def tasks(self, service_id: str) -> list[Task]:
         found = self.tables.by(Task, "service", service_id)

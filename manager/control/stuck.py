@@ -1,0 +1,368 @@
+"""When a service is stuck: what the cluster does by itself will not bring it further, and why.
+
+Worked out from the objects alone, and careful: as long as something may come by itself (a node that
+is down comes back, others make room, the next attempt is not known to fail) a service is not stuck,
+and waits for whoever waits to lose patience. The causes, most telling first:
+
+- its update was paused by a failure;
+- an image that no registry has, or that needs other credentials; something that none of the nodes
+  open to it can do;
+- a crash loop: the last CRASHES tasks of a slot ended by themselves before they had run for as long
+  as they are watched, and none has since. It takes that many kept tasks, so a cluster that keeps
+  fewer (task_history_limit) tells of crash loops only by update_config and max_attempts;
+- tasks that ended and are not to be restarted: the restart policy, or its attempts, are used up;
+- replicas that would not all fit even if nothing else ran and every node were ready;
+- a gate (depends_on) on a service that does not exist or is stuck itself.
+
+A service that was rolled back is not stuck: it is at rest, and its update_status says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import takewhile
+
+from manager.control.gates import Closed, Gates, holding, words
+from manager.control.slots import Slot, is_live, is_unplaced, slot_order
+from manager.control.template import (
+    PAUSED,
+    UPDATING,
+    Mode,
+    Templates,
+    mode_of,
+    monitor_ns,
+    restart_policy,
+    state_of,
+    update_config,
+)
+from manager.scheduler import ceiling, requirement_of, unavailable, unsuitable
+from manager.store import View
+from swarm import states
+from swarm.clock import SECOND_NS
+from swarm.v1 import HealthConfig, Node, Service, Task, TaskState
+
+CRASHES = 3  # in a row are a loop: one is an accident, two may wait for something that starts
+IMAGE_CAUSES = frozenset({"image_missing", "image_denied"})
+NODE_CAUSES = frozenset({"unsupported", "program_missing"})
+BY_ITSELF = frozenset({TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED})
+BE = "{be}"  # stands for is or are, where a sentence is on one task or several
+_EXIT = "task: non-zero exit ("
+# Docker's defaults of a healthcheck.
+_INTERVAL_NS = 30 * SECOND_NS
+_TIMEOUT_NS = 30 * SECOND_NS
+_RETRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What `service_status` has found out already."""
+
+    view: View
+    service: Service
+    now_ns: int
+    mode: Mode
+    templates: Templates
+    # Tasks that are not to be forgotten, oldest first; of jobs those of the present iteration.
+    slots: Mapping[Slot, list[Task]]
+    desired: int
+    gates: Gates
+    # Ids of services whose gates are being looked at: two that wait for each other end here.
+    above: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def unit(self) -> str:
+        return "task" if self.mode.per_node or self.mode.job else "replica"
+
+    def part(self, count: int) -> str:
+        """ "2 of 3 replicas"."""
+        return f"{count} of {self.desired} {self.unit}{'' if self.desired == 1 else 's'}"
+
+    def clause(self, count: int, text: str) -> str:
+        """A sentence on so many tasks; the text begins with its verb, or with BE."""
+        if text.startswith(BE):
+            text = ("is" if count == 1 else "are") + text.removeprefix(BE)
+        return f"{self.part(count)} {text}"
+
+    def waiting(self, closed: Closed) -> str:
+        """The sentence on a gate."""
+        status = self.service.update_status
+        rolling = status is not None and status.state in UPDATING
+        subject = "the update" if rolling else "the service"
+        return f"{subject} waits {words((closed,), progress=True)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """One reason why a service is stuck; the task whose log may say more."""
+
+    reason: str
+    task_id: str = ""
+
+
+def troubles(facts: Facts, explain: Callable[[Service, frozenset[str]], str]) -> list[Trouble]:
+    """Why the service is stuck, most telling first; empty: it is not. `explain`: the first reason
+    why another service is stuck, given the services above it; empty where it is not.
+    """
+    if facts.service.pending_delete:
+        return []
+    found: list[Trouble] = []
+    status = facts.service.update_status
+    if status is not None and status.state in PAUSED:
+        found.append(Trouble(status.message))
+    found += _failures(facts)
+    found += _places(facts)
+    found += _gates(facts, explain)
+    return found
+
+
+# ------------------------------------------------------------------ tasks that end
+
+
+def _failures(facts: Facts) -> list[Trouble]:
+    """Slots that have failed for certain, those with the same story counted together."""
+    stories: dict[tuple[int, str], list[Task]] = {}
+    for slot in sorted(facts.slots, key=slot_order):
+        story = _story(facts, slot)
+        if story is not None:
+            rank, text, task = story
+            stories.setdefault((rank, text), []).append(task)
+    found = []
+    for rank, text in sorted(stories, key=lambda s: (s[0], -len(stories[s]), s[1])):
+        tasks = stories[rank, text]
+        newest = max(tasks, key=_age)
+        found.append(Trouble(facts.clause(len(tasks), text), newest.id))
+    return found
+
+
+def _story(facts: Facts, slot: Slot) -> tuple[int, str, Task] | None:
+    """What became of a slot that fails for certain: its rank, the end of a sentence, its task."""
+    tasks = facts.slots[slot]
+    live = [t for t in tasks if is_live(t)]
+    if any(runs_well(facts, t) for t in live if facts.templates.up_to_date(t)):
+        return None
+    ended = _ended_in_a_row(facts, tasks)
+    if not ended:
+        return None
+    newest = ended[0]
+    why = failure(newest)
+    runs = any(state_of(t) == TaskState.RUNNING for t in live)
+    cause = newest.status.cause if newest.status else ""
+    if cause in IMAGE_CAUSES and not runs:
+        return 1, f"cannot run: {why}", newest
+    if cause in NODE_CAUSES and not runs and _tried_everywhere(facts, slot):
+        return 1, f"cannot run on any node: {why}", newest
+    if not live:
+        return _final(facts, slot, newest, why)
+    crashes = len(list(takewhile(lambda t: _crashed(facts, t), ended)))
+    if crashes >= CRASHES:
+        return 2, f"{BE} in a crash loop, {crashes} times in a row: {why}", newest
+    return None
+
+
+def _ended_in_a_row(facts: Facts, tasks: list[Task]) -> list[Task]:
+    """The slot's latest tasks of the present template that ended by themselves, newest first, with
+    nothing else in between but the one that is there now.
+    """
+    row: list[Task] = []
+    for task in sorted(tasks, key=_age, reverse=True):
+        if is_live(task) and not row:
+            continue
+        if state_of(task) not in BY_ITSELF or not facts.templates.up_to_date(task):
+            break
+        row.append(task)
+    return row
+
+
+def _crashed(facts: Facts, task: Task) -> bool:
+    """Whether the task ended before it had proved itself. Its time is counted from when it might
+    start, which is at most too long: nobody notes when it did. All times are managers'.
+    """
+    if state_of(task) == TaskState.COMPLETE and facts.mode.job:
+        return False
+    if task.meta is None:
+        return True
+    since_ns = max(task.meta.created_at_ns, task.start_after_ns)
+    return task.meta.updated_at_ns - since_ns <= proves_itself_ns(facts.service)
+
+
+def proves_itself_ns(service: Service) -> int:
+    """How long after its start a task at the latest has failed if it fails at once: the time it is
+    watched, and before it that in which a healthcheck may still fail.
+    """
+    watched_ns = monitor_ns(update_config(service))
+    check = healthcheck(service)
+    if check is None:
+        return watched_ns
+    try_ns = (check.interval_ns or _INTERVAL_NS) + (check.timeout_ns or _TIMEOUT_NS)
+    return watched_ns + check.start_period_ns + try_ns * (check.retries or _RETRIES)
+
+
+def healthcheck(service: Service) -> HealthConfig | None:
+    """The healthcheck in the service's spec, unless it is switched off."""
+    container = service.spec.task.container if service.spec and service.spec.task else None
+    check = container.healthcheck if container else None
+    return check if check is not None and check.test and check.test[0] != "NONE" else None
+
+
+def settles_ns(service: Service, task: Task, now_ns: int) -> int:
+    """How long a task that runs is still watched.
+
+    It has run since a manager took the report of it: meta.updated_at_ns. The control loop does not
+    write tasks that run, except to stop them, and a later report of the node can only prolong the
+    watch. The node's own timestamp is no use, for its clock may be wrong; managers' clocks may
+    differ as well, but the time is never longer than the whole watch.
+    """
+    if mode_of(service.spec).job or healthcheck(service) is not None or task.meta is None:
+        return 0
+    watched_ns = monitor_ns(update_config(service))
+    return min(watched_ns, max(0, task.meta.updated_at_ns + watched_ns - now_ns))
+
+
+def runs_well(facts: Facts, task: Task) -> bool:
+    """Whether the task runs and has been watched for long enough."""
+    if state_of(task) != TaskState.RUNNING:
+        return False
+    return settles_ns(facts.service, task, facts.now_ns) == 0
+
+
+def _tried_everywhere(facts: Facts, slot: Slot) -> bool:
+    """Whether each node that is open to the slot has said that it cannot do it."""
+    said = {
+        t.node_id
+        for tasks in facts.slots.values()
+        for t in tasks
+        if t.status is not None
+        and t.status.cause in NODE_CAUSES
+        and states.ended(state_of(t))
+        and facts.templates.up_to_date(t)
+    }
+    if facts.mode.per_node:
+        return slot in said
+    need = requirement_of(facts.service.spec)
+    return all(
+        n.id in said
+        for n in facts.view.all(Node)
+        if unavailable(n) is None and unsuitable(n, need) is None
+    )
+
+
+def _final(facts: Facts, slot: Slot, newest: Task, why: str) -> tuple[int, str, Task] | None:
+    """A slot whose task ended and gets no successor: the loop has let it go for good."""
+    if states.wanted(newest.desired_state):
+        return None  # the loop has not come to it yet, or it is a job's success
+    policy = restart_policy(facts.service.spec)
+    stays = facts.mode.job or policy.condition in ("none", "on-failure")
+    if state_of(newest) == TaskState.COMPLETE and stays:
+        return None
+    if facts.mode.per_node and not is_open(facts.view, facts.service, slot):
+        return None
+    used_up = ""
+    if policy.max_attempts and policy.condition != "none":
+        plural = "" if policy.max_attempts == 1 else "s"
+        used_up = f" after {policy.max_attempts} restart{plural}"
+    return 3, f"ended and will not be restarted{used_up}: {why}", newest
+
+
+def is_open(view: View, service: Service, slot: Slot) -> bool:
+    """Whether a slot that is a node may have a task now."""
+    node = view.get(Node, str(slot))
+    if node is None or unavailable(node) is not None:
+        return False
+    return unsuitable(node, requirement_of(service.spec)) is None
+
+
+# ------------------------------------------------------------------ places
+
+
+def _places(facts: Facts) -> list[Trouble]:
+    """Tasks that no node could take even if it were empty."""
+    waiting = [
+        t
+        for tasks in facts.slots.values()
+        for t in tasks
+        if is_unplaced(t)
+        and facts.templates.up_to_date(t)
+        and not facts.gates.loose(t.spec_version)
+    ]
+    nodes = [n for n in facts.view.all(Node) if not n.revoked]
+    if not waiting or not nodes:
+        return []
+    need = requirement_of(facts.service.spec)
+    if facts.mode.per_node:
+        pinned = (facts.view.get(Node, t.node_id) for t in waiting)
+        never = sum(1 for n in pinned if n is not None and not ceiling((n,), need, enough=1))
+        if never:
+            return [Trouble(f"{facts.part(never)} can never be placed: {_unplaced(waiting)}")]
+        return []
+    # A job's tasks go in turns, so one place is enough for it.
+    wanted = 1 if facts.mode.job else facts.desired
+    most = ceiling(nodes, need, enough=wanted)
+    if most >= wanted:
+        return []
+    if most:
+        text = f"no more than {most} of {facts.desired} {facts.unit}s can ever be placed"
+    else:
+        text = f"{facts.part(len(waiting))} can never be placed"
+    return [Trouble(f"{text}: {_unplaced(waiting)}")]
+
+
+def _unplaced(waiting: Iterable[Task]) -> str:
+    """What the scheduler has said about them."""
+    said = (t.status.err for t in waiting if t.status and t.status.err)
+    return next(said, "no node could take them even if it were empty")
+
+
+# ------------------------------------------------------------------ gates
+
+
+def _gates(facts: Facts, explain: Callable[[Service, frozenset[str]], str]) -> list[Trouble]:
+    found = []
+    for closed in holding(facts.view, facts.service, facts.gates):
+        why = _never_opens(facts, closed, explain)
+        if why is not None:
+            found.append(Trouble(f"{facts.waiting(closed)}{why}"))
+    return found
+
+
+def _never_opens(
+    facts: Facts, closed: Closed, explain: Callable[[Service, frozenset[str]], str]
+) -> str | None:
+    if not closed.service_id:
+        return ""
+    other = facts.view.get(Service, closed.service_id)
+    if other is None or other.id in facts.above | {facts.service.id}:
+        return None
+    reason = explain(other, facts.above | {facts.service.id})
+    return f", which is stuck: {reason}" if reason else None
+
+
+# ------------------------------------------------------------------ words
+
+
+def failure(task: Task) -> str:
+    """Why a task ended, as people say it: "exited with code 3"."""
+    status = task.status
+    if status is None:
+        return states.label(state_of(task))
+    code = status.container.exit_code if status.container else None
+    if status.err.startswith(_EXIT):
+        number, _, more = status.err.removeprefix(_EXIT).partition(")")
+        return f"exited with code {number}{more}"
+    if status.err:
+        return status.err
+    if state_of(task) == TaskState.COMPLETE:
+        return "exited with code 0"
+    if code is not None:
+        return f"exited with code {code}"
+    return status.message or states.label(state_of(task))
+
+
+def newest_failure(tasks: Iterable[Task]) -> Task | None:
+    """The last of the tasks that failed."""
+    failed = (t for t in tasks if state_of(t) in (TaskState.FAILED, TaskState.REJECTED))
+    return max(failed, key=_age, default=None)
+
+
+def _age(task: Task) -> tuple[int, str]:
+    return (task.meta.created_at_ns if task.meta else 0, task.id)
