@@ -15,8 +15,8 @@ import click
 
 from cli.settings import Terminal
 from cli.table import layout
-from cli.template import Template
-from cli.template_values import Record, show, to_json
+from cli.template import Template, to_json
+from swarm.gotemplate import Record, show
 
 __all__ = ["Column", "Record", "print_inspected", "print_rows", "short_id", "to_yaml"]
 

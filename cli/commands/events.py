@@ -12,8 +12,7 @@ from cli.lazy import Command
 from cli.objects import name_of
 from cli.options import filter_option, make_filters
 from cli.settings import Settings, settings
-from cli.template import Template
-from cli.template_values import to_json
+from cli.template import Template, to_json
 from cli.times import rfc3339
 from swarm.errors import EXIT_INTERRUPTED, Invalid
 from swarm.states import label
