@@ -43,7 +43,7 @@ def rotate(
     removed keep the old one.
 
     Raises NotFound, Invalid (another kind, content that is not allowed), Conflict (another version
-    than the caller has seen; an earlier version).
+    than the caller has seen; an earlier version; its stack is being removed).
     """
     old = _find(draft, request)
     check_current(draft, old, what="rotated")
@@ -54,10 +54,18 @@ def rotate(
             f"version {request.version}; look at it again and repeat the rotation"
         )
     name = _name(old)
+    stack = _stack(draft, old)
+    if stack is not None and stack.pending_delete:
+        raise errors.Conflict(
+            f"{quoted(old)} cannot be rotated: {quoted(stack)}, whose it is, is being removed, and "
+            "it goes with it"
+        )
     new = _put_new(draft, old, request.data, new_id=new_id, sealer=sealer)
     if new is None:
         return RotateResponse(id=old.id)
-    _leave_behind(draft, old)
+    if stack is not None:
+        leftovers = tuple(sorted({*stack.leftover_ids, old.id}))
+        draft.put(structs.replace(stack, leftover_ids=leftovers))
     rolled = _roll_users(draft, old.id, new.id, name, sealer)
     return RotateResponse(
         id=new.id,
@@ -81,6 +89,13 @@ def _find(draft: Draft, request: RotateRequest) -> Secret | Config:
 def _name(o: Secret | Config) -> str:
     assert o.spec is not None
     return o.spec.name
+
+
+def _stack(draft: Draft, o: Secret | Config) -> Stack | None:
+    """The stack that the object is part of."""
+    assert o.spec is not None
+    owner = o.spec.labels.get(STACK_LABEL, "")
+    return next(iter(draft.by(Stack, "name", owner)), None)
 
 
 def _put_new(
@@ -112,15 +127,6 @@ def _put_new(
         return None
     supersede(draft, old)
     return create_config(draft, config, new_id=new_id())
-
-
-def _leave_behind(draft: Draft, old: Secret | Config) -> None:
-    """An object that is a stack's is one of the stack's leftovers now."""
-    assert old.spec is not None
-    owner = old.spec.labels.get(STACK_LABEL, "")
-    for stack in draft.by(Stack, "name", owner):
-        leftovers = tuple(sorted({*stack.leftover_ids, old.id}))
-        draft.put(structs.replace(stack, leftover_ids=leftovers))
 
 
 def _roll_users(draft: Draft, old: str, new: str, name: str, sealer: Sealer) -> list[Service]:

@@ -21,7 +21,7 @@ from msgspec import structs
 from manager.allocator import PortLedger
 from manager.api import history
 from manager.api.leftovers import USED, by_id
-from manager.api.lookup import spec_of, word
+from manager.api.lookup import nearest_name, spec_of, word
 from manager.api.names import check_stack_name
 from manager.api.objects import (
     check_subnets_free,
@@ -264,7 +264,8 @@ def _check(work: _Deploy) -> None:
                 find.add(
                     f"{word(kind)}s",
                     f"{word(kind)} {name!r} is declared as external, but could not be found; "
-                    f"create it before the stack is deployed (`swarmctl {word(kind)} create`)",
+                    f"create it before the stack is deployed (`swarmctl {word(kind)} create`)"
+                    f"{nearest_name(work.draft, cls, name)}",
                 )
     waits = _cycle({s.name: [d.service for d in s.depends_on] for s in spec.services})
     if waits:

@@ -33,6 +33,7 @@ from swarm.v1 import (
     ExecOutput,
     ExecStart,
     GetRequest,
+    GetStackHistoryRequest,
     Kind,
     ListRequest,
     LogsRequest,
@@ -41,13 +42,17 @@ from swarm.v1 import (
     RelayFrame,
     RemoveRequest,
     Resources,
+    RotateRequest,
+    SecretReference,
     SecretSpec,
     Service,
     Spec,
+    StackRollback,
     StackSpec,
     Task,
     TaskState,
     TaskStatus,
+    UpdateConfig,
     UpdateRequest,
     WatchRequest,
     WatchServicesRequest,
@@ -202,6 +207,56 @@ async def test_stack_from_deploy_to_converged_to_gone(cluster: Running):
         async for response in gone:
             last = response
     assert all(s.removed for s in last.statuses)
+    await cluster.until(
+        lambda store: not any(store.count(c) for c in BY_CLASS if c not in (Cluster, Node))
+    )
+
+
+async def test_stack_is_planned_deployed_rotated_and_rolled_back(cluster: Running):
+    """Every way to change a stack, with real tasks; and it leaves nothing behind."""
+    client = cluster.client
+
+    async def converged() -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            async for response in client.watch_services(WatchServicesRequest(stack="app")):
+                if all(s.converged for s in response.statuses):
+                    return
+
+    quick = UpdateConfig(monitor_ns=200_000_000)
+    user = service(
+        "app_web",
+        container={"secrets": (SecretReference(secret_name="app_key"),)},
+        update=quick,
+    )
+    services = (user, service("app_db", update=quick))
+    first = DeployStackRequest(spec=structs.replace(app(), services=services))
+    assert first.spec is not None
+    await client.deploy_stack(first)
+    await converged()
+    second = structs.replace(
+        first,
+        spec=structs.replace(first.spec, secrets=(SecretSpec(name="app_key", data=b"2"),)),
+    )
+    planned = await client.plan_stack(second)
+    assert planned.differs
+    assert planned.revision == 1
+    sure = structs.replace(second, expected_version=planned.version)
+    deployed = await client.deploy_stack(sure)
+    said = [c.change for c in planned.changes if c.change is not None]
+    assert [(c.name, c.action) for c in said] == [(c.name, c.action) for c in deployed.changes]
+    assert cluster.store.revision >= deployed.store_revision > 0
+    with pytest.raises(errors.Conflict, match="it is at revision 2 now, the plan was made at"):
+        await client.deploy_stack(sure)
+    await converged()
+    rotated = await client.rotate(RotateRequest(kind=Kind.SECRET, ref="app_key", data=b"3"))
+    assert rotated.services == ("app_web",)
+    await converged()
+    back = DeployStackRequest(rollback=StackRollback(stack="app", revision=1))
+    assert (await client.deploy_stack(back)).revision == 3
+    await converged()
+    history = await client.get_stack_history(GetStackHistoryRequest(stack="app"))
+    assert [(r.revision, r.rollback_to) for r in history.revisions] == [(3, 1), (2, 0), (1, 0)]
+    await client.remove(RemoveRequest(kind=Kind.STACK, ref="app"))
     await cluster.until(
         lambda store: not any(store.count(c) for c in BY_CLASS if c not in (Cluster, Node))
     )

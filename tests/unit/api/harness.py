@@ -124,15 +124,24 @@ class Api:
         self.sealer = Sealer(b"k" * 32)
         self.relays = FakeRelays()
         self.tokens = FakeTokens()
-        self.control = ControlService(
+        self._options = options
+        self._managers = 0
+        self.control = self.beside()
+
+    def beside(self) -> ControlService:
+        """A control service over the same store, with locks and randomness of its own, as another
+        manager's.
+        """
+        self._managers += 1
+        return ControlService(
             self.store,
             self.clock,
-            seeded_rng(1),
+            seeded_rng(self._managers),
             sealer=self.sealer,
             relays=self.relays,
             tokens=self.tokens,
             facts=NodeFacts(node_id="m", advertise_addr="10.9.0.1:2377", version="1.2.3"),
-            **options,
+            **self._options,
         )
 
     async def open(self) -> None:

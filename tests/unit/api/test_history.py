@@ -12,6 +12,8 @@ from msgspec import structs
 from manager.api.history import HISTORY_MAX
 from manager.api.plan_version import plan_version
 from manager.api.stack_request import resolve_request
+from manager.api.stacks import deploy_request
+from manager.store.engine import Stale
 from swarm import errors
 from swarm.rpc import Context, Identity
 from swarm.v1 import (
@@ -376,6 +378,19 @@ async def test_plan_of_something_else_is_refused(api: Api, other: DeployStackReq
     with pytest.raises(errors.Conflict, match="what is asked for is not what was planned"):
         await deploy(api, other, planned)
     assert not api.all(Stack)
+
+
+async def test_plan_is_guarded_against_other_managers_up_to_the_commit(api: Api):
+    """Also where what changes is not what the deploy writes."""
+    await api.deploy(app())
+    request = asked(app(secrets=(secret("app_key", b"2"),)))
+    request = structs.replace(request, expected_version=version(api, request))
+    draft = api.store.draft()
+    deploy_request(draft, request, who="", new_id=iter("abcdefgh").__next__, sealer=api.sealer)
+    db = api.one(Service, "app_db")
+    await api.update(db, service=structs.replace(db.spec, labels={**db.spec.labels, "a": "b"}))
+    with pytest.raises(Stale):
+        await api.store.commit(draft)
 
 
 async def test_external_object_that_changed_makes_a_plan_stale(api: Api):

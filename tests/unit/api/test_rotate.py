@@ -185,6 +185,15 @@ async def test_refused_rotation_changes_nothing(
     assert api.store.revision == before
 
 
+async def test_what_goes_with_its_stack_is_not_rotated(api: Api):
+    await api.deploy(app())
+    await api.remove(Kind.STACK, "app")
+    before = api.store.revision
+    with pytest.raises(errors.Conflict, match='stack "app", whose it is, is being removed'):
+        await rotate(api, "app_key", b"new")
+    assert api.store.revision == before
+
+
 # ---------------------------------------------------------------- earlier versions
 
 

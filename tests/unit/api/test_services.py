@@ -163,6 +163,24 @@ async def test_update_without_a_change_takes_a_paused_roll_out_up_again(api: Api
     assert now.spec_version == 1
 
 
+@pytest.mark.parametrize(
+    "state", [UpdateState.ROLLBACK_STARTED, UpdateState.ROLLBACK_COMPLETED], ids=["going", "done"]
+)
+async def test_what_a_rollback_led_to_is_no_rollback_once_it_is_asked_for(
+    api: Api, state: UpdateState
+):
+    await api.create(service=service())
+    old = api.one(Service, "web")
+    await api.put(
+        changed(old, update_status=UpdateStatus(state=state, message="update rolled back"))
+    )
+    await api.update(api.one(Service, "web"), service=service())
+    now = api.one(Service, "web")
+    assert (now.update_status, now.spec_version, now.task_version) == (None, 1, 1)
+    await api.update(now, service=service())
+    assert api.one(Service, "web") == now
+
+
 TEMPLATE_KEPT = {
     "replicas": service(replicas=5),
     "labels": service(labels={"a": "b"}),

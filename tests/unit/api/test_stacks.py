@@ -29,6 +29,8 @@ from swarm.v1 import (
     StackRevision,
     StackSpec,
     Task,
+    UpdateState,
+    UpdateStatus,
     Volume,
     VolumeSpec,
 )
@@ -328,6 +330,94 @@ async def test_all_problems_of_all_objects_are_told(api: Api):
     assert caught.value.message.startswith("4 problems:")
     for part in ('service "app_a"', 'service "app_b"', 'secret "app_key"', 'stack "app"'):
         assert part in caught.value.message
+
+
+async def test_what_is_missing_is_told_once_and_not_by_each_user(api: Api):
+    users = tuple(
+        service(
+            name,
+            container={
+                "secrets": (
+                    SecretReference(secret_name="tls"),
+                    SecretReference(secret_name="app_key"),
+                ),
+                "configs": (ConfigReference(config_name="conf"),),
+            },
+            task={"networks": (NetworkAttachmentSpec(target="proxy"),)},
+        )
+        for name in ("app_a", "app_b")
+    )
+    await api.create(secret=secret("tls2"))
+    spec = StackSpec(
+        name="app",
+        services=users,
+        secrets=(secret("app_key", b""),),
+        external_secrets=("tls",),
+        external_configs=("conf",),
+        external_networks=("proxy",),
+    )
+    with pytest.raises(errors.Invalid) as caught:
+        await api.deploy(spec)
+    assert caught.value.message.splitlines() == [
+        "4 problems:",
+        "  stack \"app\": networks: network 'proxy' is declared as external, but could not be found; "
+        "create it before the stack is deployed (`swarmctl network create`)",
+        "  stack \"app\": secrets: secret 'tls' is declared as external, but could not be found; create "
+        "it before the stack is deployed (`swarmctl secret create`); did you mean 'tls2'?",
+        "  stack \"app\": configs: config 'conf' is declared as external, but could not be found; create "
+        "it before the stack is deployed (`swarmctl config create`)",
+        '  secret "app_key": data: a secret holds 1 to 512000 bytes, this one 0',
+    ]
+
+
+async def test_what_is_not_found_is_named_with_the_nearest(api: Api):
+    await api.create(secret=secret("password"))
+    bad = service(
+        "app_web",
+        container={"secrets": (SecretReference(secret_name="pasword"),)},
+        depends_on=(Dependency(service="app_dv", condition="service_started", required=True),),
+    )
+    with pytest.raises(errors.Invalid) as caught:
+        await api.deploy(StackSpec(name="app", services=(bad, service("app_db"))))
+    assert (
+        "secret 'pasword' not found; create it first; did you mean 'password'?"
+        in caught.value.message
+    )
+    assert "service 'app_dv' not found; did you mean 'app_db'?" in caught.value.message
+    await api.create(service=service("frontend"))
+    with pytest.raises(
+        errors.NotFound, match=r"service fronted not found; did you mean 'frontend'\?"
+    ):
+        await api.get(Kind.SERVICE, "fronted")
+
+
+async def test_deploy_after_a_failed_update_was_rolled_back(api: Api):
+    """What the control loop leaves: the earlier spec as the newest version, and no previous one."""
+    good, bad = service("app_web"), service("app_web", container={"image": "broken"})
+    await api.deploy(StackSpec(name="app", services=(good,)))
+    first = api.one(Service, "app_web").spec
+    await api.deploy(StackSpec(name="app", services=(bad,)))
+    web = api.one(Service, "app_web")
+    back = structs.replace(
+        web,
+        spec=first,
+        spec_version=3,
+        task_version=3,
+        previous_spec_version=0,
+        update_status=UpdateStatus(state=UpdateState.ROLLBACK_COMPLETED),
+    )
+    revision = api.stored(ServiceRevision, f"{web.id}.1")
+    await api.put(back, structs.replace(revision, id=f"{web.id}.3", spec_version=3, meta=None))
+    tried_again = await api.deploy(StackSpec(name="app", services=(bad,)))
+    assert actions(tried_again) == {"app_web": "updated"}
+    assert api.one(Service, "app_web").update_status is None
+    await api.put(structs.replace(back, meta=api.one(Service, "app_web").meta))
+    given_up = await api.deploy(StackSpec(name="app", services=(good,)))
+    assert actions(given_up) == {"app_web": "unchanged"}
+    now = api.one(Service, "app_web")
+    assert (now.spec_version, now.update_status) == (3, None), (
+        "it is not rolled back, it is as asked"
+    )
 
 
 async def test_failed_commit_of_an_update_leaves_the_earlier_stack(api: Api):
