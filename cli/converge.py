@@ -29,6 +29,7 @@ from cli.connection import Connection
 from cli.failures import print_last_lines
 from cli.progress import make_display
 from cli.settings import Settings
+from cli.table import wrapped
 from swarm.clock import SECOND_NS
 from swarm.errors import EXIT_NOT_CONVERGED, EXIT_ROLLED_BACK, NotFound, NotManager, Unavailable
 from swarm.quantities import format_duration
@@ -388,7 +389,14 @@ async def wait_and_report(
             display=display,
             goal=goal,
         )
-        await report(connection, verdict, subject, timeout_ns=timeout_ns, goal=goal)
+        await report(
+            connection,
+            verdict,
+            subject,
+            timeout_ns=timeout_ns,
+            goal=goal,
+            width=settings.terminal("stderr").width,
+        )
     except asyncio.CancelledError:
         click.echo(f"\n{interrupted}", err=True)
         raise
@@ -396,9 +404,15 @@ async def wait_and_report(
 
 
 async def report(
-    connection: Connection, verdict: Verdict, subject: str, *, timeout_ns: int, goal: Goal
+    connection: Connection,
+    verdict: Verdict,
+    subject: str,
+    *,
+    timeout_ns: int,
+    goal: Goal,
+    width: int | None,
 ) -> None:
-    """Says on stderr what went wrong; nothing where all is well."""
+    """Says on stderr, `width` wide, what went wrong; nothing where all is well."""
     headline = verdict.headline(subject, timeout_ns=timeout_ns, goal=goal)
     if not headline:
         return
@@ -407,6 +421,7 @@ async def report(
     with_lines = [id_ for id_ in explained if id_ in verdict.failing][:LOGS_MAX]
     for id_, lines in explained.items():
         for line in lines:
-            click.echo(f"  {line}", err=True)
+            for piece in wrapped(f"  {line}", width):
+                click.echo(piece, err=True)
         if id_ in with_lines and goal is not Goal.REMOVED:
             await print_last_lines(connection, verdict.failing[id_], indent="    ")

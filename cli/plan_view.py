@@ -19,7 +19,7 @@ import click
 from cli.plan_words import Field, fields, value
 from cli.services import mode_name, published_ports
 from cli.settings import Terminal
-from cli.table import text_width
+from cli.table import text_width, wrapped
 from cli.tasks import shown_image
 from swarm.v1 import (
     Kind,
@@ -57,7 +57,7 @@ def view(
     services are described from it.
     """
     if not plan.differs:
-        return [f"No differences: stack {name} is as the plan wants it; {_version(plan)}"]
+        return [f"No differences: stack {name} stays as it is; {_version(plan)}"]
     paint = _Painter(terminal)
     changed = [item for item in plan.changes if _action(item) in SIGNS]
     lines: list[str] = []
@@ -243,12 +243,13 @@ def _placement(placement: ServicePlacement, paint: _Painter, *, created: bool) -
         yield from paint.wrap("tasks: none")
     for pending in placement.pending:
         stay = "stay" if pending.tasks != 1 else "stays"
-        never = " No node could ever take it as the cluster stands." if pending.never else ""
+        them = "them" if pending.tasks != 1 else "it"
+        never = f", and no node could ever take {them}" if pending.never else ""
         yield from paint.wrap(
-            f"! {pending.tasks} {stay} without a node: {pending.reason.rstrip('.')}.{never}", "!"
+            f"! {pending.tasks} {stay} without a node{never}: {pending.reason}", "!"
         )
     for wait in placement.waits:
-        yield from paint.wrap(f"! waits: {wait}", "!")
+        yield from paint.wrap(f"! {wait}", "!")
 
 
 def _where(nodes: Sequence[NodePlacement]) -> str:
@@ -302,19 +303,8 @@ class _Painter:
         self, text: str, sign: str = "", *, indent: str = _INDENT, bold: bool = False
     ) -> Iterator[str]:
         """The text on as many lines as it needs; those after the first stand under its words."""
-        text = _printable(text)
-        if self._width is None or text_width(indent + text) <= self._width:
-            yield self.line(indent + text, sign, bold=bold)
-            return
-        under = indent + ("  " if sign else "")
-        for line in textwrap.wrap(
-            text,
-            max(self._width, 30),
-            initial_indent=indent,
-            subsequent_indent=under,
-            break_long_words=False,
-            break_on_hyphens=False,
-        ):
+        hanging = "  " if sign else ""
+        for line in wrapped(indent + _printable(text), self._width, hanging=hanging):
             yield self.line(line, sign, bold=bold)
 
 

@@ -39,6 +39,8 @@ class Field:
     after: str | None
 
 
+_FILE_MODE = 0o444  # of secrets and configs where nothing else is said
+
 # ------------------------------------------------------------------ the table
 
 Format = Callable[[Any], str]
@@ -54,6 +56,70 @@ def _octal(value: Any) -> str:
     return f"0o{value:03o}" if isinstance(value, int) else plain(value)
 
 
+# Elements of lists that come or go, in one line each.
+
+
+def _port(value: Any) -> str:
+    """ "8080->80/tcp"."""
+    if not isinstance(value, dict):
+        return plain(value)
+    ip = f"{value['host_ip']}:" if value.get("host_ip") else ""
+    published = value.get("published_port", "any")
+    mode = ", mode host" if value.get("publish_mode") == "host" else ""
+    return f"{ip}{published}->{value.get('target_port')}/{value.get('protocol', 'tcp')}{mode}"
+
+
+def _mount(value: Any) -> str:
+    """ "data:/var/lib/data (volume, read only)"; what else is set follows."""
+    if not isinstance(value, dict):
+        return plain(value)
+    rest = dict(value)
+    source, target = rest.pop("source", ""), rest.pop("target", "")
+    notes = [str(rest.pop("type", "volume"))]
+    if rest.pop("read_only", False):
+        notes.append("read only")
+    notes += [plain({name: inner})[1:-1] for name, inner in rest.items()]
+    return f"{f'{source}:' if source else ''}{target} ({', '.join(notes)})"
+
+
+def _file(value: Any) -> str:
+    """ "password (uid: 99, mode: 0o440)": a secret or config, and how its file is not the usual."""
+    if not isinstance(value, dict):
+        return plain(value)
+    name = value.get("secret_name") or value.get("config_name") or ""
+    file = value.get("file")
+    file = dict(file) if isinstance(file, dict) else {}
+    notes = []
+    if str(file.get("name", name)) != str(name):
+        notes.append(f"target: {file['name']}")
+    notes += [f"{key}: {file[key]}" for key in ("uid", "gid") if file.get(key, "0") != "0"]
+    if file.get("mode", _FILE_MODE) != _FILE_MODE:
+        notes.append(f"mode: {_octal(file['mode'])}")
+    return f"{name} ({', '.join(notes)})" if notes else str(name)
+
+
+def _limit(value: Any) -> str:
+    if not isinstance(value, dict):
+        return plain(value)
+    soft, hard = value.get("soft", 0), value.get("hard", 0)
+    return str(soft) if soft == hard else f"{soft}:{hard}"
+
+
+def _device(value: Any) -> str:
+    if not isinstance(value, dict):
+        return plain(value)
+    names = ("source", "target", "permissions")
+    return ":".join(str(value[name]) for name in names if value.get(name))
+
+
+def _dependency(value: Any) -> str:
+    if not isinstance(value, dict):
+        return plain(value)
+    notes = [] if value.get("required", False) else ["not required"]
+    notes += ["restart"] if value.get("restart") else []
+    return ", ".join([str(value.get("condition", "service_started")), *notes])
+
+
 def _table(text: str, **formats: Format) -> dict[str, Entry]:
     """Lines `path compose-key [format]`. `[]` stands for any element, and `*` in the compose key
     for its name.
@@ -67,16 +133,20 @@ def _table(text: str, **formats: Format) -> dict[str, Entry]:
 
 SERVICE = _table(
     """
-    labels                                deploy.labels
-    labels[]                              deploy.labels.*
     task.container.image                  image
-    task.container.labels                 labels
-    task.container.labels[]               labels.*
     task.container.command                entrypoint words
     task.container.args                   command words
-    task.container.hostname               hostname
     task.container.env                    environment
     task.container.env[]                  environment.*
+    endpoint.ports                        ports
+    endpoint.ports[]                      ports[*] port
+    endpoint.ports[].target_port          ports[*].target
+    endpoint.ports[].published_port       ports[*].published
+    endpoint.ports[].publish_mode         ports[*].mode
+    mode.replicated.replicas              deploy.replicas
+    mode.replicated_job.total_completions deploy.replicas
+    mode.replicated_job.max_concurrent    deploy.max_concurrent
+    task.container.hostname               hostname
     task.container.dir                    working_dir
     task.container.user                   user
     task.container.groups                 group_add
@@ -89,7 +159,7 @@ SERVICE = _table(
     task.container.open_stdin             stdin_open
     task.container.read_only              read_only
     task.container.mounts                 volumes
-    task.container.mounts[]               volumes[*]
+    task.container.mounts[]               volumes[*] mount
     task.container.mounts[].volume_options.no_copy       volumes[*].volume.nocopy
     task.container.mounts[].volume_options.subpath       volumes[*].volume.subpath
     task.container.mounts[].volume_options               volumes[*].volume
@@ -109,14 +179,14 @@ SERVICE = _table(
     task.container.dns.options            dns_opt
     task.container.dns.options[]          dns_opt[*]
     task.container.secrets                secrets
-    task.container.secrets[]              secrets[*]
+    task.container.secrets[]              secrets[*] file
     task.container.secrets[].secret_name  secrets[*].source
     task.container.secrets[].file.name    secrets[*].target
     task.container.secrets[].file.uid     secrets[*].uid
     task.container.secrets[].file.gid     secrets[*].gid
     task.container.secrets[].file.mode    secrets[*].mode octal
     task.container.configs                configs
-    task.container.configs[]              configs[*]
+    task.container.configs[]              configs[*] file
     task.container.configs[].config_name  configs[*].source
     task.container.configs[].file.name    configs[*].target
     task.container.configs[].file.uid     configs[*].uid
@@ -130,11 +200,11 @@ SERVICE = _table(
     task.container.capability_drop        cap_drop
     task.container.capability_drop[]      cap_drop[*]
     task.container.ulimits                ulimits
-    task.container.ulimits[]              ulimits.*
+    task.container.ulimits[]              ulimits.* limit
     task.container.oom_score_adj          oom_score_adj
     task.container.privileged             privileged
     task.container.devices                devices
-    task.container.devices[]              devices[*]
+    task.container.devices[]              devices[*] device
     task.container.shm_size_bytes         shm_size
     task.container.ipc_mode               ipc
     task.container.pid_mode               pid
@@ -180,22 +250,24 @@ SERVICE = _table(
     task.force_update                     force_update
     task.docker_runtime                   runtime
     task.runtime                          runtime
-    mode.replicated.replicas              deploy.replicas
-    mode.replicated_job.total_completions deploy.replicas
-    mode.replicated_job.max_concurrent    deploy.max_concurrent
     update                                deploy.update_config
     rollback                              deploy.rollback_config
     endpoint.mode                         deploy.endpoint_mode
-    endpoint.ports                        ports
-    endpoint.ports[]                      ports[*]
-    endpoint.ports[].target_port          ports[*].target
-    endpoint.ports[].published_port       ports[*].published
-    endpoint.ports[].publish_mode         ports[*].mode
     depends_on                            depends_on
-    depends_on[]                          depends_on.*
+    depends_on[]                          depends_on.* dependency
+    task.container.labels                 labels
+    task.container.labels[]               labels.*
+    labels                                deploy.labels
+    labels[]                              deploy.labels.*
     """,
     words=_words,
     octal=_octal,
+    port=_port,
+    mount=_mount,
+    file=_file,
+    limit=_limit,
+    device=_device,
+    dependency=_dependency,
 )
 # Networks, volumes, secrets and configs.
 OBJECT = _table(
@@ -237,11 +309,13 @@ _MODES = {
 
 
 def fields(kind: Kind, changes: tuple[FieldChange, ...], *, stack: str = "") -> list[Field]:
-    """The changes of one object, in the order given. Names of the stack's own objects are shown as
-    its files name them: `depends_on.db`, not `depends_on.app_db`.
+    """The changes of one object, in the order of the table: what people look at first stands
+    first. Names of the stack's own objects are shown as its files name them: `depends_on.db`, not
+    `depends_on.app_db`. A secret's content is not shown, nor what stands for it.
     """
     table = SERVICE if kind is Kind.SERVICE else OBJECT
-    found: list[Field] = []
+    order = {pattern: number for number, pattern in enumerate(table)}
+    found: list[tuple[int, Field]] = []
     modes: dict[str, str] = {}
     for change in changes:
         before, after = _value(change.before), _value(change.after)
@@ -250,10 +324,15 @@ def fields(kind: Kind, changes: tuple[FieldChange, ...], *, stack: str = "") -> 
             if mode and not rest:
                 modes |= {k: mode for k, v in (("before", old), ("after", new)) if v is not ABSENT}
                 continue
-            found.append(_field(table, path, old, new, stack))
+            if kind is Kind.SECRET and path == "data":
+                continue
+            pattern, _ = _match(table, path)
+            place = order.get(pattern, len(order))
+            found.append((place, _field(table, path, old, new, stack)))
     if len(set(modes.values())) == 2:
-        found.insert(0, Field("deploy.mode", modes["before"], modes["after"]))
-    return [field for field in found if field.before != field.after]
+        found.append((-1, Field("deploy.mode", modes["before"], modes["after"])))
+    found.sort(key=lambda pair: pair[0])
+    return [field for _, field in found if field.before != field.after]
 
 
 def value(text: str | None) -> Any:
@@ -276,8 +355,13 @@ def _mode(path: str) -> tuple[str, str, str]:
 
 
 def _leaves(path: str, before: Any, after: Any) -> Iterator[tuple[str, Any, Any]]:
-    """A whole message that came, went or changed, as its fields."""
-    if isinstance(before, dict) or isinstance(after, dict):
+    """A whole message that came, went or changed, as its fields. An element of a list that came or
+    went stays whole.
+    """
+    whole = path.endswith("]") and (before is ABSENT or after is ABSENT)
+    if whole:
+        yield path, before, after
+    elif isinstance(before, dict) or isinstance(after, dict):
         old = before if isinstance(before, dict) else {}
         new = after if isinstance(after, dict) else {}
         if path in _MODES:
@@ -301,11 +385,11 @@ def _field(table: Mapping[str, Entry], path: str, before: Any, after: Any, stack
     if (match := _CONTENT.fullmatch(key)) and before is not ABSENT and after is not ABSENT:
         # What tells one content from another means nothing to people.
         return Field(match[1], "present content", "new content")
-    shown = [
-        None if value is ABSENT else _one_word(form(value)) if form else _one_word(plain(value))
-        for value in (before, after)
-    ]
-    return Field(_without_echo(key, shown), shown[0], shown[1])
+    show = form or plain
+    shown = [None if value is ABSENT else show(value) or '""' for value in (before, after)]
+    if key.endswith("]") and None in shown and _tells_itself(key, form, shown):
+        key = key.partition("[")[0]
+    return Field(key, shown[0], shown[1])
 
 
 def _short(name: str, stack: str) -> str:
@@ -313,34 +397,35 @@ def _short(name: str, stack: str) -> str:
     return name.removeprefix(f"{stack}_") if stack else name
 
 
-def _one_word(text: str) -> str:
-    return text or '""'
+def _tells_itself(key: str, form: Format | None, shown: list[str | None]) -> bool:
+    """Whether an element that came or went is told by its value: `cap_add[X]: X` says it twice."""
+    return form in (_port, _mount, _device) or f"[{shown[0] or shown[1]}]" in key
 
 
-def _without_echo(key: str, shown: list[str | None]) -> str:
-    """An element of a list is told by itself: `cap_add[NET_ADMIN]: NET_ADMIN` says it twice."""
-    head, bracket, name = key.partition("[")
-    if bracket and key.endswith("]") and name[:-1] in shown and None in shown:
-        return head
-    return key
-
-
-def _translate(table: Mapping[str, Entry], path: str) -> tuple[str, Format | None]:
-    """The compose key, and how values are shown."""
+def _match(table: Mapping[str, Entry], path: str) -> tuple[str, list[str]]:
+    """The longest entry of the table that the path begins with, and what is left of the path."""
     segments = split(path)
     rest: list[str] = []
     while segments:
         # Elements in brackets match `[]`.
         pattern = "".join("[]" if part.startswith("[") else f".{part}" for part in segments)[1:]
         if pattern in table:
-            key, form = table[pattern]
-            if "*" in key:
-                name = next(part for part in segments if part.startswith("["))
-                key = key.replace("*", name[1:-1])
-            tail = "".join(part if part.startswith("[") else f".{part}" for part in rest)
-            return _with_unit(key + tail, path, form)
+            return pattern, rest
         rest.insert(0, segments.pop())
-    return _with_unit(path, path, None)
+    return "", rest
+
+
+def _translate(table: Mapping[str, Entry], path: str) -> tuple[str, Format | None]:
+    """The compose key, and how values are shown."""
+    pattern, rest = _match(table, path)
+    if not pattern:
+        return _with_unit(path, path, None)
+    key, form = table[pattern]
+    if "*" in key:
+        name = next(part for part in split(path) if part.startswith("["))
+        key = key.replace("*", name[1:-1])
+    tail = "".join(part if part.startswith("[") else f".{part}" for part in rest)
+    return _with_unit(key + tail, path, None if rest else form)
 
 
 def split(path: str) -> list[str]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from swarm.clock import SECOND_NS
-from swarm.v1 import ServiceStatus, TaskState
+from swarm.v1 import ServiceStatus, TaskState, UpdateState
 
 if TYPE_CHECKING:
     from cli.converge import Display, Progress
@@ -28,8 +28,13 @@ __all__ = ["Row", "make_display", "rows"]
 BAR_WIDTH = 20  # characters
 ROWS_MAX = 30  # services shown at once; the rest is a number
 REFRESH_PER_SECOND = 8
-NUMBERS_EVERY_S = 5.0  # between plain lines of a service that differ in their numbers only
-_COUNTED = re.compile(r"\d+ of \d+ (replicas|tasks|nodes) [a-z]+")
+REPEAT_EVERY_S = 5.0  # between plain lines of a service that differ in their numbers only
+# Reasons that only count states, or say that tasks are watched or not all replaced yet: the display
+# does so itself.
+_COUNTED = re.compile(
+    r"\d+ of \d+ (replicas?|tasks?|nodes?) "
+    r"(((is|are) )?[a-z]+|.* must keep running for .*|.* not yet on the current version)"
+)
 _NUMBER = re.compile(r"\d+")
 _RUNNING = TaskState.RUNNING.name.lower()
 
@@ -58,11 +63,17 @@ def rows(
     progress: Mapping[str, Progress],
     *,
     removing: bool,
-    elapsed_s: float = 0.0,
+    elapsed_s: Mapping[str, float] | None = None,
 ) -> list[Row]:
-    """A row per service in order of name. `elapsed_s`: how old the statuses are."""
+    """A row per service in order of name. `elapsed_s`: by service, how old its status is."""
+    ages = elapsed_s or {}
     return [
-        _row(status, progress[status.service_id].value, elapsed_s, removing=removing)
+        _row(
+            status,
+            progress[status.service_id].value,
+            ages.get(status.service_id, 0.0),
+            removing=removing,
+        )
         for status in sorted(statuses, key=lambda status: status.name)
     ]
 
@@ -87,7 +98,13 @@ def _row(status: ServiceStatus, progress: str, elapsed_s: float, *, removing: bo
         states = ", ".join(filter(None, (states, f"{status.stopping} stopping")))
     done = max(status.up_to_date, status.completed)
     # "2 of 3 replicas starting" says what the states say already.
-    reasons = tuple(reason for reason in status.reasons if not _COUNTED.fullmatch(reason))
+    update = status.update_status
+    under_way = update.message if update and update.state is UpdateState.UPDATING else ""
+    reasons = tuple(
+        reason
+        for reason in status.reasons
+        if not _COUNTED.fullmatch(reason) and reason != under_way
+    )
     unit = "updated" if status.running > status.up_to_date else "running"
     settles_in_s = 0
     if status.settles_in_ns:
@@ -118,27 +135,30 @@ def make_display(
 
 
 class PlainDisplay:
-    """A line whenever a service's state changes; for files and pipes. Where only numbers differ, at
-    most one in `NUMBERS_EVERY_S`.
+    """A line whenever a service's state changes; for files and pipes. Lines that differ in their
+    numbers only, and those of a service that goes round in a circle, come again after
+    `REPEAT_EVERY_S` at the earliest.
     """
 
     def __init__(self, clock: Clock, *, removing: bool = False) -> None:
         self._clock = clock
         self._removing = removing
-        # By service: the last line, and when it was written.
-        self._shown: dict[str, tuple[str, float]] = {}
+        # By service: its last line, and when each of its lines was written, numbers left out.
+        self._last: dict[str, str] = {}
+        self._written_s: dict[tuple[str, str], float] = {}
 
     def show(self, statuses: Sequence[ServiceStatus], progress: Mapping[str, Progress]) -> None:
         now_s = self._clock.monotonic_s()
         for row in rows(statuses, progress, removing=self._removing):
             line = plain_line(row, removing=self._removing)
-            last, at_s = self._shown.get(row.name, ("", 0.0))
-            if line == last:
+            if line == self._last.get(row.name):
                 continue
-            counted_only = _NUMBER.sub("", line) == _NUMBER.sub("", last)
-            if counted_only and now_s - at_s < NUMBERS_EVERY_S:
+            key = row.name, _NUMBER.sub("", line)
+            written_s = self._written_s.get(key)
+            if written_s is not None and now_s - written_s < REPEAT_EVERY_S:
                 continue
-            self._shown[row.name] = (line, now_s)
+            self._last[row.name] = line
+            self._written_s[key] = now_s
             click.echo(line, err=True)
 
     def close(self) -> None:
@@ -156,7 +176,7 @@ def plain_line(row: Row, *, removing: bool = False) -> str:
         line += ", stuck"
     elif row.progress != "going":
         return f"{line}, {row.progress}"
-    elif row.settles_in_s:
+    elif _watched(row):
         # Without the seconds: the next line says when they are over.
         line += ", verifying"
     elif row.states:
@@ -164,13 +184,38 @@ def plain_line(row: Row, *, removing: bool = False) -> str:
     return f"{line} ({row.reasons[0]})" if row.reasons and not row.settles_in_s else line
 
 
+def _watched(row: Row) -> bool:
+    """Whether all that is left is to see that its tasks go on running."""
+    at_rest = row.total and row.done == row.total and not row.states and not row.reasons
+    return bool(row.settles_in_s or at_rest)
+
+
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """The newest statuses, and when they came."""
+    """The newest statuses, and when each service's came: one that comes again, because another
+    service has changed, goes on counting from then.
+    """
 
-    statuses: tuple[ServiceStatus, ...]
-    progress: Mapping[str, Progress]
-    at_s: float
+    statuses: tuple[ServiceStatus, ...] = ()
+    progress: Mapping[str, Progress] = field(default_factory=dict)
+    at_s: Mapping[str, float] = field(default_factory=dict)
+
+    def next(
+        self, statuses: Sequence[ServiceStatus], progress: Mapping[str, Progress], now_s: float
+    ) -> _Seen:
+        """With the statuses that came now."""
+        before = {status.service_id: status for status in self.statuses}
+        at_s = {
+            status.service_id: self.at_s[status.service_id]
+            if before.get(status.service_id) == status
+            else now_s
+            for status in statuses
+        }
+        return _Seen(tuple(statuses), dict(progress), at_s)
+
+    def rows(self, now_s: float, *, removing: bool) -> list[Row]:
+        elapsed_s = {id_: now_s - at_s for id_, at_s in self.at_s.items()}
+        return rows(self.statuses, self.progress, removing=removing, elapsed_s=elapsed_s)
 
 
 class LiveDisplay:
@@ -183,7 +228,7 @@ class LiveDisplay:
 
         self._clock = clock
         self._removing = removing
-        self._seen = _Seen((), {}, clock.monotonic_s())
+        self._seen = _Seen()
         # One for all rows and frames: a new one would always show its first frame.
         self._spinner = Spinner("dots", style=_COLOURS["going"])
         console = Console(
@@ -204,14 +249,12 @@ class LiveDisplay:
         self._live.start()
 
     def show(self, statuses: Sequence[ServiceStatus], progress: Mapping[str, Progress]) -> None:
-        self._seen = _Seen(tuple(statuses), dict(progress), self._clock.monotonic_s())
+        self._seen = self._seen.next(statuses, progress, self._clock.monotonic_s())
         self._live.refresh()
 
     def _draw(self) -> Any:
         """Runs in rich's thread as well: it reads what `show` replaces whole."""
-        seen = self._seen
-        elapsed_s = self._clock.monotonic_s() - seen.at_s
-        found = rows(seen.statuses, seen.progress, removing=self._removing, elapsed_s=elapsed_s)
+        found = self._seen.rows(self._clock.monotonic_s(), removing=self._removing)
         limit = max(3, min(ROWS_MAX, self._height - 4))
         return draw(found, limit=limit, spinner=self._spinner)
 
@@ -265,7 +308,9 @@ def _state(row: Row) -> str:
     """ "2 starting", "verifying, 4 s", "converged"."""
     if row.progress != "going":
         return row.progress
-    return f"verifying, {row.settles_in_s} s" if row.settles_in_s else row.states
+    if row.settles_in_s:
+        return f"verifying, {row.settles_in_s} s"
+    return "verifying" if _watched(row) else row.states
 
 
 def bar(row: Row, colour: str) -> Any:

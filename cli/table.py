@@ -12,7 +12,7 @@ import textwrap
 import unicodedata
 from collections.abc import Sequence
 
-__all__ = ["layout", "text_width"]
+__all__ = ["layout", "text_width", "wrapped"]
 
 MIN_WIDTH = 10  # characters; tabwriter's minwidth in Docker's CLI
 PADDING = 3  # characters between columns
@@ -31,6 +31,23 @@ def text_width(text: str) -> int:
             continue
         width += 2 if unicodedata.east_asian_width(letter) in "WF" else 1
     return width
+
+
+def wrapped(text: str, width: int | None, *, hanging: str = "") -> list[str]:
+    """The text on lines of at most `width` (None: no limit), each indented as the first is, those
+    after it by `hanging` besides. A word that is longer stays whole, so that it can be copied.
+    """
+    if width is None or text_width(text) <= width:
+        return [text]
+    indent = text[: len(text) - len(text.lstrip())]
+    return textwrap.wrap(
+        text.strip(),
+        max(width, WRAP_MIN),
+        initial_indent=indent,
+        subsequent_indent=indent + hanging,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def layout(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cli.converge import Goal, Progress, Verdict, judge
-from cli.progress import NUMBERS_EVERY_S, PlainDisplay, plain_line, rows
+from cli.progress import REPEAT_EVERY_S, PlainDisplay, _Seen, plain_line, rows
 from swarm.clock import SECOND_NS, ManualClock
 from swarm.v1 import ServiceStatus, UpdateState, UpdateStatus
 
@@ -213,7 +213,7 @@ def test_the_seconds_left_count_down_to_one(
     settles_in_ns: int, elapsed_s: float, seconds: int
 ) -> None:
     given = status(settles_in_ns=settles_in_ns)
-    [row] = rows([given], {"w": Progress.GOING}, removing=False, elapsed_s=elapsed_s)
+    [row] = rows([given], {"w": Progress.GOING}, removing=False, elapsed_s={"w": elapsed_s})
     assert row.settles_in_s == seconds
 
 
@@ -227,14 +227,14 @@ def test_plain_lines_come_with_a_change_of_state_and_seldom_for_numbers(
         display.show([status(**given)], {"w": progress})
         return capsys.readouterr().err
 
-    starting = {"states": {"starting": 3}}
-    assert show(**starting) == "web: 0/3 running, 3 starting\n"
-    assert show(**starting) == ""
+    assert show(states={"starting": 3}) == "web: 0/3 running, 3 starting\n"
+    assert show(states={"starting": 3}) == ""
     assert show(states={"starting": 2}, up_to_date=1) == "", "only numbers differ"
-    clock.advance(seconds=NUMBERS_EVERY_S)
+    clock.advance(seconds=REPEAT_EVERY_S)
     assert show(states={"starting": 2}, up_to_date=1) == "web: 1/3 running, 2 starting\n"
     assert show(up_to_date=3, settles_in_ns=5) == "web: 3/3 running, verifying\n"
     assert show(up_to_date=3, settles_in_ns=4) == ""
+    assert show(states={"starting": 1}, up_to_date=2) == "", "it went round in a circle"
     assert show(Progress.DONE, up_to_date=3) == "web: 3/3 running, converged\n"
 
 
@@ -251,3 +251,29 @@ def test_a_verdict_names_what_is_stuck_and_remembers_the_task_that_failed() -> N
         "w": ["web: 0/3 running, stuck", "  it crashes"],
         "v": ["db: 1/3 running, not converged yet; it goes on"],
     }
+
+
+def test_a_service_that_has_not_changed_goes_on_counting_when_another_changes() -> None:
+    going = {"w": Progress.GOING, "v": Progress.GOING}
+    watched = status(settles_in_ns=5 * SECOND_NS)
+    other = status(service_id="v", name="db")
+    seen = _Seen().next([watched, other], going, 10.0)
+    seen = seen.next([watched, status(service_id="v", name="db", running=1)], going, 12.0)
+    assert [row.settles_in_s for row in seen.rows(13.0, removing=False)] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "3 of 3 replicas are starting",
+        "1 of 1 replica is ready",
+        "2 of 4 replicas have just started and must keep running for 5s",
+        "1 of 3 replicas is not yet on the current version",
+        "update in progress",
+    ],
+)
+def test_what_the_display_says_anyhow_is_no_reason(reason: str) -> None:
+    updating = UpdateStatus(state=UpdateState.UPDATING, message="update in progress")
+    given = status(reasons=(reason, "waits until service db has started"), update_status=updating)
+    [row] = rows([given], {"w": Progress.GOING}, removing=False)
+    assert row.reasons == ("waits until service db has started",)
