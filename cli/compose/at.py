@@ -21,7 +21,7 @@ MEMORY_MIN = 4 * 1024 * 1024  # Docker's least memory limit
 CPU_NANO_MIN = 1_000_000  # 0.001 CPU
 _TRUE = frozenset(("true", "yes", "on", "y"))
 _FALSE = frozenset(("false", "no", "off", "n"))
-_INTEGER = re.compile(r"[-+]?\d{1,20}")
+_INTEGER = re.compile(r"[-+]?[0-9]{1,20}")
 
 
 class At:

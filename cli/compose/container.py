@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
+
 from cli.compose import storage
 from cli.compose.around import (
     NAMESPACE_LABEL,
@@ -19,6 +22,8 @@ from swarm.v1 import (
     Privileges,
     Ulimit,
 )
+
+HEALTH_NS_MIN = 1_000_000  # Docker's
 
 
 def container_spec(at: At, around: Surroundings, image: str, network_mode: str) -> ContainerSpec:
@@ -57,7 +62,7 @@ def container_spec(at: At, around: Surroundings, image: str, network_mode: str) 
         args=texts("command"),
         hostname=text("hostname"),
         env=_environment(at),
-        dir=text("working_dir"),
+        dir=_folder(at),
         user=text("user"),
         groups=texts("group_add"),
         privileges=Privileges(credential_spec=credential),
@@ -69,8 +74,8 @@ def container_spec(at: At, around: Surroundings, image: str, network_mode: str) 
         mounts=storage.mounts(at, around),
         stop_grace_period_ns=grace.duration() if grace is not None else None,
         healthcheck=_healthcheck(at),
-        hosts=_hosts(texts("extra_hosts")),
-        dns=_dns(texts("dns"), texts("dns_search"), texts("dns_opt")),
+        hosts=_hosts(at),
+        dns=_dns(at, texts("dns_search"), texts("dns_opt")),
         secrets=storage.secrets(at, around),
         configs=configs,
         isolation=text("isolation"),
@@ -143,16 +148,17 @@ def _signal(at: At) -> str:
         return ""
     text = found.text(empty=False)
     bare = text.upper().removeprefix("SIG")
-    if text and not (bare.isdigit() and 1 <= int(bare) <= 64) and not bare.startswith("RT"):
-        near = nearest(bare, _SIGNALS)
-        if bare not in _SIGNALS:
-            found.fail(
-                f'"{text}" is not a signal',
-                f"did you mean SIG{near.upper()}?" if near else "for example SIGTERM or SIGQUIT",
-            )
+    if not text or bare in _SIGNALS or _SIGNAL.fullmatch(bare):
+        return text
+    near = nearest(bare, (signal.lower() for signal in _SIGNALS))
+    found.fail(
+        f'"{text}" is not a signal',
+        f"did you mean SIG{near.upper()}?" if near else "for example SIGTERM or SIGQUIT",
+    )
     return text
 
 
+_SIGNAL = re.compile(r"[1-9]|[1-5][0-9]|6[0-4]|RTMIN(\+[0-9]{1,2})?|RTMAX(-[0-9]{1,2})?")
 # fmt: off
 _SIGNALS = frozenset((
     "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT", "KILL",
@@ -180,12 +186,17 @@ def _healthcheck(at: At) -> HealthConfig | None:
 
     def duration(key: str) -> int:
         value = found.set_at(key)
-        return value.duration(least_ns=0) if value is not None else 0
+        number = value.duration() if value is not None else 0
+        if value is not None and 0 < number < HEALTH_NS_MIN:
+            value.fail(f"{value.shown()} is too short", "the least is 1ms")
+        return number
 
     retries = found.set_at("retries")
     disable = found.set_at("disable")
     if disable is not None and disable.truth():
-        if words and words != ("NONE",):
+        # One of another file has the last word, whichever stands above.
+        same_file = test is not None and test.mark.source is disable.mark.source
+        if words and words != ("NONE",) and same_file:
             found.fail_key("disable", "disable and test exclude each other", "remove one of them")
         return HealthConfig(test=("NONE",))
     return HealthConfig(
@@ -198,26 +209,67 @@ def _healthcheck(at: At) -> HealthConfig | None:
     )
 
 
-def _hosts(lines: tuple[str, ...]) -> tuple[str, ...]:
-    found = []
-    for line in lines:
-        name, _, address = line.partition(":")
-        found.append(f"{address.strip('[]')} {name}")
-    return tuple(found)
+def _hosts(at: At) -> tuple[str, ...]:
+    """ "IP name" each."""
+    found = at.set_at("extra_hosts")
+    lines = []
+    for each in found.elements() if found is not None else ():
+        name, _, rest = each.text().partition(":")
+        address = rest.strip().strip("[]")
+        if address != "host-gateway" and not is_address(address):
+            each.fail(f'"{address}" is not an IP address', f'write "{name}:10.0.0.1"')
+        lines.append(f"{address} {name}")
+    return tuple(lines)
 
 
-def _dns(
-    servers: tuple[str, ...], search: tuple[str, ...], options: tuple[str, ...]
-) -> DnsConfig | None:
+def is_address(text: str, version: int = 0) -> bool:
+    """Whether it is an IP address, of one version if that is given."""
+    try:
+        return ipaddress.ip_address(text).version in (version or 4, version or 6)
+    except ValueError:
+        return False
+
+
+def _folder(at: At) -> str:
+    found = at.set_at("working_dir")
+    text = found.text() if found is not None else ""
+    if found is not None and text and not text.startswith("/") and "{{" not in text:
+        found.fail(f'"{text}" is not an absolute path', f"write /{text}")
+    return text
+
+
+def _dns(at: At, search: tuple[str, ...], options: tuple[str, ...]) -> DnsConfig | None:
+    found = at.set_at("dns")
+    servers = found.texts() if found is not None else ()
+    for each in found.elements() if found is not None else ():
+        if each.node.value is not None and not is_address(each.node.text):
+            each.fail(f"{each.shown()} is not an IP address", "for example 1.1.1.1")
     if not servers and not search and not options:
         return None
     return DnsConfig(nameservers=servers, search=search, options=options)
+
+
+# github.com/docker/go-units
+# fmt: off
+_ULIMITS = (
+    "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc",
+    "rss", "rtprio", "rttime", "sigpending", "stack",
+)
+# fmt: on
 
 
 def _ulimits(at: At) -> tuple[Ulimit, ...]:
     found = at.set_at("ulimits")
     limits = []
     for name, value in found.items() if found is not None else ():
+        if name not in _ULIMITS and not name.startswith("x-"):
+            near = nearest(name, _ULIMITS)
+            assert found is not None
+            found.fail_key(
+                name,
+                f'there is no limit "{name}"',
+                f'did you mean "{near}"?' if near else f"known are {', '.join(_ULIMITS)}",
+            )
         if not isinstance(value.node.value, dict):
             number = value.integer(least=-1)
             limits.append(Ulimit(name=name, soft=number, hard=number))

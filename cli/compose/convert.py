@@ -7,6 +7,8 @@ last alias; environment is sorted. Where Docker drops a key that the cluster can
 
 from __future__ import annotations
 
+import re
+
 from cli.compose import resources
 from cli.compose.around import (
     IMAGE_LABEL,
@@ -20,7 +22,7 @@ from cli.compose.around import (
 )
 from cli.compose.at import At
 from cli.compose.between import missing, waits_for
-from cli.compose.container import container_spec, log_driver, namespace_of
+from cli.compose.container import container_spec, is_address, log_driver, namespace_of
 from cli.compose.keys import SERVICE, Support
 from cli.compose.ports import PORT_MAX, PROTOCOLS
 from swarm.v1 import (
@@ -35,6 +37,16 @@ from swarm.v1 import (
 # Networks of the engine itself: a task joins its host's, or none.
 HOST_NETWORKS = ("host", "none")
 CONDITIONS = ("service_started", "service_healthy", "service_completed_successfully")
+IMAGE_CHARS_MAX = 1024
+# github.com/distribution/reference: [domain/]path[:tag][@digest].
+_PATH = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
+_DOMAIN = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::\d+)?"
+_IMAGE = re.compile(
+    rf"(?:{_DOMAIN}/)?{_PATH}(?:/{_PATH})*(?::\w[\w.-]{{0,127}})?"
+    r"(?:@[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,})?",
+    re.ASCII,
+)
 
 
 def convert_service(name: str, at: At, around: Surroundings) -> ServiceSpec:
@@ -50,16 +62,24 @@ def convert_service(name: str, at: At, around: Surroundings) -> ServiceSpec:
         labels[IMAGE_LABEL] = image[0]
     network_mode, networks = _networks(name, at, around)
     deploy = at.set_at("deploy")
-    ports = _ports(at)
-    if network_mode and ports:
-        at.fail_key(
-            "ports",
-            f"ports cannot be published on the network {network_mode}",
-            "remove ports: the program listens on the host's own ports"
-            if network_mode == "host"
-            else "remove ports, or join a network",
-        )
-    endpoint_mode = deep(at, "deploy", "endpoint_mode")
+    mode = resources.service_mode(at)
+    endpoint_mode_at = deep(at, "deploy", "endpoint_mode")
+    endpoint_mode = endpoint_mode_at.choice(("vip", "dnsrr"), fold=True) if endpoint_mode_at else ""
+    is_job = mode.replicated_job is not None or mode.global_job is not None
+    ports = _ports(at, no_ingress=_no_ingress(endpoint_mode, is_job=is_job))
+    ports_at = at.set_at("ports")
+    if network_mode and ports and ports_at is not None:
+        if network_mode == "host":
+            # As in docker compose: the program listens on the same ports of its host.
+            ports_at.warn("not published: with network_mode: host the host's own ports are used")
+            ports = ()
+        else:
+            ports_at.fail(
+                "ports cannot be published without a network", "remove ports, or join a network"
+            )
+    for key in ("update_config", "rollback_config") if is_job else ():
+        if (config := deep(at, "deploy", key)) is not None:
+            config.fail("a job is not updated in steps", "remove it")
     return ServiceSpec(
         name=around.full(name),
         labels=dict(sorted(labels.items())),
@@ -72,11 +92,11 @@ def convert_service(name: str, at: At, around: Surroundings) -> ServiceSpec:
             log_driver=log_driver(at),
             runtime=kind,
         ),
-        mode=resources.service_mode(at),
+        mode=mode,
         update=resources.update_config(deploy, "update_config"),
         rollback=resources.update_config(deploy, "rollback_config"),
         endpoint=EndpointSpec(
-            mode=endpoint_mode.choice(("vip", "dnsrr"), fold=True) if endpoint_mode else "",
+            mode=endpoint_mode,
             ports=ports,
         ),
         depends_on=_depends_on(name, at, around),
@@ -110,10 +130,14 @@ def _image(at: At, kind: str) -> tuple[str, str]:
         at.fail("no image is given", "add image: NAME:TAG, or runtime: process for a host program")
         return "", ""
     text = image.text(empty=False)
-    if text and (text != text.strip() or any(c.isspace() for c in text) or text[-1] in ":/@"):
-        image.fail(f'"{text}" is not an image name', "write NAME:TAG, such as nginx:1.27")
-    elif "@" not in text and (name := text.rpartition("/")[2].partition(":")[0]) != name.lower():
-        image.fail(f'"{text}": an image name is in lower case', f"write {name.lower()}")
+    if text and (len(text) > IMAGE_CHARS_MAX or not _IMAGE.fullmatch(text)):
+        name = text.rpartition("/")[2].partition(":")[0].partition("@")[0]
+        if _IMAGE.fullmatch(text.replace(name, name.lower(), 1)):
+            image.fail(f'"{text}": an image name is in lower case', f"write {name.lower()}")
+        elif "://" in text:
+            image.fail(f'"{text}" is a URL', f"write {text.partition('://')[2]}")
+        else:
+            image.fail(f'"{text}" is not an image name', "write NAME:TAG, such as nginx:1.27")
     named = text if "@" in text or ":" in text.rpartition("/")[2] else f"{text}:latest"
     return text, named if text else ""
 
@@ -134,9 +158,9 @@ def _networks(
         if isinstance(text, str) and text.startswith(("service:", "container:")):
             mode = namespace_of(at, "network_mode", "host", "none")
         elif text in ("bridge", "default"):
-            mode_at.fail(
-                f'the engine\'s own network "{text}" does not reach across hosts',
-                "remove network_mode to join the stack's network, or write host or none",
+            mode_at.warn(
+                f'the engine\'s own network "{text}" does not reach across hosts; the service '
+                "joins the stack's networks"
             )
         else:
             mode = mode_at.choice(("host", "none"))
@@ -146,7 +170,8 @@ def _networks(
                 f"networks cannot be joined with network_mode: {mode}",
                 "remove one of them",
             )
-        return mode, ()
+        if text not in ("bridge", "default"):
+            return mode, ()
     attachments: dict[str, NetworkAttachmentSpec] = {}
     if joined_at is not None and joined_at.node.value:
         for key, value in joined_at.items():
@@ -180,6 +205,12 @@ def _attachment(
         found = at.set_at(key)
         return found.text() if found is not None else ""
 
+    for key, version in (("ipv4_address", 4), ("ipv6_address", 6)):
+        address = at.set_at(key)
+        if address is not None and not is_address(address.text(), version):
+            address.fail(
+                f"{address.shown()} is not an IPv{version} address", "remove it, or write one"
+            )
     aliases, priority = at.set_at("aliases"), at.set_at("priority")
     given = aliases.texts() if aliases is not None else ()
     return NetworkAttachmentSpec(
@@ -192,12 +223,23 @@ def _attachment(
     )
 
 
-def _ports(at: At) -> tuple[PortConfig, ...]:
+def _no_ingress(endpoint_mode: str, *, is_job: bool) -> str:
+    """Why no port can be published in mode ingress; empty when it can."""
+    if is_job:
+        return "a job publishes no ports in mode ingress"
+    return "endpoint_mode dnsrr has no ports in mode ingress" if endpoint_mode == "dnsrr" else ""
+
+
+def _ports(at: At, *, no_ingress: str) -> tuple[PortConfig, ...]:
     found = at.set_at("ports")
     ports: list[PortConfig] = []
     taken: dict[tuple[int, str, str, str], PortConfig] = {}
     for each in found.elements() if found is not None else ():
         port = _port(each)
+        if port.publish_mode == "ingress" and no_ingress:
+            each.fail(no_ingress, "write the long form with mode: host")
+        elif port.publish_mode == "ingress" and port.protocol == "sctp":
+            each.fail("sctp is not balanced over nodes", "write the long form with mode: host")
         key = (port.published_port, port.protocol, port.publish_mode, port.host_ip)
         if port in ports:
             continue
@@ -245,7 +287,7 @@ def _port(at: At) -> PortConfig:
 
 
 def _depends_on(name: str, at: At, around: Surroundings) -> tuple[Dependency, ...]:
-    """Whom the tasks wait for; a link waits as well, until the other service has started."""
+    """Whom the tasks wait for, by name; links wait as well, until the other has started."""
     found = at.set_at("depends_on")
     gates: dict[str, Dependency] = {}
     for other, each in found.items() if found is not None else ():
@@ -269,4 +311,4 @@ def _depends_on(name: str, at: At, around: Surroundings) -> tuple[Dependency, ..
             gates[other] = Dependency(
                 service=around.full(other), condition=CONDITIONS[0], required=True
             )
-    return tuple(gates.values())
+    return tuple(gate for _, gate in sorted(gates.items()))

@@ -23,8 +23,11 @@ from swarm.v1 import ConfigSpec, Driver, IpamConfig, IpamOptions, NetworkSpec, S
 SECRET_BYTES_MAX = 500 * 1024
 CONFIG_BYTES_MAX = 1000 * 1024
 DEFAULT_DRIVER = "overlay"
+NETWORK_DRIVERS = ("overlay", "bridge")
+ENGINE_NETWORKS = ("bridge", "host", "none", "default")  # every engine has them
 _DATA_KEYS = ("file", "environment", "content")
 _OBJECT_NAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9])?")
+_NETWORK_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")  # of volumes as well
 _SECTIONS = {
     "networks": keys.NETWORK,
     "volumes": keys.VOLUME,
@@ -89,6 +92,13 @@ class Objects:
                     f'"{full}" cannot be the name of a {section[:-1]}',
                     "use 1 to 64 of a-z, A-Z, 0-9, -, _ and ., the first and last a letter or "
                     "digit",
+                )
+            elif section == "volumes" and "{{" in full:
+                pass  # a placeholder, filled in for each task
+            elif not (external or "{{" in full or _NETWORK_NAME.fullmatch(full)):
+                (name_at or at).fail(
+                    f'"{full}" cannot be the name of a {section[:-1]}',
+                    "use 1 to 128 of a-z, A-Z, 0-9, -, _ and ., the first a letter or digit",
                 )
             found[key] = Declared(
                 full_name=full,
@@ -168,7 +178,27 @@ class Objects:
             return found.truth() if found is not None else False
 
         driver = self._driver(at) or Driver()
-        ipv4 = at.set_at("enable_ipv4")
+        driver_at, name_at = at.set_at("driver"), at.set_at("name")
+        if driver_at is not None and driver.name not in ("", *NETWORK_DRIVERS):
+            driver_at.fail(
+                f'the network driver "{driver.name}" is not offered',
+                "write overlay, which reaches across hosts, or leave it out",
+            )
+        if name_at is not None and declared.full_name in ENGINE_NETWORKS:
+            name_at.fail(
+                f'"{declared.full_name}" is a network that every engine has',
+                "choose another name, or write external: true to use that one",
+            )
+        ipv4, ipv6, ipam = at.set_at("enable_ipv4"), at.set_at("enable_ipv6"), at.set_at("ipam")
+        options = self._ipam(ipam)
+        has_ipv6 = any(":" in config.subnet for config in options.configs) if options else False
+        if ipv6 is not None and truth("enable_ipv6") and not has_ipv6:
+            ipv6.fail(
+                "a network with IPv6 needs an IPv6 subnet",
+                "add ipam: {config: [{subnet: 2001:db8:1::/64}]}",
+            )
+        if ipv4 is not None and not ipv4.truth() and not truth("enable_ipv6"):
+            ipv4.fail("a network without IPv4 needs IPv6", "add enable_ipv6: true and a subnet")
         return NetworkSpec(
             name=declared.full_name,
             labels=dict(declared.labels),
@@ -176,7 +206,7 @@ class Objects:
             ipv6=truth("enable_ipv6"),
             internal=truth("internal"),
             attachable=truth("attachable"),
-            ipam=self._ipam(at.set_at("ipam")),
+            ipam=options,
             scope="swarm",
             ipv4=ipv4.truth() if ipv4 is not None else None,
         )
@@ -185,11 +215,15 @@ class Objects:
         if at is None or not at.check_keys(keys.IPAM, context="ipam"):
             return None
         driver, configs_at, options = at.set_at("driver"), at.set_at("config"), at.set_at("options")
-        configs = []
+        if driver is not None and driver.text() not in ("", "default"):
+            driver.fail("other drivers of addresses are not offered", "write default, or remove it")
+        configs: list[IpamConfig] = []
         if configs_at is not None and configs_at.is_list("- subnet: 10.20.0.0/24"):
             for each in configs_at.elements():
                 if each.check_keys(keys.IPAM_CONFIG, context="ipam.config"):
-                    configs.append(self._ipam_config(each))
+                    config = self._ipam_config(each)
+                    _refuse_overlap(each, config.subnet, configs)
+                    configs.append(config)
         return IpamOptions(
             driver=Driver(
                 name=driver.text() if driver is not None else "",
@@ -225,6 +259,8 @@ class Objects:
             if not inside:
                 found.fail(f"{text} is not inside the subnet {network}", "choose one inside it")
         others = at.set_at("aux_addresses")
+        if network is None and at.set_at("subnet") is None and at.node.value:
+            at.lacks("subnet", "add subnet: 10.20.0.0/24")
         return IpamConfig(
             subnet=values["subnet"],
             range=values["ip_range"],
@@ -238,18 +274,17 @@ class Objects:
             declared = self.secrets[key]
             if declared.external:
                 continue
-            driver = self._driver(at)
-            data = b"" if driver is not None else self._data(at, "secret", SECRET_BYTES_MAX)
-            if driver is not None:
-                for source in _DATA_KEYS:
-                    if at.set_at(source) is not None:
-                        at.fail_key(source, f'"{source}" and a driver exclude each other')
+            if (driver := at.set_at("driver") or at.set_at("driver_opts")) is not None:
+                driver.fail(
+                    "drivers that bring secrets from elsewhere are not offered",
+                    "write file:, environment: or content:, or external: true",
+                )
+                continue
             specs.append(
                 SecretSpec(
                     name=declared.full_name,
                     labels=dict(declared.labels),
-                    data=data,
-                    driver=driver,
+                    data=self._data(at, "secret", SECRET_BYTES_MAX),
                     templating=self._templating(at),
                 )
             )
@@ -319,4 +354,21 @@ class Objects:
             at.fail(f"{path} is a folder", "name a file in it")
         except OSError as error:
             at.fail(f"{path} cannot be read: {error.strerror}", "check its permissions")
+        return None
+
+
+def _refuse_overlap(at: At, subnet: str, others: list[IpamConfig]) -> None:
+    mine = _network_of(subnet)
+    for other in others:
+        theirs = _network_of(other.subnet)
+        if mine is None or theirs is None or mine.version != theirs.version:
+            continue
+        if mine.network_address in theirs or theirs.network_address in mine:
+            at.fail_key("subnet", f"{mine} overlaps with {theirs}", "choose another subnet")
+
+
+def _network_of(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    try:
+        return ipaddress.ip_network(text, strict=False) if text else None
+    except ValueError:
         return None

@@ -44,6 +44,7 @@ _FIELDS = (
     "node.platform.os",
     "node.platform.arch",
 )
+_COUNT = re.compile(r"[0-9]{1,9}")
 _PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9_]+(/[a-z0-9]+)?)?")
 _FIELD_PREFIXES = ("node.labels.", "engine.labels.")
 _VALUE = re.compile(r"[A-Za-z0-9:\-_\s.*()?+\[\]\\^$|/]+")  # as SwarmKit
@@ -189,6 +190,8 @@ def _generic(at: At | None) -> tuple[GenericResource, ...]:
             spec.fail("kind and value are both needed", "write {kind: gpu, value: 1}")
             continue
         resource = GenericResource(kind=kind.text(empty=False), count=value.integer(least=1))
+        if resource in given:
+            continue  # two files say the same
         if resource.kind in {other.kind for other in given}:
             kind.fail(f'"{resource.kind}" is reserved twice', "add the numbers up")
         given.append(resource)
@@ -283,7 +286,7 @@ def _restart(at: At) -> RestartPolicy | None:
         return RestartPolicy(condition="none")
     if isinstance(value, str):
         word, colon, number = value.partition(":")
-        if word in _RESTARTS and (not colon or (word == "on-failure" and number.isdigit())):
+        if word in _RESTARTS and (not colon or (word == "on-failure" and _COUNT.fullmatch(number))):
             return RestartPolicy(
                 condition=_RESTARTS[word], max_attempts=int(number) if colon else None
             )

@@ -27,7 +27,7 @@ from swarm.v1 import (
     VolumeOptions,
 )
 from tests.unit.compose.docker_json import docker_service, pruned
-from tests.unit.compose.helpers import container, document, loaded, service, spec, task
+from tests.unit.compose.helpers import container, document, loaded, problems, service, spec, task
 
 # The file behind docker-api.md's body b, and what docker 28.2.2 sent for it.
 CAPTURED_FILE = """
@@ -240,7 +240,9 @@ def test_dotenv_stands_below_the_environment(tmp_path: Path) -> None:
         ("nginx:1.27", "nginx:1.27"),
         ("reg:5000/a/b", "reg:5000/a/b:latest"),
         ("reg:5000/a/b:1", "reg:5000/a/b:1"),
-        ("a@sha256:00", "a@sha256:00"),
+        (f"a@sha256:{'0' * 64}", f"a@sha256:{'0' * 64}"),
+        ("A.example:5000/b", "A.example:5000/b:latest"),
+        ("[::1]:5000/b_c--d:x", "[::1]:5000/b_c--d:x"),
     ],
 )
 def test_an_image_gets_the_tag_latest_where_it_has_none(image: str, becomes: str) -> None:
@@ -466,6 +468,7 @@ def test_networks_keep_every_field() -> None:
                       ip_range: 10.9.1.0/24
                       gateway: 10.9.0.1
                       aux_addresses: {x: 10.9.0.2}
+                    - subnet: 2001:db8:9::/64
             """,
         )
     )
@@ -487,6 +490,7 @@ def test_networks_keep_every_field() -> None:
                         gateway="10.9.0.1",
                         aux_addresses={"x": "10.9.0.2"},
                     ),
+                    IpamConfig(subnet="2001:db8:9::/64"),
                 ),
             ),
         ),
@@ -558,3 +562,93 @@ def test_a_number_that_loses_its_spelling_gives_a_warning(text: str, env: str, w
 
 def test_a_network_that_nobody_joins_gives_a_warning() -> None:
     assert "is not made" in loaded(document("", "networks: {n: }")).warnings[0]
+
+
+def test_a_mode_of_the_engine_joins_the_stacks_network_and_says_so() -> None:
+    found = loaded(document("network_mode: bridge"))
+    assert [a.target for a in task(found.spec.services[0]).networks] == ["st_default"]
+    assert "does not reach across hosts" in found.warnings[0]
+
+
+def test_ports_of_the_hosts_network_are_the_hosts() -> None:
+    found = loaded(document("network_mode: host\nports: ['80:80']"))
+    endpoint = found.spec.services[0].endpoint
+    assert endpoint is not None
+    assert endpoint.ports == ()
+    assert "not published" in found.warnings[0]
+
+
+def aliases(text: str) -> dict[str, list[tuple[str, tuple[str, ...]]]]:
+    return {
+        each.name.removeprefix("st_"): [(a.target, a.aliases) for a in task(each).networks]
+        for each in loaded(text).spec.services
+    }
+
+
+def test_container_name_is_an_alias_on_every_network_of_the_service() -> None:
+    text = document(
+        "container_name: shop\nnetworks: {a: {aliases: [x]}, b: }", "networks: {a: , b: }"
+    )
+    assert aliases(text)["web"] == [("st_a", ("x", "shop", "web")), ("st_b", ("shop", "web"))]
+    (warning,) = loaded(text).warnings
+    assert 'others reach the service as "shop"' in warning
+
+
+def test_a_container_name_like_the_services_own_adds_nothing() -> None:
+    assert aliases(document("container_name: web"))["web"] == [("st_default", ("web",))]
+
+
+def test_a_link_waits_and_gives_the_other_service_its_alias() -> None:
+    text = """
+        services:
+          web: {image: a, links: [db, "cache:redis"], networks: [front, back]}
+          db: {image: b, networks: [back]}
+          cache: {image: c, networks: [back, other]}
+        networks: {front: , back: , other: }
+        """
+    found = aliases(text)
+    assert found["db"] == [("st_back", ("db",))]
+    assert found["cache"] == [("st_back", ("redis", "cache")), ("st_other", ("cache",))]
+    gates = loaded(text).spec.services[0].depends_on
+    assert [(g.service, g.condition) for g in gates] == [
+        ("st_cache", "service_started"),
+        ("st_db", "service_started"),
+    ]
+
+
+def test_depends_on_beside_a_link_says_what_to_wait_for() -> None:
+    text = """
+        services:
+          web: {image: a, links: [db], depends_on: {db: {condition: service_healthy}}}
+          db: {image: b}
+        """
+    (gate,) = loaded(text).spec.services[0].depends_on
+    assert gate.condition == "service_healthy"
+
+
+def test_links_that_form_a_circle_are_refused() -> None:
+    text = "services: {a: {image: x, links: [b]}, b: {image: x, links: [a]}}"
+    assert "a -> b -> a" in problems(text).message
+
+
+@pytest.mark.parametrize(
+    "ports",
+    [
+        ("{target: 80, published: 80, mode: host}", "{target: 80, published: 80, mode: host}"),
+        ("'80:80'", "'80:80/udp'"),
+        ("'80'", "'80'"),
+    ],
+    ids=["both of their host", "other protocols", "chosen by the cluster"],
+)
+def test_services_may_publish_ports_that_do_not_clash(ports: tuple[str, str]) -> None:
+    one, other = ports
+    assert loaded(
+        f"services: {{a: {{image: x, ports: [{one}]}}, b: {{image: x, ports: [{other}]}}}}"
+    )
+
+
+def test_refused_keys_that_are_reset_stop_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.yml").write_text("services: {web: {build: ., image: a}, dev: {build: .}}")
+    (tmp_path / "b.yml").write_text("services: {web: {build: !reset null}, dev: {profiles: [dev]}}")
+    found = load([str(tmp_path / "a.yml"), str(tmp_path / "b.yml")], stack="st", environment={})
+    assert [each.name for each in found.spec.services] == ["st_web"]

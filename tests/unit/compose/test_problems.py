@@ -81,7 +81,7 @@ BAD = [
     (f"{WEB}    pull_policy: §sometime\n", "must be always, missing", ""),
     (f"{WEB}    pull_policy: §build\n", "does not build", "push"),
     (f"{WEB}    ipc: §service:db\n", "tasks share no namespaces", "one image"),
-    (f"{WEB}    network_mode: §bridge\n", "does not reach across hosts", "host or none"),
+    (f"{WEB}    network_mode: §bride\n", "must be host or none", ""),
     (f"{WEB}    security_opt: [§secomp=x]\n", "is not a security option", "seccomp="),
     (f"{WEB}    platform: §linux/\n", "is not a platform", "linux/amd64"),
     # lists and maps
@@ -195,7 +195,7 @@ BAD = [
     # together
     (f"{WEB}    mem_limit: §64M\n    deploy: {{resources: {{limits: {{memory: 32M}}}}}}\n", "", ""),
     (f"{WEB}    scale: §2\n    deploy: {{replicas: 3}}\n", "scale is 2", "remove scale"),
-    (f"{WEB}    network_mode: host\n    §ports: ['80']\n", "cannot be published", "remove"),
+    (f"{WEB}    network_mode: none\n    ports: §['80']\n", "cannot be published", "remove"),
     (f"{WEB}    network_mode: host\n    §networks: [a]\nnetworks: {{a: }}\n", "cannot be", ""),
     (f"{WEB}    depends_on: [§wbe2]\n  web2: {{image: a}}\n", "no service", '"web2"?'),
     (f"{WEB}    depends_on: [§web]\n", "cannot wait for itself", ""),

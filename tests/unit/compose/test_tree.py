@@ -180,5 +180,7 @@ def test_what_is_no_document_is_reported_in_its_place(
 def test_a_small_file_cannot_fill_the_memory() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
-    with pytest.raises(ComposeError, match="the aliases up to here stand for more than 200000 values"):
+    with pytest.raises(
+        ComposeError, match="the aliases up to here stand for more than 200000 values"
+    ):
         tree("\n".join(lines))
