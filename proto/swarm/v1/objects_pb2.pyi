@@ -971,7 +971,9 @@ class Secret(google.protobuf.message.Message):
     digest: builtins.str
     """SHA-256 of the data with a key, hex: tells whether two secrets hold the same."""
     superseded: builtins.bool
-    """True: a newer version has its name. It stays, as NAME.<8 of its id>, for as long as a spec that can come back refers to it."""
+    """True: its name was given up, to a newer version or because its stack names it no more. It stays, as NAME.<8 of its id>, for as
+    long as a spec that can come back refers to it.
+    """
     @property
     def meta(self) -> global___Meta: ...
     @property
