@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from cli.compose import Loaded, load
+from cli.compose import Loaded, Normal, load, normal_form
 from swarm.v1 import Message, SecretSpec
 
 CORPUS = Path(__file__).parent
@@ -56,13 +56,18 @@ class Case:
             profiles=self.profiles,
         )
 
+    def normal_form(self, *, exact: bool = False) -> Normal:
+        return normal_form(
+            [str(path) for path in self.paths],
+            stack=STACK,
+            environment=self.environment,
+            profiles=self.profiles,
+            exact=exact,
+        )
+
     def portable(self, text: str) -> str:
         """The text without this machine's paths."""
         return text.replace(str(self.folder), "<case>").replace(str(CORPUS), "<corpus>")
-
-    def here(self, text: str) -> str:
-        """The text of a golden file with this machine's paths."""
-        return text.replace("<case>", str(self.folder)).replace("<corpus>", str(CORPUS))
 
 
 def _case(folder: Path) -> Case:
@@ -128,7 +133,7 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
-def dump(value: Any) -> str:
+def shown(value: Any) -> str:
     return yaml.dump(
         value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100, indent=2
     )

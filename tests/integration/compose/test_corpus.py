@@ -2,7 +2,8 @@
 listed with its reason.
 
 `docker stack deploy` against an engine that keeps what it is sent shows what the converter makes of
-a file. It needs the CLI, but no engine. Every difference must be one of DIFFERENCES, and each of
+a file, and `docker stack config` prints its normal form. Both need the CLI, but no engine. Every
+difference must be one of DIFFERENCES, and each of
 these must occur: so the list neither hides a fault nor outlives its reason.
 """
 
@@ -11,11 +12,14 @@ from __future__ import annotations
 import base64
 import functools
 import re
+import subprocess
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import yaml
 
+from cli.compose import dump
 from cli.docker_json import service_spec
 from swarm.v1 import ConfigSpec, NetworkSpec, SecretSpec, StackSpec
 from tests.corpus.cases import BY_NAME, CASES, loaded
@@ -165,10 +169,43 @@ def test_every_deliberate_difference_occurs() -> None:
     assert not idle
 
 
-@pytest.mark.parametrize("name", REFUSED_BY_DOCKER)
-def test_what_docker_refuses_it_refuses_for_the_reason_listed(name: str) -> None:
+class _Printed(yaml.SafeLoader):
+    """Reads what the docker CLI prints, by the YAML 1.2 rules that it prints by: PyYAML's own would
+    make times of `22:22` and booleans of `on`.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+
+for _tag, _pattern in (
+    ("bool", r"true|false"),
+    ("null", r"null|~|"),
+    ("int", r"[-+]?[0-9]+"),
+    ("float", r"[-+]?([0-9]*\.[0-9]+|[0-9]+(\.[0-9]*)?)(e[-+]?[0-9]+)?"),
+):
+    _Printed.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), None
+    )
+
+
+def config_of_docker(name: str) -> subprocess.CompletedProcess[str]:
     case = BY_NAME[name]
     files = [word for path in case.paths for word in ("-c", str(path))]
-    done = docker("stack", "config", *files, environment=case.environment)
+    return docker("stack", "config", *files, environment=case.environment)
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_a_normal_form_is_what_docker_prints(name: str) -> None:
+    printed = config_of_docker(name)
+    assert printed.returncode == 0, printed.stderr
+    theirs = yaml.load(printed.stdout, Loader=_Printed)
+    form = BY_NAME[name].normal_form().document
+    assert form == theirs
+    assert yaml.load(dump(form), Loader=_Printed) == theirs
+
+
+@pytest.mark.parametrize("name", REFUSED_BY_DOCKER)
+def test_what_docker_refuses_it_refuses_for_the_reason_listed(name: str) -> None:
+    done = config_of_docker(name)
     assert done.returncode != 0
     assert REFUSED_BY_DOCKER[name] in done.stderr

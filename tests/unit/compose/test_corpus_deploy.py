@@ -75,8 +75,8 @@ async def plan(api: Api, spec: StackSpec) -> PlanStackResponse:
 
 def made(spec: StackSpec) -> list[str]:
     """The names of all objects of the stack."""
-    objects = (*spec.services, *spec.networks, *spec.secrets, *spec.configs, *spec.volumes)
-    return sorted(o.name for o in objects)
+    kinds = (spec.services, spec.networks, spec.secrets, spec.configs, spec.volumes)
+    return sorted(each.name for objects in kinds for each in objects)
 
 
 def tasks_wanted(spec: ServiceSpec) -> int | None:
