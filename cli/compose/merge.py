@@ -1,10 +1,13 @@
 """Merging of several files, and of a service with what it extends: the specification's rules.
 
 Works on trees in their one form (forms.py). Mappings merge by key, later values win, lists are
-joined without repeating what is equal; ports, volumes, secrets and configs merge by what they
-publish, where they are mounted and what they name; commands and healthcheck tests are replaced
-whole. A null over a mapping or a list changes nothing. `!reset` removes what was there, `!override`
-replaces it.
+joined; ports, volumes, secrets and configs merge by what they publish, where they are mounted and
+what they name; commands and healthcheck tests are replaced whole. A null over a mapping or a list
+changes nothing. `!reset` removes what was there, `!override` replaces it.
+
+Where the specification leaves room, Docker's ways are taken: joined lists repeat what is equal, and
+the lists that merge by key are sorted. A network, volume, secret or config is from one place: an
+external one replaces what was declared, and a file another file's content.
 """
 
 from __future__ import annotations
@@ -24,22 +27,36 @@ _REPLACED = frozenset(
 )
 
 
+# Of these a repeated entry would be claimed twice.
+_ONCE = frozenset(
+    (
+        ("services", "*", "gpus"),
+        ("services", "*", "deploy", "resources", "reservations", "devices"),
+    )
+)
+_OBJECTS = frozenset((section, "*") for section in ("networks", "volumes", "secrets", "configs"))
+_CONTENTS = ("file", "environment", "content")
+
+
 def _scalar(node: Node, key: str) -> str:
     inner = node.value.get(key) if isinstance(node.value, dict) else None
     return "" if inner is None or inner.value is None else str(inner.value)
 
 
 def _port_key(node: Node) -> tuple[str, ...]:
+    """Numbers are padded, so that they sort as such."""
+    if not isinstance(node.value, dict):
+        return ("", str(node.value))
     protocol = _scalar(node, "protocol") or "tcp"
     published = _scalar(node, "published")
     if published in ("", "0"):
-        return ("target", _scalar(node, "target"), protocol)
-    return ("published", published, protocol, _scalar(node, "host_ip"))
+        return ("", _scalar(node, "target").zfill(5), protocol)
+    return (published.zfill(5), protocol, _scalar(node, "host_ip"))
 
 
 _KEYED: dict[tuple[str, ...], Callable[[Node], tuple[str, ...]]] = {
     ("services", "*", "ports"): _port_key,
-    ("services", "*", "volumes"): lambda node: (_scalar(node, "target"),),
+    ("services", "*", "volumes"): lambda node: (_scalar(node, "target") or str(plain(node)),),
     ("services", "*", "secrets"): lambda node: (_scalar(node, "source"),),
     ("services", "*", "configs"): lambda node: (_scalar(node, "source"),),
     ("services", "*", "devices"): lambda node: (
@@ -48,10 +65,8 @@ _KEYED: dict[tuple[str, ...], Callable[[Node], tuple[str, ...]]] = {
     ("services", "*", "tmpfs"): lambda node: (str(node.value).partition(":")[0],),
     ("networks", "*", "ipam", "config"): lambda node: (_scalar(node, "subnet"),),
 }
-# Docker sorts these after a merge.
-_SORTED = frozenset(
-    ("services", "*", key) for key in ("ports", "volumes", "secrets", "configs", "devices")
-)
+# Docker sorts these of a service that stands in two files.
+_SORTED = ("ports", "volumes", "secrets", "configs")
 
 
 def merge(base: Node, over: Node, path: tuple[str, ...] = ()) -> Node:
@@ -59,6 +74,10 @@ def merge(base: Node, over: Node, path: tuple[str, ...] = ()) -> Node:
     if over.tag in ("!override", "!reset") or base.tag == "!reset":
         return over
     if isinstance(base.value, dict) and isinstance(over.value, dict):
+        if path in _OBJECTS:
+            return _objects(base, over, path)
+        if path == ("services", "*"):
+            return _services(base, over, path)
         if path == ("services", "*", "logging") and _other_driver(base, over):
             return over
         return _maps(base, over, path)
@@ -93,23 +112,56 @@ def _maps(base: Node, over: Node, path: tuple[str, ...]) -> Node:
     return merged
 
 
+def _services(base: Node, over: Node, path: tuple[str, ...]) -> Node:
+    merged = _maps(base, over, path)
+    assert isinstance(merged.value, dict)
+    for key in _SORTED:
+        found = merged.value.get(key)
+        if found is not None and isinstance(found.value, list):
+            ordered = found.made(sorted(found.value, key=_KEYED[*path, key]))  # stable
+            ordered.tag = found.tag
+            merged.value[key] = ordered
+    return merged
+
+
+def _objects(base: Node, over: Node, path: tuple[str, ...]) -> Node:
+    assert isinstance(base.value, dict)
+    assert isinstance(over.value, dict)
+    if _is_external(over):
+        return over
+    dropped: tuple[str, ...] = ()
+    if any(over.value.get(key) is not None for key in _CONTENTS):
+        dropped = (*_CONTENTS, "driver", "driver_opts")
+    elif over.value.get("driver") is not None:
+        dropped = _CONTENTS
+    if dropped and _is_external(base):
+        dropped += ("external", "name")
+    lower = base.made({key: node for key, node in base.value.items() if key not in dropped})
+    lower.keys = base.keys
+    merged = _maps(lower, over, path)
+    # What replaced an earlier declaration still does so after this merge.
+    merged.tag = "!override" if _is_external(base) else base.tag
+    return merged
+
+
+def _is_external(node: Node) -> bool:
+    found = node.value.get("external") if isinstance(node.value, dict) else None
+    return found is not None and found.value not in (None, False) and found.tag != "!reset"
+
+
 def _lists(base: Node, over: Node, path: tuple[str, ...]) -> Node:
     assert isinstance(base.value, list)
     assert isinstance(over.value, list)
     key_of = _KEYED.get(path)
     items: list[Node]
-    if key_of is None:
-        seen = {repr(plain(node)) for node in base.value}
-        items = list(base.value)
-        for node in over.value:
-            if (value := repr(plain(node))) not in seen:
-                seen.add(value)
-                items.append(node)
-    else:
+    if key_of is not None:
         later = {key_of(node) for node in over.value}
         items = [node for node in base.value if key_of(node) not in later] + over.value
-        if path in _SORTED:
-            items.sort(key=key_of)  # stable
+    elif path in _ONCE:
+        seen = {repr(plain(node)) for node in base.value}
+        items = base.value + [node for node in over.value if repr(plain(node)) not in seen]
+    else:
+        items = base.value + over.value
     merged = over.made(items)
     merged.tag = base.tag
     return merged

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -96,11 +97,55 @@ def test_commands_are_replaced(tmp_path: Path) -> None:
     assert found.healthcheck.interval_ns == 5_000_000_000
 
 
-def test_lists_join_without_repeating(tmp_path: Path) -> None:
+def test_lists_join_and_repeat_as_in_docker(tmp_path: Path) -> None:
     found = container(merged(tmp_path, "cap_add: [chown]\ndns: 1.1.1.1", "dns: [1.1.1.1, 8.8.8.8]"))
     assert found.capability_add == ("CAP_CHOWN",)
     assert found.dns is not None
-    assert found.dns.nameservers == ("1.1.1.1", "8.8.8.8")
+    assert found.dns.nameservers == ("1.1.1.1", "1.1.1.1", "8.8.8.8")
+
+
+def test_claims_of_devices_are_not_repeated(tmp_path: Path) -> None:
+    claim = "deploy: {resources: {reservations: {%s}}}"
+    for reserved in (
+        "devices: [{capabilities: [gpu], count: 1}]",
+        "generic_resources: [{discrete_resource_spec: {kind: fpga, value: 1}}]",
+    ):
+        found = task(merged(tmp_path, claim % reserved, claim % reserved)).resources
+        assert found is not None and found.reservations is not None
+        assert len(found.reservations.devices) + len(found.reservations.generic) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (
+            "{file: ./a, labels: {x: 1}}",
+            "{external: true}",
+            {"external": True},
+        ),
+        ("{external: true, name: q}", "{file: ./a}", {"file": "./a"}),
+        (
+            "{file: ./a, labels: {x: 1}}",
+            "{content: b, labels: {y: 2}}",
+            {"content": "b", "labels": {"x": 1, "y": 2}},
+        ),
+        (
+            "{file: ./a, labels: {x: 1}}",
+            "{name: z}",
+            {"file": "./a", "labels": {"x": 1}, "name": "z"},
+        ),
+        ("{external: true}", "{name: z}", {"external": True, "name": "z"}),
+        ("{driver: a, driver_opts: {x: 1}}", "{external: true}", {"external": True}),
+        (
+            "{driver: a, driver_opts: {x: 1}}",
+            "{driver_opts: {y: 2}}",
+            {"driver": "a", "driver_opts": {"x": 1, "y": 2}},
+        ),
+    ],
+)
+def test_an_object_is_from_one_place(first: str, second: str, expected: dict[str, object]) -> None:
+    found = merge(node(yaml.safe_load(first)), node(yaml.safe_load(second)), ("secrets", "*"))
+    assert plain(found) == expected
 
 
 def test_another_log_driver_takes_no_options_of_the_first(tmp_path: Path) -> None:
@@ -307,7 +352,7 @@ services: st.SearchStrategy[object] = st.fixed_dictionaries(
     optional={
         "hostname": words,
         "environment": st.dictionaries(words, words),
-        "cap_add": st.lists(words, unique=True),
+        "cap_add": st.lists(words),
         "command": st.lists(words),
         "ports": st.lists(
             st.builds(_port, st.integers(1, 3), st.integers(1, 3)),
@@ -322,7 +367,22 @@ services: st.SearchStrategy[object] = st.fixed_dictionaries(
         ),
     },
 )
-files = st.fixed_dictionaries({"services": st.dictionaries(words, services)})
+objects: st.SearchStrategy[object] = st.fixed_dictionaries(
+    {},
+    optional={
+        "external": st.booleans(),
+        "file": words,
+        "content": words,
+        "name": words,
+        "labels": st.dictionaries(words, words),
+    },
+)
+files = st.fixed_dictionaries(
+    {
+        "services": st.dictionaries(words, services),
+        "secrets": st.dictionaries(words, objects),
+    }
+)
 
 
 def normal(value: object) -> object:
@@ -343,5 +403,10 @@ def test_merging_is_associative(a: object, b: object, c: object) -> None:
 
 
 @given(files)
-def test_merging_a_file_with_itself_changes_nothing(a: object) -> None:
-    assert normal(plain(merge(node(a), node(a)))) == normal(a)
+def test_merging_a_file_with_itself_only_repeats_what_lists_join(a: object) -> None:
+    def once(value: object) -> object:
+        if isinstance(value, dict):
+            return {k: sorted(set(v)) if k == "cap_add" else once(v) for k, v in value.items()}
+        return value
+
+    assert once(normal(plain(merge(node(a), node(a))))) == once(normal(a))
