@@ -154,10 +154,15 @@ def _check_only_labels(
 
 
 def _refuse_change(o: Secret | Config | Network | Volume, field: str) -> None:
+    hint = "create another one under a new name and let the services use that"
+    if field == "data" and isinstance(o, Secret | Config):
+        kind = "secret" if isinstance(o, Secret) else "config"
+        hint = (
+            f"`swarmctl {kind} rotate` gives it new content and rolls the services that use it, and "
+            "so does a deploy of its stack"
+        )
     raise errors.Invalid(
-        f"{quoted(o)}: {field} differs, and only updates to labels are allowed; create another one "
-        "under a new name and let the services use that (a stack deploy does this by itself for "
-        "secrets and configs)"
+        f"{quoted(o)}: {field} differs, and only updates to labels are allowed; {hint}"
     )
 
 
