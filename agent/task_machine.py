@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import assert_never
 
+from msgspec import structs
+
 from agent.runtime.base import Found, Phase, Started
 from swarm import errors
 from swarm.states import ended, may_follow
@@ -127,6 +129,7 @@ class Refused:
 
     message: str
     rejected: bool  # the task can never run here
+    cause: str = ""  # as in TaskStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,7 +397,8 @@ def _stopped(m: Machine, now_ns: int) -> Machine:
 
 def _fail(m: Machine, why: Refused, now_ns: int, container: ContainerStatus | None) -> Machine:
     state = S.REJECTED if why.rejected and m.state < S.RUNNING else S.FAILED
-    return _set(m, state, now_ns, state.name.lower(), err=why.message, container=container)
+    m = _set(m, state, now_ns, state.name.lower(), err=why.message, container=container)
+    return replace(m, status=structs.replace(m.status, cause=why.cause)) if why.cause else m
 
 
 def _act(m: Machine, effects: list[Effect], now_ns: int) -> Machine:

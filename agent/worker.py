@@ -24,7 +24,7 @@ from agent.hosts import Host, Looking, Snapshot
 from agent.ingress import Ingress, LocalTarget
 from agent.metrics import TASKS
 from agent.outbox import Outbox
-from agent.runtime.base import Event, EventKind, Found, Rejected, Runtime, Work
+from agent.runtime.base import UNSUPPORTED, Event, EventKind, Found, Rejected, Runtime, Work
 from agent.state import Record, StateFile
 from swarm import errors
 from swarm.clock import SECOND_NS, Clock
@@ -437,7 +437,7 @@ class Worker:
                     await host.remove(task_id)
                     return tm.DidRemove()
         except Rejected as error:
-            return tm.Refused(error.message, rejected=True)
+            return tm.Refused(error.message, rejected=True, cause=error.cause)
         except errors.SwarmError as error:
             return tm.Refused(error.message, rejected=False)
         except asyncio.CancelledError:
@@ -580,4 +580,4 @@ def _of_nothing(doing: tm.Doing, why: str) -> tm.Event:
         case tm.Doing.REMOVE | tm.Doing.CLEAN:
             return tm.DidRemove()
         case _:
-            return tm.Refused(why, rejected=True)
+            return tm.Refused(why, rejected=True, cause=UNSUPPORTED)

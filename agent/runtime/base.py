@@ -31,11 +31,22 @@ from swarm.v1 import (
     TaskStats,
 )
 
+# Values of TaskStatus.cause: why a task can not run where that is known for certain, so that
+# nobody waits for it. What may be better at the next try (a registry that is away) has none.
+IMAGE_MISSING = "image_missing"
+IMAGE_DENIED = "image_denied"
+UNSUPPORTED = "unsupported"
+PROGRAM_MISSING = "program_missing"
+
 
 class Rejected(errors.SwarmError):
     """The task cannot run here as it is specified: no such image, bad option. Becomes state
-    REJECTED.
+    REJECTED, with the cause, one of those above, where it is known.
     """
+
+    def __init__(self, message: str, *, cause: str = "") -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class Failed(errors.SwarmError):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from agent.runtime.base import Failed, Rejected
+from agent.runtime.base import IMAGE_DENIED, IMAGE_MISSING, Failed, Rejected
 from agent.runtime.docker.engine import Engine, Refusal
 from swarm import errors
 from swarm.clock import Clock
@@ -48,6 +48,21 @@ _UNREACHABLE = (
     "request canceled",
     "connection reset",
     "EOF",
+)
+_DENIED = (
+    "denied",
+    "unauthorized",
+    "authentication required",
+    "no basic auth credentials",
+    "403 forbidden",
+)
+_MISSING = (
+    "manifest unknown",
+    "name unknown",
+    "not found",
+    "no matching manifest",
+    "no image found in",
+    "repository does not exist",
 )
 
 
@@ -252,4 +267,16 @@ def _trouble(image: str, error: PullError) -> Rejected | Failed:
             f"image {image!r} cannot be pulled: registry {registry} cannot be reached: "
             f"{error.message}"
         )
-    return Rejected(f"image {image!r} cannot be pulled: {error.message}")
+    return Rejected(
+        f"image {image!r} cannot be pulled: {error.message}", cause=_cause(error.message)
+    )
+
+
+def _cause(message: str) -> str:
+    """What a registry's refusal amounts to, by the words of Docker's and Podman's engines. Docker
+    Hub hides what it does not have behind a denial to everybody who is not logged in.
+    """
+    text = message.lower()
+    if any(sign in text for sign in _DENIED):
+        return IMAGE_DENIED
+    return IMAGE_MISSING if any(sign in text for sign in _MISSING) else ""

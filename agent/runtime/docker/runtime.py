@@ -25,6 +25,8 @@ from typing import Any, TypeVar
 import structlog
 
 from agent.runtime.base import (
+    PROGRAM_MISSING,
+    UNSUPPORTED,
     Description,
     Event,
     EventKind,
@@ -282,7 +284,8 @@ class DockerRuntime:
                 if what == "image":
                     if plan.pull_policy == "never":
                         raise Rejected(
-                            f"image {plan.image!r} is not on this node, and pull_policy is never"
+                            f"image {plan.image!r} is not on this node, and pull_policy is never",
+                            cause=UNSUPPORTED,
                         ) from None
                     await self._images.pull(plan.image, platform=plan.platform, auth=auth)
                 elif what == "network":
@@ -340,8 +343,9 @@ class DockerRuntime:
             text = f"the container does not start: {refusal.message}"
             if _NETWORK_GONE.search(refusal.message):
                 raise _NetworkGone(text) from None
-            rejected = refusal.status == 400 or "select device driver" in refusal.message
-            raise (Rejected(text) if rejected else Failed(text)) from None
+            cause = _start_cause(refusal)
+            rejected = refusal.status == 400 or cause
+            raise (Rejected(text, cause=cause) if rejected else Failed(text)) from None
         container = await inspect(self._engine, entry.container_id)
         if container is None:
             raise Failed("the container was removed by somebody else while it started")
@@ -573,4 +577,16 @@ def _lacks(refusal: Refusal) -> str:
 def _trouble(plan: Plan, what: str, refusal: Refusal) -> Rejected | Failed:
     text = f"container of image {plan.image!r} {what}: {refusal.message}"
     # 4xx: the engine does not take it as it is. 5xx: it had trouble of its own.
-    return Rejected(text) if refusal.status < 500 else Failed(text)
+    if refusal.status >= 500:
+        return Failed(text)
+    return Rejected(text, cause=UNSUPPORTED if refusal.status == 400 else "")
+
+
+def _start_cause(refusal: Refusal) -> str:
+    """Why the engine cannot start a container, where its words leave no doubt."""
+    text = refusal.message
+    if "executable file not found" in text or ("exec: " in text and "no such file" in text):
+        return PROGRAM_MISSING
+    if "select device driver" in text or "exec format error" in text:
+        return UNSUPPORTED
+    return ""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.runtime.base import Rejected, Work
+from agent.runtime.base import UNSUPPORTED, Rejected, Work
 from agent.runtime.docker.attach import (
     BUILT_IN,
     Attachment,
@@ -86,7 +86,10 @@ def plan_container(work: Work, facts: Facts, *, node_id: str, cluster_id: str) -
     _check_policy(container, problem)
     if problems:
         name = assignment.service_name or task.id
-        raise Rejected(f"task of service {name!r} cannot run on this node: {'; '.join(problems)}")
+        raise Rejected(
+            f"task of service {name!r} cannot run on this node: {'; '.join(problems)}",
+            cause=UNSUPPORTED,
+        )
     return Plan(
         task_id=task.id,
         name=assignment.name or f"task.{task.id}",

@@ -26,6 +26,7 @@ import structlog
 
 from agent.ingress import LocalTarget
 from agent.runtime.base import (
+    UNSUPPORTED,
     Description,
     Event,
     EventKind,
@@ -299,7 +300,7 @@ class ProcessRuntime:
         problems += process_plan.source_problems(container, self._powers)
         problems += self._files.problems(work.files, self._powers)
         if problems:
-            raise Rejected("; ".join(problems))
+            raise Rejected("; ".join(problems), cause=UNSUPPORTED)
         folder = self._folder(work.task_id)
         layout = self._layout(folder)
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import marshal
 import os
 import signal
@@ -17,8 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.runtime.base import Failed, Rejected
-from swarm import errors
+from agent.runtime.base import PROGRAM_MISSING, UNSUPPORTED, Failed, Rejected
 
 START_TIMEOUT_S = 30.0
 # What the spec is to blame for; anything else may work another time.
@@ -53,6 +53,7 @@ class Supervisor:
         ours.setblocking(False)
         self._socket = ours
         self._buffer = b""
+        self._program = ""
         words = command("run", folder.name)
         flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND
         try:
@@ -79,6 +80,7 @@ class Supervisor:
         """Hands the plan over; the pid of the task's first process once its namespaces exist.
         Raises Rejected, Failed.
         """
+        self._program = str(plan["argv"][0])
         try:
             await asyncio.get_running_loop().sock_sendall(self._socket, packed(plan))
         except ConnectionError:
@@ -108,8 +110,12 @@ class Supervisor:
         if word == wanted:
             return rest
         number, _, text = rest.partition(" ")
-        kind: type[errors.SwarmError] = Rejected if int(number) in _SPEC_ERRNOS else Failed
-        raise kind(text)
+        if int(number) not in _SPEC_ERRNOS:
+            raise Failed(text)
+        missing = int(number) == errno.ENOENT and text.endswith(
+            (f": {self._program}", f"/{self._program}")
+        )
+        raise Rejected(text, cause=PROGRAM_MISSING if missing else UNSUPPORTED)
 
     def close(self) -> None:
         """Ends the conversation; the supervisor goes on if its task runs."""

@@ -829,7 +829,8 @@ class ServiceStatus(google.protobuf.message.Message):
     """Desired tasks of the current task version that run."""
     converged: builtins.bool
     """True: the cluster has nothing left to do for the service as its spec stands, and its tasks have run for as long as they are watched
-    (update.monitor, 5 s; a task whose healthcheck has passed needs no watching).
+    (update.monitor, 5 s; a task whose healthcheck has passed needs no watching). False after an update that failed and was rolled back,
+    until the next change: then the service is at rest, and update_status says so.
     """
     stopping: builtins.int
     """Tasks not yet gone although they should be."""
@@ -838,12 +839,14 @@ class ServiceStatus(google.protobuf.message.Message):
     settles_in_ns: builtins.int
     """How long until it counts as converged if its tasks go on running; 0: that is not what it waits for."""
     stuck: builtins.bool
-    """True: what the cluster does by itself will not bring it further (image missing, never fits, crash loop …); the first reason says why."""
+    """True: what the cluster does by itself will not bring it further (update paused, image missing, never fits, crash loop, waits for a
+    service that is stuck …); the first reason says why. A service that was rolled back is not stuck.
+    """
     failing_task_id: builtins.str
     """The newest task that failed and kept it from converging: its log says more. Empty: none."""
     @property
     def reasons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Why it has not converged: one sentence per cause, most frequent first; at most 5."""
+        """Why it has not converged: one sentence per cause, first why it is stuck, then most frequent first; at most 5."""
 
     @property
     def update_status(self) -> swarm.v1.objects_pb2.UpdateStatus: ...

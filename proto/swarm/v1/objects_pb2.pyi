@@ -881,7 +881,8 @@ class TaskStatus(google.protobuf.message.Message):
     """What went wrong; empty: nothing."""
     cause: builtins.str
     """Why it went wrong where that is known for certain: image_missing (no registry has it), image_denied (the registry wants other
-    credentials), unsupported (this node cannot do what the spec asks); else empty.
+    credentials), unsupported (this node cannot do what the spec asks), program_missing (neither the image nor, for runtime process, the
+    node has the command); else empty.
     """
     @property
     def container(self) -> global___ContainerStatus: ...

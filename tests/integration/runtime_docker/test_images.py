@@ -95,10 +95,16 @@ async def test_credentials_open_a_locked_registry(docker: Harness, locked: Regis
     finally:
         locked.logout(docker.host)
     image = f"{locked.address}/private:1"
-    with pytest.raises(Rejected, match="no basic auth credentials"):
+    with pytest.raises(Rejected, match="no basic auth credentials") as caught:
         await run(docker, image)
-    with pytest.raises(Rejected, match="cannot be pulled"):
+    assert caught.value.cause == "image_denied"
+    with pytest.raises(Rejected, match="cannot be pulled") as caught:
         await run(docker, image, auth=auth(USER, "wrong", locked))
+    assert caught.value.cause == "image_denied"
+    missing = f"{locked.address}/private:2"
+    with pytest.raises(Rejected, match="cannot be pulled") as caught:
+        await run(docker, missing, auth=auth(USER, PASSWORD, locked))
+    assert caught.value.cause == "image_missing"
     assert await run(docker, image, auth=auth(USER, PASSWORD, locked)) == image_id(docker, BASE)
 
 
@@ -118,10 +124,24 @@ async def test_what_no_registry_has_is_rejected_with_its_name(
     docker: Harness, registry: Registry
 ) -> None:
     image = f"{registry.address}/nothing:1"
-    with pytest.raises(Rejected, match=f"{image}.*(not found|unknown)"):
+    with pytest.raises(Rejected, match=f"{image}.*(not found|unknown)") as caught:
         await run(docker, image)
-    with pytest.raises(Rejected, match="pull_policy is never"):
+    assert caught.value.cause == "image_missing"
+    registry.push(docker.host, BASE, ["something:1"])
+    with pytest.raises(Rejected, match="cannot be pulled") as caught:
+        await run(docker, f"{registry.address}/something:2")
+    assert caught.value.cause == "image_missing"
+    with pytest.raises(Rejected, match="pull_policy is never") as caught:
         await run(docker, image, policy="never")
+    assert caught.value.cause == "unsupported"
+
+
+async def test_a_command_that_the_image_lacks_is_a_cause_of_its_own(docker: Harness) -> None:
+    for command in ("no-such-program", "/no/such/program"):
+        work = docker.work(command, container=ContainerSpec(image=BASE))
+        with pytest.raises(Rejected) as caught:
+            await docker.start(work)
+        assert caught.value.cause == "program_missing", caught.value.message
 
 
 async def test_a_local_image_is_enough_when_the_registry_is_away(docker: Harness) -> None:

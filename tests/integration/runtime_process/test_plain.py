@@ -45,8 +45,9 @@ async def test_a_second_start_of_a_running_task_returns_the_same(plain: Harness)
 
 
 async def test_an_unknown_program_is_rejected_with_its_name(plain: Harness) -> None:
-    with pytest.raises(Rejected, match="no-such-program"):
+    with pytest.raises(Rejected, match="no-such-program") as caught:
         await plain.run(work("no-such-program"))
+    assert caught.value.cause == "program_missing"
 
 
 async def test_the_environment_holds_only_what_is_said(
@@ -264,4 +265,5 @@ async def test_what_cannot_be_had_is_rejected_naming_the_field(plain: Harness) -
     spec = ContainerSpec(image="nginx", hostname="h", user="nobody:x")
     with pytest.raises(Rejected) as caught:
         await plain.runtime.prepare(work("true", container=spec))
+    assert caught.value.cause == "unsupported"
     assert 'image "nginx"' in caught.value.message and "hostname" in caught.value.message
