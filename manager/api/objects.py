@@ -158,8 +158,8 @@ def _refuse_change(o: Secret | Config | Network | Volume, field: str) -> None:
     if field == "data" and isinstance(o, Secret | Config):
         kind = "secret" if isinstance(o, Secret) else "config"
         hint = (
-            f"`swarmctl {kind} rotate` gives it new content and rolls the services that use it, and "
-            "so does a deploy of its stack"
+            f"`swarmctl {kind} rotate` gives it new content and rolls the services that use it; "
+            "a deploy of its stack does so too"
         )
     raise errors.Invalid(
         f"{quoted(o)}: {field} differs, and only updates to labels are allowed; {hint}"
