@@ -267,7 +267,9 @@ class At:
         """Permission bits; an unquoted 0440 is octal as Docker reads it, and so is "0440"."""
         value = self.node.value
         number: int | None = None
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, float) and value.is_integer():
+            number = int(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
             number = value
             if self.node.plain and re.fullmatch(r"[1-7][0-7]{2}", self.node.text):
                 self.warn(

@@ -176,7 +176,7 @@ def check_root(at: At) -> None:
     version = at.set_at("version")
     if version is not None:
         text = version.node.text or version.shown()
-        if not _VERSION.fullmatch(text):
+        if version.node.value != "" and not _VERSION.fullmatch(text):
             version.fail(
                 f'"{text}" is not a version of compose files',
                 "remove the line: versions 2 to 3.13 mean the same here",
