@@ -5,7 +5,8 @@ decision tree of placement preferences), as one pass with heaps in place of roun
 group have the same service and version, so all have the same need. Each goes to the best branch of
 each spread preference in turn (fewest of the service's tasks on all nodes of the branch), and there
 to the best node: not failing lately, fewest tasks of the service, fewest tasks, lowest share of CPU
-or memory claimed, lowest id. Cost: all nodes once, then O(depth + log nodes) a task.
+or memory claimed, lowest id. Cost: all nodes once, then O(depth + log nodes) a task; without
+preferences, nodes are looked at in order of load only until the tasks have one each.
 Deterministic: the order of dictionaries does not matter; ties end at a branch's value or a node's
 id.
 """
@@ -13,7 +14,7 @@ id.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from msgspec import structs
@@ -115,7 +116,6 @@ def place(table: NodeTable, group: Group, view: View, now_ns: int) -> Placement:
     The placed tasks have node, assigned resources and state ASSIGNED; the others are as given.
     """
     need = group.requirement
-    root = _tree(table, group, now_ns)
     placed: list[Task] = []
 
     def claim(info: NodeInfo) -> None:
@@ -123,9 +123,48 @@ def place(table: NodeTable, group: Group, view: View, now_ns: int) -> Placement:
         table.sync_task(task.id, task, view)
         placed.append(task)
 
-    while len(placed) < len(group.tasks) and root.take(claim):
-        pass
+    if group.node_id:
+        own = table.nodes.get(group.node_id)
+        nodes = [own] if own is not None else []
+    elif need.spreads:
+        nodes = list(table.nodes.values())
+    else:
+        nodes = _place_on_fresh_nodes(table, group, now_ns, claim)
+    if len(placed) < len(group.tasks):
+        root = _tree(nodes, group, now_ns)
+        while len(placed) < len(group.tasks) and root.take(claim):
+            pass
     return Placement(tuple(placed), tuple(group.tasks[len(placed) :]))
+
+
+def _place_on_fresh_nodes(
+    table: NodeTable, group: Group, now_ns: int, claim: Callable[[NodeInfo], None]
+) -> list[NodeInfo]:
+    """The first tasks, as far as there are nodes without a task of the service that have not been
+    failing it: these rank first, and among themselves by load, which the table keeps. So a few
+    tasks on a large cluster look at a few nodes. Returns the nodes that are left for the others.
+    """
+    need, service_id = group.requirement, group.service_id
+    version = (service_id, group.spec_version)
+    wanted = len(group.tasks)
+    later: list[NodeInfo] = []
+    for _, _, node_id in table.by_load():
+        if not wanted:
+            break
+        info = table.nodes[node_id]
+        if service_id in info.by_service or (
+            info.failures and info.recent_failures(version, now_ns) >= FAILURES_MAX
+        ):
+            later.append(info)
+        elif (
+            unavailable(info.node) is None
+            and unsuitable(info.node, need) is None
+            and fits(info, need, service_id) > 0
+        ):
+            claim(info)
+            wanted -= 1
+            later.append(info)
+    return later
 
 
 def _assign(task: Task, info: NodeInfo, need: Requirement, now_ns: int) -> Task:
@@ -141,17 +180,12 @@ def _assign(task: Task, info: NodeInfo, need: Requirement, now_ns: int) -> Task:
     )
 
 
-def _tree(table: NodeTable, group: Group, now_ns: int) -> _Branch | _Leaf:
+def _tree(nodes: Iterable[NodeInfo], group: Group, now_ns: int) -> _Branch | _Leaf:
     """The decision tree over the nodes that can take at least one task."""
     need, service_id = group.requirement, group.service_id
     version = (service_id, group.spec_version)
     spreads = need.spreads
     root: _Branch | _Leaf = _Branch("") if spreads else _Leaf("", service_id)
-    if group.node_id:
-        own = table.nodes.get(group.node_id)
-        nodes = [own] if own is not None else []
-    else:
-        nodes = list(table.nodes.values())
     for info in nodes:
         leaf = _leaf(root, spreads, info, service_id) if spreads else root
         if unavailable(info.node) is not None or unsuitable(info.node, need) is not None:
@@ -200,15 +234,5 @@ def _seal(here: _Branch | _Leaf) -> None:
 
 def _rank(info: NodeInfo, service_id: str, failures: int) -> Rank:
     """Lower is better."""
-    share = 0.0
-    if info.cpu_total:
-        share = info.cpu_used / info.cpu_total
-    if info.memory_total:
-        share = max(share, info.memory_used / info.memory_total)
-    return (
-        failures,
-        info.by_service.get(service_id, 0),
-        info.active,
-        share,
-        info.id,
-    )
+    active, share, node_id = info.load()
+    return (failures, info.by_service.get(service_id, 0), active, share, node_id)

@@ -16,6 +16,7 @@ What counts:
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,9 +34,15 @@ from swarm.v1 import GenericResource, Kind, Node, Service, ServiceRevision, Task
 FAILURE_WINDOW_NS = 300 * SECOND_NS
 FAILURES_MAX = 5  # from so many on in the window a node comes last
 _FAILED = frozenset({TaskState.FAILED, TaskState.REJECTED})
+# With more than one node in so many moved, sorting anew is cheaper than moving them.
+_MOVES_SHARE = 8
 
 Version = tuple[str, int]
 """Service id and spec_version."""
+
+Load = tuple[int, float, str]
+"""Of a node: tasks that should run, the larger share claimed of CPU and memory, the node's id. The
+less loaded comes first; no two are equal."""
 
 
 class NodeInfo:
@@ -99,6 +106,15 @@ class NodeInfo:
         # A GPU that is split into MIG instances cannot be had as a whole.
         self.gpus = tuple(g.uuid for g in gpus if g.healthy and g.uuid not in split)
 
+    def load(self) -> Load:
+        """How much of the node is taken."""
+        share = 0.0
+        if self.cpu_total:
+            share = self.cpu_used / self.cpu_total
+        if self.memory_total:
+            share = max(share, self.memory_used / self.memory_total)
+        return (self.active, share, self.id)
+
     def generic_free(self, kind: str) -> int:
         """Pieces of the kind not claimed, named ones included."""
         free = self.generic_total.get(kind, 0) - self.generic_used.get(kind, 0)
@@ -157,6 +173,11 @@ class NodeTable:
         self._claims: dict[str, _Claim] = {}
         # Claims on nodes that are not (yet) there: counted when the node comes.
         self._homeless: dict[str, set[str]] = {}
+        # The nodes by load, as of when it was last asked for, and those whose load has changed
+        # since; None: to be made anew.
+        self._by_load: list[Load] | None = None
+        self._loads: dict[str, Load] = {}
+        self._moved: set[str] = set()
         self._requirements: dict[Version, Requirement] = {}
 
     @classmethod
@@ -185,6 +206,7 @@ class NodeTable:
 
     def sync_node(self, node_id: str, node: Node | None) -> None:
         """Makes the table know the node as it is; None: it is gone."""
+        self._by_load = None
         info = self.nodes.get(node_id)
         if node is None:
             if info is not None:
@@ -230,6 +252,7 @@ class NodeTable:
         info = self.nodes.get(claim.node_id)
         if info is not None:
             _add(info, claim, sign)
+            self._moved.add(claim.node_id)
         elif sign > 0:
             self._homeless.setdefault(claim.node_id, set()).add(task_id)
         else:
@@ -237,6 +260,25 @@ class NodeTable:
             waiting.discard(task_id)
             if not waiting:
                 self._homeless.pop(claim.node_id, None)
+
+    def by_load(self) -> list[Load]:
+        """All nodes, least loaded first. Made when asked for: what has changed since is moved, so
+        that one task on a large cluster costs no look at all nodes. To be read before the next
+        change of the table.
+        """
+        order = self._by_load
+        if order is None or len(self._moved) * _MOVES_SHARE > len(order):
+            self._loads = {i: info.load() for i, info in self.nodes.items()}
+            order = self._by_load = sorted(self._loads.values())
+        else:
+            for node_id in self._moved:
+                old, new = self._loads[node_id], self.nodes[node_id].load()
+                if old != new:
+                    del order[bisect_left(order, old)]
+                    insort(order, new)
+                    self._loads[node_id] = new
+        self._moved.clear()
+        return order
 
     def _note_failure(self, task: Task) -> None:
         info = self.nodes.get(task.node_id)
@@ -294,6 +336,10 @@ class NodeTable:
 
     def check_invariants(self, view: View) -> None:
         """The table is what `build` makes of the view, failures aside; for tests."""
+        errors.invariant(
+            self.by_load() == sorted(info.load() for info in self.nodes.values()),
+            "the order of nodes by load is off",
+        )
         mine, fresh = self.summary(), NodeTable.build(view).summary()
         for node_id in {*mine, *fresh}:
             a, b = mine.get(node_id), fresh.get(node_id)

@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from manager.scheduler import (
+    FAILURES_MAX,
     FILTERS,
     Group,
+    NodeInfo,
     NodeTable,
     account,
     explain,
     place,
     reason,
+    rejection,
     requirement_of,
 )
 from manager.store import Draft, Tables
@@ -590,6 +593,67 @@ def test_no_dimension_is_exceeded_the_account_adds_up_and_order_does_not_matter(
     mixed = list(nodes)
     shuffle.shuffle(mixed)
     assert Case(mixed, of).place(count) == (placed, left)
+
+
+@settings(max_examples=200, deadline=None)
+@given(clusters(), st.lists(st.integers(0, 3), max_size=6), st.data())
+def test_each_task_goes_to_the_first_node_by_rank_however_few_or_many_come_at_a_time(
+    cluster: tuple[list[Node], ServiceSpec, int], groups: list[int], data: st.DataObject
+) -> None:
+    nodes, of, _ = cluster
+    assert of.task is not None and of.task.placement is not None
+    of = structs.replace(
+        of,
+        task=structs.replace(of.task, placement=structs.replace(of.task.placement, preferences=())),
+    )
+    case, oracle = Case(nodes, of), Case(nodes, of)
+    for count in groups:
+        others: bool = data.draw(st.booleans())
+        if nodes and others:
+            # Something else comes, or fails there.
+            where = data.draw(st.sampled_from([n.id for n in nodes]))
+            state = data.draw(st.sampled_from([TaskState.RUNNING, TaskState.FAILED]))
+            for one in (case, oracle):
+                other = f"other{one.tables.revision}"
+                task = Task(
+                    id=other,
+                    service_id="s1" if state == TaskState.FAILED else "s2",
+                    spec_version=1,
+                    node_id=where,
+                    meta=Meta(updated_at_ns=NOW),
+                    desired_state=TaskState.RUNNING,
+                    status=TaskStatus(state=state),
+                )
+                for change in one.tables.apply(one.tables.revision + 1, [(Kind.TASK, other, task)]):
+                    one.table.apply(change, one.tables)
+        expected = []
+        for _ in range(count):
+            fitting = [
+                info
+                for info in oracle.table.nodes.values()
+                if rejection(info, oracle.need, "s1") is None
+            ]
+            if fitting:
+                best = min(fitting, key=rank).id
+                assert oracle.place(1, node_id=best) == ([best], 0)
+                expected.append(best)
+        assert case.place(count) == (expected, count - len(expected))
+
+
+def rank(info: NodeInfo) -> tuple[Any, ...]:
+    """The order that placement.py states."""
+    failures = info.recent_failures(("s1", 1), NOW)
+    share = max(
+        info.cpu_used / info.cpu_total if info.cpu_total else 0.0,
+        info.memory_used / info.memory_total if info.memory_total else 0.0,
+    )
+    return (
+        failures if failures >= FAILURES_MAX else 0,
+        info.by_service.get("s1", 0),
+        info.active,
+        share,
+        info.id,
+    )
 
 
 @settings(max_examples=100, deadline=None)
