@@ -44,6 +44,7 @@ from swarm.v1 import (
     PlanStackResponse,
     Secret,
     Service,
+    ServicePlacement,
     ServiceSpec,
     Stack,
     StackChange,
@@ -139,24 +140,30 @@ class _Comparison:
         """The account of one object."""
         cls: type[Any] = CLASSES[done.kind]
         there = self._before.get(cls, done.id) is not None
+        placement = None
+        if done.kind == Kind.SERVICE:
+            placement = self._rehearsal.placement(done.id)
         effect, fields = "", tuple[FieldChange, ...]()
         if done.action == UPDATED:
-            effect, fields = self._updated(done, cls)
+            effect, fields = self._updated(done, cls, placement)
         return PlannedChange(
             change=done if there else structs.replace(done, id=""),
             effect=effect,
             fields=fields,
-            placement=self._rehearsal.placement(done.id) if done.kind == Kind.SERVICE else None,
+            placement=placement,
         )
 
-    def _updated(self, done: StackChange, cls: type[Any]) -> tuple[str, tuple[FieldChange, ...]]:
+    def _updated(
+        self, done: StackChange, cls: type[Any], placement: ServicePlacement | None
+    ) -> tuple[str, tuple[FieldChange, ...]]:
         after = self._after.get(cls, done.id)
         before = self._before.get(cls, done.id)
         if before is None:
             # A secret or config with new content is a new object that takes the name.
             before = next(iter(self._before.by(cls, "name", done.name)), None)
         if isinstance(before, Service) and isinstance(after, Service):
-            effect = self._effect(before, after)
+            assert placement is not None
+            effect = self._effect(before, after, placement)
             return effect, self._service_fields(before, after, recreated=effect == RECREATED)
         if isinstance(before, Secret) and isinstance(after, Secret):
             data = (_short(before.digest), _short(after.digest))
@@ -189,7 +196,7 @@ class _Comparison:
 
     # ------------------------------------------------------------ services
 
-    def _effect(self, before: Service, after: Service) -> str:
+    def _effect(self, before: Service, after: Service, placement: ServicePlacement) -> str:
         paused = after.update_status is not None and after.update_status.state in PAUSED
         templates = Templates(self._after, after)
         replaced = not paused and any(
@@ -200,7 +207,9 @@ class _Comparison:
         )
         if replaced or before.job_iteration != after.job_iteration:
             return RECREATED
-        return SCALED if spec_of(before).mode != spec_of(after).mode else KEPT
+        # A gate that opens gives a service its tasks as well.
+        number = spec_of(before).mode != spec_of(after).mode
+        return SCALED if number or placement.created or placement.stopped else KEPT
 
     def _service_fields(
         self, before: Service, after: Service, *, recreated: bool

@@ -143,6 +143,7 @@ def _play(stage: _Stage, controller: Controller, told: Sequence[str]) -> bool:
     """
     until_ns = stage.now_ns + HORIZON_NS
     ticks = 0
+    at_work: set[str] = set()  # tasks of jobs that run
     while True:
         own: list[Change] = []
         if controller.has_work(stage.now_ns):
@@ -154,10 +155,18 @@ def _play(stage: _Stage, controller: Controller, told: Sequence[str]) -> bool:
             own = _observed(controller, stage, own=True)
         stage.now_ns += _TURN_NS
         for task_id in sorted({*told, *_tasks(own)}):
-            _obey(stage, task_id)
+            if _obey(stage, task_id):
+                at_work.add(task_id)
         done = _observed(controller, stage, own=False)
         told = _tasks(done)
         if own or done or controller.has_work(stage.now_ns):
+            continue
+        if at_work:
+            # What a job does takes longer than starts and stops.
+            for task_id in sorted(at_work):
+                _complete(stage, task_id)
+            at_work.clear()
+            told = _tasks(_observed(controller, stage, own=False))
             continue
         wake_ns = controller.next_wake_ns()
         if wake_ns is None:
@@ -192,31 +201,37 @@ def _unsettled(task: Task) -> bool:
     return state != TaskState.RUNNING or task.desired_state != TaskState.RUNNING
 
 
-def _obey(stage: _Stage, task_id: str) -> None:
-    """The task's node takes it one step further, if there is one and it is up. A replacement gets
-    ready while its predecessor stops; each start takes two turns, so does each stop-first.
+def _obey(stage: _Stage, task_id: str) -> bool:
+    """The task's node takes it one step further, if there is one and it is up; True: it runs, and
+    is to run to completion. A replacement gets ready while its predecessor stops, so each start
+    takes two turns, stop-first or not.
     """
     task = stage.get(Task, task_id)
     if task is None or not _unsettled(task) or state_of(task) < TaskState.ASSIGNED:
-        return
+        return False
     node = stage.get(Node, task.node_id)
     if node is None or node.status is None or node.status.state != NodeState.READY:
-        return
-    if task.desired_state == TaskState.REMOVE:
+        return False
+    state, desired = state_of(task), task.desired_state
+    if desired == TaskState.REMOVE:
         stage.delete(Task, task_id)
-        return
-    state = state_of(task)
-    if task.desired_state == TaskState.SHUTDOWN:
-        becomes = TaskState.SHUTDOWN
+    elif desired == TaskState.SHUTDOWN:
+        _report(stage, task, TaskState.SHUTDOWN)
     elif state < TaskState.READY:
-        becomes = TaskState.READY
-    elif task.desired_state == TaskState.READY:
-        return
-    elif state < TaskState.RUNNING:
-        becomes = TaskState.RUNNING
-    else:
-        becomes = TaskState.COMPLETE
-    status = structs.replace(task.status or TaskStatus(), state=becomes, timestamp_ns=stage.now_ns)
+        _report(stage, task, TaskState.READY)
+    elif state < TaskState.RUNNING and desired != TaskState.READY:
+        _report(stage, task, TaskState.RUNNING)
+    return state == TaskState.RUNNING and desired == TaskState.COMPLETE
+
+
+def _complete(stage: _Stage, task_id: str) -> None:
+    task = stage.get(Task, task_id)
+    if task is not None and task.desired_state == TaskState.COMPLETE:
+        _report(stage, task, TaskState.COMPLETE)
+
+
+def _report(stage: _Stage, task: Task, state: TaskState) -> None:
+    status = structs.replace(task.status or TaskStatus(), state=state, timestamp_ns=stage.now_ns)
     stage.put(structs.replace(task, status=status))
 
 

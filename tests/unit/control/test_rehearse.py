@@ -140,7 +140,7 @@ def test_a_removed_service_gives_its_room_to_who_waits_for_it():
     world.settle()
     world.create(make_spec("late", replicas=1, cpu=4 * CPU))
     world.settle()
-    assert world.status("s-late").running == 0
+    assert not world.running("s-late")
     draft = draft_with(
         world,
         structs.replace(world.service("s-old"), pending_delete=True),
