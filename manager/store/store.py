@@ -66,7 +66,11 @@ class Store:
         """
         errors.invariant(self._state == "new", f"open of a store that is {self._state}")
         self._state = "opening"
-        revision, rows = await self.engine.load()
+        try:
+            revision, rows = await self.engine.load()
+        except BaseException:
+            self._state = "new"  # so that it can be tried again
+            raise
         try:
             await self._load(revision, rows)
         except BaseException:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import ipaddress
 import re
 import select
 import socket
@@ -178,10 +179,16 @@ def sign(
     organization: str,
     now_ns: int,
     lifetime_ns: int,
+    host: str = "",
 ) -> str:
-    """A certificate for the request's key: PEM of the certificate followed by the root's."""
+    """A certificate for the request's key: PEM of the certificate followed by the root's. `host`:
+    the address or name that a peer which checks it will have dialled; none: only the role is
+    checked, as this project's own clients do.
+    """
     root = load_certificates(root_pem)[0]
-    names = [x509.DNSName(common_name), x509.DNSName(unit)]
+    names: list[x509.GeneralName] = [x509.DNSName(common_name), x509.DNSName(unit)]
+    if host:
+        names.append(_general_name(host))
     certificate = (
         x509.CertificateBuilder()
         .subject_name(_subject(common_name, unit, organization))
@@ -203,6 +210,13 @@ def sign(
         .sign(load_key(root_key_pem), hashes.SHA256())
     )
     return _pem(certificate) + root_pem
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 def root_digest(root_pem: str) -> str:
