@@ -134,7 +134,7 @@ def _objects(base: Node, over: Node, path: tuple[str, ...]) -> Node:
         dropped = (*_CONTENTS, "driver", "driver_opts")
     elif over.value.get("driver") is not None:
         dropped = _CONTENTS
-    if dropped and _is_external(base):
+    if _is_external(base) and (dropped or over.value.get("external") is not None):
         dropped += ("external", "name")
     lower = base.made({key: node for key, node in base.value.items() if key not in dropped})
     lower.keys = base.keys
