@@ -24,7 +24,16 @@ from agent.hosts import Host, Looking, Snapshot
 from agent.ingress import Ingress, LocalTarget
 from agent.metrics import TASKS
 from agent.outbox import Outbox
-from agent.runtime.base import UNSUPPORTED, Event, EventKind, Found, Rejected, Runtime, Work
+from agent.runtime.base import (
+    UNSUPPORTED,
+    Event,
+    EventKind,
+    Found,
+    Rejected,
+    Runtime,
+    TaskFile,
+    Work,
+)
 from agent.state import Record, StateFile
 from swarm import errors
 from swarm.clock import SECOND_NS, Clock
@@ -420,10 +429,10 @@ class Worker:
             match doing:
                 case tm.Doing.PREPARE:
                     await self._networks_free(entry)
-                    await host.prepare(self._work(entry))
+                    await host.prepare(await self._work(entry))
                     return tm.Prepared()
                 case tm.Doing.START:
-                    return tm.DidStart(await host.start(self._work(entry)))
+                    return tm.DidStart(await host.start(await self._work(entry)))
                 case tm.Doing.STOP:
                     container = _container(entry.assignment)
                     grace_ns = container.stop_grace_period_ns
@@ -453,28 +462,35 @@ class Worker:
             entry.cancelled = True
             operation.cancel()
 
-    def _work(self, entry: _Entry) -> Work:
-        container = _container(entry.assignment)
-        supplies = self._supplies
+    async def _work(self, entry: _Entry) -> Work:
+        assignment, supplies = entry.assignment, self._supplies
         for attachment in entry.task.networks:
             if attachment.network_id not in supplies.networks:
                 raise Rejected(
                     f"network {attachment.network_id} is not in the cluster any more; create it "
                     "again and update the service"
                 )
-        names = templates.Names.of(
-            entry.assignment,
-            hostname=self._about.hostname,
-            platform=description.platform_of_host(),
+        container = _container(assignment)
+        secrets, configs = dict(supplies.secrets), dict(supplies.configs)
+        values = templates.values_of(
+            assignment, hostname=self._about.hostname, platform=description.platform_of_host()
         )
-        spec = entry.assignment.spec or TaskSpec()
-        expanded = structs.replace(spec, container=templates.expand(container, names))
+
+        def expand() -> tuple[ContainerSpec, tuple[TaskFile, ...]]:
+            expanded = templates.expand(container, values)
+            return expanded, equipment.files(expanded, secrets, configs, values)
+
+        if templates.in_use(container, secrets, configs):
+            # It may take some tenths of a second before a template's limits end it.
+            expanded, files = await asyncio.to_thread(expand)
+        else:
+            expanded, files = expand()
+        spec = structs.replace(assignment.spec or TaskSpec(), container=expanded)
+        networks = self._supplies.networks
         return Work(
-            assignment=structs.replace(entry.assignment, spec=expanded),
-            files=equipment.files(container, supplies.secrets, supplies.configs),
-            networks={
-                n: supplies.networks[n] for n in sorted(entry.networks & set(supplies.networks))
-            },
+            assignment=structs.replace(assignment, spec=spec),
+            files=files,
+            networks={n: networks[n] for n in sorted(entry.networks & set(networks))},
         )
 
     def _forget(self, entry: _Entry) -> None:

@@ -8,6 +8,7 @@ import signal
 
 from manager.api.names import check_labels
 from manager.api.problems import Finder
+from swarm.placeholders import container_problems
 from swarm.quantities import format_bytes
 from swarm.v1 import (
     ConfigReference,
@@ -42,6 +43,8 @@ def check_container(find: Finder, container: ContainerSpec) -> None:
     names = [u.name for u in container.ulimits]
     for name in sorted({n for n in names if names.count(n) > 1}):
         find.add("ulimits", f"{name!r} is given twice")
+    for problem in container_problems(container):
+        find.add("", problem.message)
 
 
 def _check_words(find: Finder, container: ContainerSpec) -> None:
@@ -143,7 +146,7 @@ def _check_mount(find: Finder, mount: Mount) -> None:
         return
     if not mount.target:
         find.add("target", "the path inside the task is missing")
-    elif not mount.target.startswith("/"):
+    elif not mount.target.startswith(("/", "{{")):
         find.add("target", f"{mount.target!r} must be an absolute path inside the task")
     elif not mount.target.strip("/"):
         find.add("target", "a mount cannot take the place of the task's root")
@@ -151,13 +154,13 @@ def _check_mount(find: Finder, mount: Mount) -> None:
         case "bind":
             if not mount.source:
                 find.add("source", "a bind mount needs the path on the node")
-            elif not mount.source.startswith("/"):
+            elif not mount.source.startswith(("/", "{{")):
                 find.add("source", f"{mount.source!r} must be an absolute path on the node")
         case "tmpfs":
             if mount.source:
                 find.add("source", "a tmpfs mount has no source; leave it out")
         case "volume":
-            if "/" in mount.source:
+            if "/" in mount.source and "{{" not in mount.source:
                 find.add("source", f"{mount.source!r} is a path; a volume has a name (or use bind)")
         case "image":
             if not mount.source:

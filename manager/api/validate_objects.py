@@ -13,6 +13,7 @@ from manager.api.names import (
 )
 from manager.api.problems import Finder
 from swarm.clock import SECOND_NS
+from swarm.placeholders import CONFIG_BYTES_MAX, DRIVERS, SECRET_BYTES_MAX, payload_problem
 from swarm.v1 import (
     Availability,
     Cluster,
@@ -26,8 +27,6 @@ from swarm.v1 import (
     VolumeSpec,
 )
 
-SECRET_BYTES_MAX = 512_000  # as SwarmKit
-CONFIG_BYTES_MAX = 1_024_000  # as SwarmKit
 NODE_CERT_EXPIRY_NS_MIN = 3600 * SECOND_NS
 HEARTBEAT_NS_MIN = SECOND_NS // 10
 NETWORK_DRIVERS = ("overlay", "bridge")
@@ -47,7 +46,7 @@ def check_secret(find: Finder, spec: SecretSpec) -> None:
             "data",
             f"a secret holds 1 to {SECRET_BYTES_MAX} bytes, this one {len(spec.data)}",
         )
-    _check_templating(find, spec.templating.name if spec.templating else "")
+    _check_templating(find, spec)
 
 
 def check_config(find: Finder, spec: ConfigSpec) -> None:
@@ -59,11 +58,20 @@ def check_config(find: Finder, spec: ConfigSpec) -> None:
             f"a config holds up to {CONFIG_BYTES_MAX} bytes, this one {len(spec.data)}; put larger "
             "files into the image or a volume",
         )
-    _check_templating(find, spec.templating.name if spec.templating else "")
+    _check_templating(find, spec)
 
 
-def _check_templating(find: Finder, name: str) -> None:
-    find.one_of("template_driver", name, ("golang",))
+def _check_templating(find: Finder, spec: SecretSpec | ConfigSpec) -> None:
+    """A template that no task could expand is refused here, where its author sees it."""
+    driver = spec.templating
+    if driver is None:
+        return
+    if driver.options:
+        find.add("template_driver", "a template driver has no options")
+    if not find.one_of("template_driver", driver.name, DRIVERS) or not driver.name:
+        return
+    if len(spec.data) <= CONFIG_BYTES_MAX and (problem := payload_problem(spec.data, name="")):
+        find.add("data", problem.message.removeprefix(": "))
 
 
 def check_volume(find: Finder, spec: VolumeSpec) -> None:
