@@ -131,11 +131,9 @@ def _objects(base: Node, over: Node, path: tuple[str, ...]) -> Node:
         return over
     dropped: tuple[str, ...] = ()
     if any(over.value.get(key) is not None for key in _CONTENTS):
-        dropped = (*_CONTENTS, "driver", "driver_opts")
+        dropped = ("external", *_CONTENTS, "driver", "driver_opts")
     elif over.value.get("driver") is not None:
-        dropped = _CONTENTS
-    if _is_external(base) and (dropped or over.value.get("external") is not None):
-        dropped += ("external", "name")
+        dropped = ("external", *_CONTENTS)
     lower = base.made({key: node for key, node in base.value.items() if key not in dropped})
     lower.keys = base.keys
     merged = _maps(lower, over, path)

@@ -123,7 +123,7 @@ def test_claims_of_devices_are_not_repeated(tmp_path: Path) -> None:
             "{external: true}",
             {"external": True},
         ),
-        ("{external: true, name: q}", "{file: ./a}", {"file": "./a"}),
+        ("{external: true, name: q}", "{file: ./a}", {"name": "q", "file": "./a"}),
         (
             "{file: ./a, labels: {x: 1}}",
             "{content: b, labels: {y: 2}}",
