@@ -258,6 +258,8 @@ class _Account:
             self._because(clause(self.running, f"{BE} running"), self.running)
             explained += self.running
         for closed in self._held:
+            if any(closed.what in reason for reason in self.reasons):
+                continue
             self._because(self.facts.waiting(closed), max(1, desired - explained))
         if explained < desired and not self.reasons:
             missing = desired - explained
@@ -305,12 +307,13 @@ class _Account:
         if state < TaskState.ASSIGNED:
             err = task.status.err if task.status else ""
             return f"{BE} not placed: {err}" if err else f"{BE} not placed"
+        if task.desired_state == TaskState.READY:
+            before = _newest([t for t in siblings if t.id != task.id])
+            if before is not None and state_of(before) in BY_ITSELF:
+                return f"{BE} waiting to be restarted: {failure(before)}"
+            return f"{BE} waiting until the tasks before have stopped"
         failed = newest_failure(siblings)
         last = failure(failed) if failed is not None else ""
-        if task.desired_state == TaskState.READY and last:
-            return f"{BE} waiting to be restarted: {last}"
-        if task.desired_state == TaskState.READY:
-            return f"{BE} waiting until the tasks before have stopped"
         return f"{BE} {states.label(state)}{f', after a failure: {last}' if last else ''}"
 
 
@@ -327,4 +330,6 @@ def _ended(task: Task) -> str:
 def _says(trouble: str, reason: str) -> bool:
     """Whether the trouble tells what the reason does: of the same cause, or of the same gate."""
     _, colon, cause = reason.partition(": ")
-    return trouble.startswith(reason) or (bool(colon) and trouble.endswith(cause))
+    if not colon:
+        return trouble.startswith(reason)
+    return trouble.startswith((reason, cause)) or trouble.endswith(cause)

@@ -1,0 +1,487 @@
+"""What a service's status says: settling, being stuck, and why, in good English."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec import structs
+
+from manager.control import service_status
+from swarm.v1 import (
+    ContainerSpec,
+    ContainerStatus,
+    Dependency,
+    HealthConfig,
+    NodeState,
+    Placement,
+    RestartPolicy,
+    ServiceSpec,
+    Task,
+    UpdateConfig,
+)
+from tests.unit.control.world import (
+    CPU,
+    GLOBAL,
+    SECOND,
+    S,
+    World,
+    job,
+    make_node,
+    make_spec,
+    state_of,
+)
+
+FAST = RestartPolicy(delay_ns=SECOND // 5)
+ONCE = RestartPolicy(condition="none")
+
+
+def with_healthcheck(spec: ServiceSpec, **check: int) -> ServiceSpec:
+    assert spec.task is not None
+    assert spec.task.container is not None
+    health = HealthConfig(test=("CMD", "true"), **check)
+    container = structs.replace(spec.task.container, healthcheck=health)
+    return structs.replace(spec, task=structs.replace(spec.task, container=container))
+
+
+def ran(world: World, task: Task, state: S, *, code: int = 3, err: str = "") -> None:
+    """The task's end as agents report it when it had been started."""
+    world.report(
+        task,
+        state,
+        err=err or ("" if state == S.COMPLETE else f"task: non-zero exit ({code})"),
+        container=ContainerStatus(container_id="c", exit_code=0 if state == S.COMPLETE else code),
+    )
+
+
+def crash(world: World, sid: str, times: int, *, after_s: float = 0.1, **how: object) -> None:
+    for _ in range(times):
+        world.pass_time(1, step=0.1)
+        world.clock.advance(seconds=after_s)
+        ran(world, world.running(sid)[0], S.FAILED, **how)  # type: ignore[arg-type]
+    world.settle()
+
+
+# ---------------------------------------------------------------- settling
+
+
+def test_tasks_must_have_run_for_the_monitor_time() -> None:
+    world = World(2)
+    sid = world.create(make_spec(replicas=2))
+    world.settle()
+    status = world.status(sid)
+    assert (status.converged, status.stuck, status.up_to_date) == (False, False, 2)
+    assert status.reasons == ("2 of 2 replicas have just started and must keep running for 5s",)
+    assert 4.9 * SECOND < status.settles_in_ns <= 5 * SECOND
+    world.pass_time(4)
+    assert 0 < world.status(sid).settles_in_ns <= 1 * SECOND
+    world.pass_time(1.1)
+    status = world.status(sid)
+    assert (status.converged, status.settles_in_ns, status.reasons) == (True, 0, ())
+
+
+def test_a_replica_that_comes_later_is_watched_the_others_are_not_again() -> None:
+    world = World(2)
+    sid = world.create(make_spec(replicas=2))
+    world.pass_time(10)
+    world.scale(sid, 3)
+    world.settle()
+    assert world.status(sid).reasons == (
+        "1 of 3 replicas has just started and must keep running for 5s",
+    )
+
+
+@pytest.mark.parametrize("monitor_s", [0, 2])
+def test_the_watched_time_is_that_of_the_update_config(monitor_s: int) -> None:
+    world = World(1)
+    sid = world.create(make_spec(update=UpdateConfig(parallelism=1, monitor_ns=monitor_s * SECOND)))
+    world.settle()
+    assert world.status(sid).converged is (monitor_s == 0)
+    world.pass_time(2.1)
+    assert world.status(sid).converged
+
+
+def test_a_task_with_a_healthcheck_and_a_job_need_no_watching() -> None:
+    world = World(1)
+    web = world.create(with_healthcheck(make_spec("web")))
+    once = world.create(make_spec("once", mode=job(1), restart=ONCE))
+    world.settle()
+    assert world.status(web).converged
+    world.report(world.running(once)[0], S.COMPLETE)
+    world.settle()
+    assert world.status(once).converged
+
+
+def test_a_healthcheck_that_is_switched_off_counts_for_nothing() -> None:
+    world = World(1)
+    off = HealthConfig(test=("NONE",))
+    spec = make_spec()
+    assert spec.task is not None
+    task = structs.replace(spec.task, container=ContainerSpec(image="web:1", healthcheck=off))
+    sid = world.create(structs.replace(spec, task=task))
+    world.settle()
+    assert world.status(sid).settles_in_ns > 0
+
+
+@pytest.mark.parametrize("skew_s", [-3600, 3600])
+def test_clocks_that_differ_change_the_watch_by_no_more_than_itself(skew_s: int) -> None:
+    """Neither the node's clock nor another manager's makes anybody wait for an hour."""
+    world = World(1)
+    sid = world.create(make_spec())
+    world.settle()
+    (task,) = world.running(sid)
+    assert task.status is not None
+    wrong = task.status.timestamp_ns + skew_s * SECOND
+    world.put(structs.replace(task, status=structs.replace(task.status, timestamp_ns=wrong)))
+    assert 0 < world.status(sid).settles_in_ns <= 5 * SECOND
+    here_ns = world.clock.now_ns() + skew_s * SECOND
+    assert service_status(world.tables, world.service(sid), here_ns).settles_in_ns <= 5 * SECOND
+
+
+def test_an_update_s_last_seconds_are_told_as_well() -> None:
+    world = World(1)
+    sid = world.create(make_spec())
+    world.pass_time(6)
+    world.update(sid, make_spec(image="web:2"))
+    world.pass_time(1)
+    status = world.status(sid)
+    assert status.reasons == (
+        "1 of 1 replica has just started and must keep running for 5s",
+        "update in progress",
+    )
+    assert 3 * SECOND < status.settles_in_ns < 5 * SECOND
+    world.pass_time(5)
+    assert world.status(sid).converged
+
+
+# ---------------------------------------------------------------- stuck: tasks that fail
+
+
+@pytest.mark.parametrize("cause", ["image_missing", "image_denied"])
+def test_an_image_that_cannot_be_had_is_known_at_once(cause: str) -> None:
+    world = World(2)
+    sid = world.create(make_spec(replicas=2))
+    world.tick()
+    for task in world.tasks(sid):
+        world.report(task, S.REJECTED, err="image 'web:1' cannot be pulled: no", cause=cause)
+    world.tick()
+    status = world.status(sid)
+    assert status.stuck
+    assert status.reasons == ("2 of 2 replicas cannot run: image 'web:1' cannot be pulled: no",)
+    assert status.failing_task_id in {t.id for t in world.tasks(sid)}
+
+
+def test_a_registry_that_is_away_may_come_back() -> None:
+    world = World(1)
+    sid = world.create(make_spec())
+    world.tick()
+    world.report(world.tasks(sid)[0], S.FAILED, err="registry cannot be reached")
+    world.tick()
+    status = world.status(sid)
+    assert not status.stuck
+    assert status.reasons == (
+        "1 of 1 replica is waiting to be restarted: registry cannot be reached",
+    )
+
+
+def test_what_one_node_cannot_do_another_may_be_able_to() -> None:
+    world = World(2)
+    sid = world.create(make_spec(restart=FAST))
+    tried: set[str] = set()
+    for expected in (False, True):
+        world.tick()
+        task = world.live(sid)[0]
+        node = next(n for n in ("n1", "n2") if n not in tried)
+        tried.add(node)
+        world.put(structs.replace(task, node_id=node))
+        world.report(world.live(sid)[0], S.REJECTED, err="no ipc", cause="unsupported")
+        world.pass_time(0.1)
+        assert world.status(sid).stuck is expected
+    assert world.status(sid).reasons == ("1 of 1 replica cannot run on any node: no ipc",)
+
+
+def test_a_crash_loop_is_one_after_three_times() -> None:
+    world = World(1)
+    sid = world.create(make_spec(restart=FAST))
+    crash(world, sid, 2)
+    status = world.status(sid)
+    assert not status.stuck
+    assert status.reasons == ("1 of 1 replica is waiting to be restarted: exited with code 3",)
+    crash(world, sid, 1)
+    status = world.status(sid)
+    assert status.stuck
+    assert status.reasons == (
+        "1 of 1 replica is in a crash loop, 3 times in a row: exited with code 3",
+    )
+    failed = [t for t in world.tasks(sid) if state_of(t) == S.FAILED]
+    assert status.failing_task_id == failed[-1].id
+    world.pass_time(1)
+    assert world.running(sid)
+    assert world.status(sid).stuck, "the next attempt has not proved itself yet"
+    world.pass_time(5)
+    assert world.status(sid).converged
+
+
+def test_tasks_that_run_for_longer_than_they_are_watched_are_no_crash_loop() -> None:
+    world = World(1)
+    sid = world.create(make_spec(restart=FAST))
+    crash(world, sid, 4, after_s=6)
+    assert not world.status(sid).stuck
+
+
+def test_a_healthcheck_that_never_passes_is_a_crash_loop_too() -> None:
+    world = World(1)
+    spec = with_healthcheck(
+        make_spec(restart=FAST), interval_ns=2 * SECOND, timeout_ns=SECOND, retries=3
+    )
+    sid = world.create(spec)
+    crash(world, sid, 3, after_s=8, err="unhealthy: connection refused")
+    assert world.status(sid).reasons == (
+        "1 of 1 replica is in a crash loop, 3 times in a row: unhealthy: connection refused",
+    )
+
+
+def test_what_ends_well_and_restarts_for_ever_is_a_loop_too() -> None:
+    world = World(1)
+    sid = world.create(make_spec(restart=FAST))
+    for _ in range(3):
+        world.pass_time(1)
+        ran(world, world.running(sid)[0], S.COMPLETE)
+    world.settle()
+    assert world.status(sid).reasons == (
+        "1 of 1 replica is in a crash loop, 3 times in a row: exited with code 0",
+    )
+
+
+def test_slots_with_the_same_story_are_told_together_the_commonest_first() -> None:
+    world = World(2)
+    sid = world.create(make_spec(replicas=4, restart=ONCE))
+    world.settle()
+    for task, code in zip(world.running(sid), (1, 1, 2), strict=False):
+        ran(world, task, S.FAILED, code=code)
+    world.settle()
+    status = world.status(sid)
+    assert status.stuck
+    assert status.reasons == (
+        "2 of 4 replicas ended and will not be restarted: exited with code 1",
+        "1 of 4 replicas ended and will not be restarted: exited with code 2",
+        "1 of 4 replicas has just started and must keep running for 5s",
+    )
+    assert status.settles_in_ns == 0, "time alone does not help"
+
+
+def test_attempts_that_are_used_up_are_told() -> None:
+    world = World(1)
+    policy = RestartPolicy(delay_ns=SECOND // 5, max_attempts=1)
+    sid = world.create(make_spec(mode=job(1), restart=policy))
+    crash(world, sid, 2, err="task: non-zero exit (137): out of memory")
+    status = world.status(sid)
+    assert status.stuck
+    assert status.reasons == (
+        "1 of 1 task ended and will not be restarted after 1 restart: "
+        "exited with code 137: out of memory",
+    )
+
+
+def test_a_new_template_is_a_new_chance() -> None:
+    world = World(1)
+    sid = world.create(make_spec(restart=ONCE))
+    crash(world, sid, 1)
+    assert world.status(sid).stuck
+    world.update(sid, make_spec(restart=ONCE, image="web:2"))
+    assert not world.status(sid).stuck
+    world.settle()
+    status = world.status(sid)
+    assert not status.stuck
+    assert status.failing_task_id == ""
+
+
+def test_a_paused_update_is_stuck_with_the_failure_behind_it() -> None:
+    world = World(2)
+    sid = world.create(make_spec(replicas=2, restart=ONCE))
+    world.pass_time(6)
+    world.failing.add("web:2")
+    world.update(sid, make_spec(replicas=2, restart=ONCE, image="web:2"))
+    world.pass_time(1)
+    status = world.status(sid)
+    assert status.stuck
+    (failed,) = [t for t in world.tasks(sid) if state_of(t) == S.FAILED]
+    assert status.reasons == (
+        f"update paused due to failure or early termination of task {failed.id}",
+        "1 of 2 replicas ended and will not be restarted: exit code 1",
+        "1 of 2 replicas is not yet on the current version",
+    )
+    assert status.failing_task_id == failed.id
+
+
+def test_after_a_rollback_by_failure_a_service_is_at_rest() -> None:
+    world = World(2)
+    config = UpdateConfig(parallelism=1, monitor_ns=SECOND, failure_action="rollback")
+    sid = world.create(make_spec(replicas=2, restart=FAST, update=config))
+    world.pass_time(6)
+    world.failing.add("web:2")
+    world.update(sid, make_spec(replicas=2, restart=FAST, update=config, image="web:2"))
+    world.pass_time(10)
+    status = world.status(sid)
+    assert (status.converged, status.stuck, status.settles_in_ns) == (False, False, 0)
+    assert (status.running, status.desired, status.up_to_date) == (2, 2, 2)
+    assert status.reasons == ("the update failed and was rolled back to the previous version",)
+    failed = {t.id for t in world.tasks(sid) if state_of(t) == S.FAILED}
+    assert status.failing_task_id in failed
+    world.update(sid, make_spec(replicas=2, restart=FAST, update=config, image="web:3"))
+    world.pass_time(10)
+    assert world.status(sid).converged
+
+
+# ---------------------------------------------------------------- stuck: places
+
+
+def test_a_task_that_fits_no_node_is_stuck_until_one_joins() -> None:
+    world = World(2)
+    sid = world.create(make_spec(cpu=8 * CPU))
+    world.settle()
+    status = world.status(sid)
+    assert status.stuck
+    assert status.reasons == (
+        "1 of 1 replica can never be placed: no suitable node "
+        "(2 of 2 nodes short of CPU: need 8, best free 4 on n2)",
+    )
+    assert status.failing_task_id == ""
+    world.put(make_node("n3", cpu=8 * CPU))
+    assert not world.status(sid).stuck
+
+
+def test_a_task_that_would_fit_a_node_that_is_down_waits() -> None:
+    world = World(1)
+    world.put(make_node("big", cpu=16 * CPU))
+    world.set_state("big", NodeState.DOWN)
+    sid = world.create(make_spec(cpu=8 * CPU))
+    world.settle()
+    status = world.status(sid)
+    assert not status.stuck
+    assert status.reasons[0].startswith("1 of 1 replica is not placed: no suitable node ")
+
+
+def test_a_task_for_which_others_may_make_room_waits() -> None:
+    world = World(1)
+    world.create(make_spec("other", cpu=4 * CPU))
+    world.settle()
+    sid = world.create(make_spec(cpu=CPU))
+    world.settle()
+    assert not world.status(sid).stuck
+
+
+def test_a_cluster_without_nodes_waits_for_them() -> None:
+    world = World(0)
+    sid = world.create(make_spec())
+    world.settle()
+    assert not world.status(sid).stuck
+
+
+def test_more_replicas_than_all_nodes_may_have_can_never_run() -> None:
+    world = World(2)
+    sid = world.create(make_spec(replicas=5, placement=Placement(max_replicas=2)))
+    world.settle()
+    status = world.status(sid)
+    assert status.stuck
+    assert status.reasons[0].startswith("no more than 4 of 5 replicas can ever be placed: ")
+
+
+def test_a_job_that_goes_in_turns_needs_one_place_only() -> None:
+    world = World(1)
+    sid = world.create(make_spec(mode=job(20), cpu=3 * CPU))
+    world.settle()
+    assert not world.status(sid).stuck
+
+
+def test_a_global_task_too_large_for_its_node_is_stuck() -> None:
+    world = World(1)
+    world.put(make_node("small", cpu=CPU))
+    sid = world.create(make_spec(mode=GLOBAL, cpu=2 * CPU))
+    world.settle()
+    status = world.status(sid)
+    assert status.stuck
+    assert status.reasons[0].startswith("1 of 2 tasks can never be placed: ")
+
+
+# ---------------------------------------------------------------- stuck: gates
+
+
+def behind(name: str, other: str, condition: str, **spec: object) -> ServiceSpec:
+    gate = Dependency(service=other, condition=condition, required=True)
+    return make_spec(name, depends_on=(gate,), **spec)  # type: ignore[arg-type]
+
+
+def test_a_service_that_waits_for_nobody_is_stuck() -> None:
+    world = World(1)
+    sid = world.create(behind("web", "db", "service_started"))
+    world.settle()
+    status = world.status(sid)
+    assert status.stuck
+    assert status.reasons == ("the service waits for service db, which does not exist",)
+
+
+def test_a_service_behind_one_that_is_stuck_is_stuck_with_its_reason() -> None:
+    world = World(1)
+    migrate = world.create(make_spec("migrate", mode=job(1), restart=ONCE))
+    world.create(behind("web", "migrate", "service_completed_successfully"))
+    world.create(behind("front", "web", "service_started"))
+    world.settle()
+    assert not world.status("s-front").stuck
+    crash(world, migrate, 1)
+    why = "1 of 1 task ended and will not be restarted: exited with code 3"
+    web = (
+        "the service waits until service migrate has completed (0 of 1 task so far), which is "
+        f"stuck: {why}"
+    )
+    assert world.status("s-web").reasons == (web,)
+    front = world.status("s-front")
+    assert front.stuck
+    assert front.reasons == (
+        f"the service waits until service web has started (0 of 1 task so far), which is stuck: {web}",
+    )
+
+
+def test_services_that_wait_for_each_other_do_not_ask_for_ever() -> None:
+    world = World(1)
+    world.create(behind("a", "b", "service_started"))
+    world.create(behind("b", "a", "service_started"))
+    world.settle()
+    assert not world.status("s-a").stuck
+
+
+def test_a_running_service_does_not_mind_what_becomes_of_the_other() -> None:
+    world = World(1)
+    world.create(make_spec("db"))
+    world.create(behind("web", "db", "service_healthy"))
+    world.pass_time(10)
+    world.report(world.running("s-db")[0], S.FAILED)
+    world.tick()
+    assert world.status("s-web").converged
+
+
+# ---------------------------------------------------------------- words
+
+
+def test_one_is_singular() -> None:
+    world = World(1)
+    sid = world.create(make_spec(replicas=2))
+    world.pass_time(6)
+    world.frozen.add("n1")
+    world.scale(sid, 1)
+    world.settle()
+    assert world.status(sid).reasons == ("1 task is still stopping",)
+    world.scale(sid, 0)
+    world.settle()
+    assert world.status(sid).reasons == ("2 tasks are still stopping",)
+
+
+def test_an_old_task_beside_its_replacement_is_told() -> None:
+    world = World(1)
+    config = UpdateConfig(parallelism=1, order="start-first")
+    sid = world.create(make_spec(update=config))
+    world.pass_time(6)
+    world.update(sid, make_spec(update=config, image="web:2"))
+    world.tick()
+    assert world.status(sid).reasons == (
+        "1 of 1 replica is assigned",
+        "update in progress",
+    )
