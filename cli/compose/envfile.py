@@ -27,12 +27,17 @@ def read_text(path: Path) -> str:
         raise ValueError(f"is not UTF-8 text (byte {error.start})") from None
 
 
+def _lines(text: str) -> list[str]:
+    """Lines that end as in the docker CLI; other separators belong to the values."""
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
 def parse_raw(source: Source, environment: Mapping[str, str], report: Report) -> dict[str, str]:
     """The docker CLI's format. A name without = takes the caller's value, and is left out if there
     is none.
     """
     found: dict[str, str] = {}
-    for number, line in enumerate(source.text.splitlines(), 1):
+    for number, line in enumerate(_lines(source.text), 1):
         stripped = line.lstrip()
         if not stripped or stripped.startswith("#"):
             continue
@@ -71,7 +76,7 @@ class _Dotenv:
         self.found: dict[str, str] = {}
 
     def run(self) -> dict[str, str]:
-        lines = self.source.text.splitlines()
+        lines = _lines(self.source.text)
         index = 0
         while index < len(lines):
             index = self.entry(lines, index)
@@ -104,17 +109,20 @@ class _Dotenv:
             value = re.sub(r"(^|\s+)#.*", "", value).rstrip()
             self.found[name] = self.filled(value, mark)
             return index + 1
-        body, end = value[1:], index + 1
-        while (close := _closing(body, quote)) < 0:
+        parts, last, end = [], value[1:], index + 1
+        while (close := _closing(last, quote)) < 0:
             if end >= len(lines):
                 self.report.error(mark, f"the value of {name} has no closing {quote}")
                 return end
-            body, end = f"{body}\n{lines[end]}", end + 1
-        after = body[close + 1 :].strip()
+            parts.append(last)
+            last, end = lines[end], end + 1
+        after = last[close + 1 :].strip()
         if after and not after.startswith("#"):
             self.report.error(mark, f"{after!r} follows the closing quote of {name}")
-        body = body[:close]
-        if quote == '"':
+        body = "\n".join((*parts, last[:close]))
+        if quote == "'":
+            body = body.replace("\\'", "'")
+        else:
             body = re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[0]), body, flags=re.DOTALL)
             body = self.filled(body, mark)
         self.found[name] = body
@@ -134,7 +142,7 @@ class _Dotenv:
 def _closing(body: str, quote: str) -> int:
     position = 0
     while position < len(body):
-        if body[position] == "\\" and quote == '"':
+        if body[position] == "\\" and (quote == '"' or body[position + 1 : position + 2] == quote):
             position += 1
         elif body[position] == quote:
             return position

@@ -65,7 +65,8 @@ def canonical_service(at: At, context: Context) -> Node | None:
             entries[key] = value.node
             continue
         form = _FORMS.get(key)
-        if form is None or (value.node.value is None and key in _NULL_ALLOWED):
+        if form is None or value.node.value is None:
+            # Nothing is what an absent key says; over another file's command it takes that away.
             entries[key] = value.node
             continue
         made_node = form(value, context)
@@ -150,7 +151,8 @@ def _dependencies(at: At, context: Context) -> Node | None:
     del context
     if isinstance(at.node.value, dict):
         for _, value in at.items():
-            value.check_keys(keys.DEPENDENCY, context="depends_on")
+            if value.node.value is not None:
+                value.check_keys(keys.DEPENDENCY, context="depends_on")
         return at.node
     if not at.is_list("- OTHER_SERVICE"):
         return None
@@ -198,7 +200,9 @@ def _ulimits(at: At, context: Context) -> Node | None:
         else:
             number = value.integer(least=-1, what="a number, or {soft: 1024, hard: 65536}")
             found[name] = value.node if value.node.tag == LITERAL_TAG else value.node.made(number)
-    return at.node.made(dict(found))
+    node = at.node.made(dict(found))
+    node.keys = at.node.keys
+    return node
 
 
 _HOST = re.compile(r"([^:=\s]+)\s*[:=]\s*(\S+)")
@@ -398,8 +402,6 @@ _FORMS: dict[str, Callable[[At, Context], Node | None]] = {
     "ulimits": _ulimits,
     "volumes": _mounts,
 }
-# Keys whose null Docker takes for absent.
-_NULL_ALLOWED = frozenset(("command", "entrypoint", "deploy", "environment", "labels", "networks"))
 
 
 def _variables(at: At, entries: dict[str, Node], context: Context) -> None:

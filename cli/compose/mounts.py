@@ -32,8 +32,7 @@ def is_path(source: str) -> bool:
 
 
 def _has_drive(path: str) -> bool:
-    """C:\\dir. With a forward slash it is a volume's name and a path, as in v:/data."""
-    return len(path) > 2 and path[0].isalpha() and path[1:3] == ":\\"
+    return len(path) > 2 and path[0].isalpha() and path[1] == ":" and path[2] in "\\/"
 
 
 def absolute(path: str, base: Path, home: str) -> str:
@@ -42,7 +41,7 @@ def absolute(path: str, base: Path, home: str) -> str:
     """
     if home and (path == "~" or path.startswith("~/")):
         path = home + path[1:]
-    if path.startswith(("/", "~")) or _has_drive(path):
+    if path.startswith(("/", "~", "\\\\")) or _has_drive(path):
         return path
     return posixpath.normpath(posixpath.join(base.as_posix(), path))
 
@@ -79,7 +78,7 @@ def _long(at: At, base: Path, home: str) -> Node | None:
         return None
     if kind.node.value == "bind" and source is not None:
         assert isinstance(at.node.value, dict)
-        path = absolute(source.text(), base, home) if source.text() else ""
+        path = _source(source, source.text(), base, home) if source.text() else ""
         entries: dict[str, Value | Node] = {
             **at.node.value,
             "source": source.node.made(path),
@@ -90,15 +89,32 @@ def _long(at: At, base: Path, home: str) -> Node | None:
     return at.node
 
 
+def _source(at: At, path: str, base: Path, home: str) -> str:
+    found = absolute(path, base, home)
+    if found.startswith("~"):
+        own = path == "~" or path.startswith("~/")
+        at.refuse(
+            f'"{path}": the variable HOME is not set'
+            if own
+            else f'"{path}": only ~ itself, your own home, is known',
+            "write the whole path",
+        )
+    return found
+
+
 def _split(text: str) -> list[str]:
-    """At colons, but not at those of a Windows drive or of a variable that was left as it is."""
+    """At colons, but not at those of a Windows drive or of a variable that was left as it is. With
+    a forward slash a drive is one only before a second path: d:/data is a volume's name and a path.
+    """
     parts: list[str] = []
-    for part in text.split(":"):
+    written = text.split(":")
+    drives = "\\/" if len(written) > 2 and written[2].startswith("/") else "\\"
+    for part in written:
         if parts and parts[-1].count("${") > parts[-1].count("}"):
             parts[-1] += ":" + part
             continue
         drive = bool(parts) and len(parts[-1]) == 1 and parts[-1].isalpha()
-        if drive and part[:1] == "\\":
+        if drive and part and part[0] in drives:
             parts[-1] += ":" + part
             continue
         parts.append(part)
@@ -120,7 +136,7 @@ def _short(at: At, base: Path, home: str) -> Node | None:
     if len(parts) == 1:
         entries["type"] = "volume"
     elif is_path(parts[0]):
-        entries |= {"type": "bind", "source": absolute(parts[0], base, home)}
+        entries |= {"type": "bind", "source": _source(at, parts[0], base, home)}
     else:
         entries |= {"type": "volume", "source": parts[0]}
     inner: dict[str, Value] = {}

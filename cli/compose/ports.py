@@ -15,6 +15,7 @@ from cli.compose.keys import PORT
 from cli.compose.tree import LITERAL_TAG, Node
 
 PORT_MAX = 65535
+PORTS_MAX = 20_000  # of one service; every node listens on each
 PROTOCOLS = ("tcp", "udp", "sctp")
 _FORMS = 'write "8080:80", "80", "8000-8003:80-83", "53:53/udp" or the long form with target:'
 
@@ -30,8 +31,8 @@ class ShortPort(NamedTuple):
 
 def parse_short(text: str) -> list[ShortPort]:
     """The ports of a short form, one each. Raises ValueError with what is wrong."""
-    rest, slash, protocol = text.strip().partition("/")
-    protocol = protocol.lower() if slash else "tcp"
+    rest, _, protocol = text.strip().partition("/")
+    protocol = protocol.lower() or "tcp"
     if protocol not in PROTOCOLS:
         raise ValueError(f"the protocol {protocol!r} is not tcp, udp or sctp")
     host_ip = ""
@@ -55,7 +56,7 @@ def parse_short(text: str) -> list[ShortPort]:
     target_first, target_last = _range(parts[-1], "the target port")
     count = target_last - target_first + 1
     published = parts[0] if len(parts) == 2 else ""
-    if not published:
+    if not published.strip("0"):  # none, or 0
         return [ShortPort(host_ip, 0, target_first + i, protocol) for i in range(count)]
     first, last = _range(published, "the published port")
     if count == 1:
@@ -90,7 +91,13 @@ def long_ports(at: At) -> list[Node]:
     """All entries of `ports` in the long form."""
     if not at.is_list('- "8080:80"'):
         return []
-    return [port for entry in at.elements() for port in _entry(entry)]
+    ports: list[Node] = []
+    for entry in at.elements():
+        ports += _entry(entry)
+        if len(ports) > PORTS_MAX:
+            entry.fail(f"these are more than {PORTS_MAX} ports", "publish fewer")
+            break
+    return ports
 
 
 def _entry(at: At) -> Iterator[Node]:
@@ -107,7 +114,7 @@ def _entry(at: At) -> Iterator[Node]:
     if at.node.tag == LITERAL_TAG:
         yield at.node
         return
-    text = at.node.value if isinstance(at.node.value, str) else at.node.text
+    text = str(at.node.value)  # of a number its value, as Docker: 0x50 is 80
     try:
         ports = parse_short(text)
     except ValueError as error:

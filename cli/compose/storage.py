@@ -54,9 +54,10 @@ def mounts(at: At, around: Surroundings) -> tuple[Mount, ...]:
 
 
 def _target_once(at: At, target: str, targets: dict[str, str]) -> None:
-    if target and target in targets:
-        at.fail(f"something is mounted at {target} already", "remove one of the two")
-    targets[target] = target
+    place = target.rstrip("/")
+    if place and place in targets:
+        at.fail(f"something is mounted at {place} already", "remove one of the two")
+    targets[place] = target
 
 
 def _mount(at: At, around: Surroundings) -> Mount | None:
@@ -75,8 +76,12 @@ def _mount(at: At, around: Surroundings) -> Mount | None:
     target = target_at.text() if target_at is not None else ""
     if not target:
         at.lacks("target", "add target: and the path inside the container")
-    elif not target.startswith("/") and not (len(target) > 1 and target[1] == ":"):
+    elif _is_windows(target):
+        (target_at or at).fail(f'"{target}" is a path of Windows, and nodes run Linux', "/PATH")
+    elif not target.startswith("/"):
         (target_at or at).fail(f'the target "{target}" is not an absolute path', f"/{target}")
+    elif not target.strip("/"):
+        (target_at or at).fail("the container's root itself cannot be mounted over", "write /PATH")
     readonly, consistency = at.set_at("read_only"), at.set_at("consistency")
     for other in ("bind", "volume", "tmpfs", "image"):
         if other != kind and kind and at.set_at(other) is not None:
@@ -94,12 +99,23 @@ def _mount(at: At, around: Surroundings) -> Mount | None:
         at.fail_key("source", "a tmpfs has no source", "remove source")
     if kind in ("bind", "image") and not source:
         at.fail(f"a mount of type {kind} needs a source", "add source:")
+    if kind == "bind" and _is_windows(source):
+        (source_at or at).fail(f'"{source}" is a path of Windows, and nodes run Linux', "/PATH")
+    if kind == "volume" and source.startswith(("/", ".", "~")):
+        (source_at or at).fail(
+            f'"{source}" is a path, and a volume has a name', "write type: bind for a host path"
+        )
+        return replace(mount, source="")
     if kind == "volume":
         return _volume(mount, at, around)
     if kind == "tmpfs":
         return replace(mount, source="", tmpfs_options=_tmpfs_options(at.set_at("tmpfs")))
     options = _bind_options(at.set_at("bind")) if kind == "bind" else None
     return replace(mount, bind_options=options)
+
+
+def _is_windows(path: str) -> bool:
+    return path.startswith("\\\\") or (path[1:2] == ":" and path[2:3] in ("\\", "/"))
 
 
 def _bind_options(at: At | None) -> BindOptions | None:
@@ -201,6 +217,11 @@ def _tmpfs(at: At) -> Mount:
 def _file(at: At, source: str) -> FileTarget:
     target, mode = at.set_at("target"), at.set_at("mode")
     uid, gid = at.set_at("uid"), at.set_at("gid")
+    if target is not None and ".." in target.text().split("/"):
+        target.fail("a target holds no ..", "write the path itself")
+    for owner in (uid, gid):
+        if owner is not None and not (text := owner.text()).isdecimal() and "{{" not in text:
+            owner.fail(f'"{text}" is not a number', "write the number of the user or group")
     return FileTarget(
         name=(target.text() if target is not None else "") or source,
         uid=uid.text() if uid is not None else "0",
@@ -209,17 +230,26 @@ def _file(at: At, source: str) -> FileTarget:
     )
 
 
+def _files_once(at: At, file: FileTarget, folder: str, files: dict[str, str]) -> None:
+    """Reports two secrets or configs in one place."""
+    path = file.name if file.name.startswith("/") else f"{folder}/{file.name}"
+    if path in files:
+        at.fail(f"{files[path]} stands at {path} already", "give one of them another target")
+    files.setdefault(path, f'"{file.name}"')
+
+
 def secrets(at: At, around: Surroundings) -> tuple[SecretReference, ...]:
     found = at.set_at("secrets")
     references = []
+    files: dict[str, str] = {}
     for each in found.elements() if found is not None else ():
         source = each.set_at("source")
         name = source.text() if source is not None else ""
         declared = lookup("secret", name, source or each, around.secrets)
         if declared is not None:
-            references.append(
-                SecretReference(secret_name=declared.full_name, file=_file(each, name))
-            )
+            file = _file(each, name)
+            _files_once(each, file, "/run/secrets", files)
+            references.append(SecretReference(secret_name=declared.full_name, file=file))
     return tuple(sorted(references, key=lambda each: each.secret_name))
 
 
@@ -228,14 +258,15 @@ def configs(
 ) -> tuple[tuple[ConfigReference, ...], CredentialSpec | None]:
     found = at.set_at("configs")
     references = []
+    files: dict[str, str] = {}
     for each in found.elements() if found is not None else ():
         source = each.set_at("source")
         name = source.text() if source is not None else ""
         declared = lookup("config", name, source or each, around.configs)
         if declared is not None:
-            references.append(
-                ConfigReference(config_name=declared.full_name, file=_file(each, name))
-            )
+            file = _file(each, name)
+            _files_once(each, file, "", files)
+            references.append(ConfigReference(config_name=declared.full_name, file=file))
     spec_at = at.set_at("credential_spec")
     credential = None
     if spec_at is not None and spec_at.is_map("file: NAME.json"):

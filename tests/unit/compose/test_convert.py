@@ -281,7 +281,6 @@ def test_an_image_gets_the_tag_latest_where_it_has_none(image: str, becomes: str
                 ),
             ),
         ),
-        ("C:\\a:C:\\b", Mount(type="bind", source="C:\\a", target="C:\\b")),
         (
             "{type: bind, source: ./a, target: /b, bind: {create_host_path: true}}",
             Mount(

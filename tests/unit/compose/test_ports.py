@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cli.compose.ports import PROTOCOLS, ShortPort, parse_short
 from swarm.v1 import PortConfig
-from tests.unit.compose.helpers import document, loaded, service
+from tests.unit.compose.helpers import document, loaded, problems, service
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,8 @@ from tests.unit.compose.helpers import document, loaded, service
         ("7000-7000:80", [("", 7000, 80, "tcp")]),
         ("7000-7001:80", [("", 7000, 80, "tcp"), ("", 7001, 80, "tcp")]),
         ("1:65535", [("", 1, 65535, "tcp")]),
+        ("0:80", [("", 0, 80, "tcp")]),
+        ("80/", [("", 0, 80, "tcp")]),
     ],
 )
 def test_forms(text: str, ports: list[tuple[str, int, int, str]]) -> None:
@@ -41,11 +43,11 @@ def test_forms(text: str, ports: list[tuple[str, int, int, str]]) -> None:
         ("web", "the target port 'web' is not a number"),
         ("8080:", "the target port is missing"),
         ("99999", "99999 is not from 1 to 65535"),
-        ("0:80", "the published port 0 is not from 1 to 65535"),
+        ("0-1:80-81", "the published port 0 is not from 1 to 65535"),
         ("80:0", "the target port 0"),
         ("-1", "the target port is missing"),
         ("80/tpc", "the protocol 'tpc' is not tcp, udp or sctp"),
-        ("80/", "the protocol '' is not"),
+        ("80/tcp/udp", "the protocol 'tcp/udp' is not"),
         ("8000-8010:80-81", "11 published ports cannot stand for 2 target ports"),
         ("80:80-82", "1 published ports cannot stand for 3 target ports"),
         ("82-80", "the range runs backwards"),
@@ -129,3 +131,20 @@ def test_an_address_counts_in_mode_host_only() -> None:
     assert endpoint is not None
     assert endpoint.ports[0].host_ip == ""
     assert "the address 127.0.0.1 is not used" in found.warnings[0]
+
+
+@pytest.mark.parametrize(("text", "target"), [("0x50", 80), ("0120", 80), ("8_0", 80)])
+def test_a_number_is_its_value_however_it_is_written(text: str, target: int) -> None:
+    endpoint = service(f"ports: [{text}]").endpoint
+    assert endpoint is not None
+    assert [port.target_port for port in endpoint.ports] == [target]
+
+
+def test_ranges_have_an_end() -> None:
+    assert "more than 20000 ports" in problems(document("ports: ['1-65535:1-65535']")).message
+
+
+def test_a_minute_and_a_second_stay_a_port() -> None:
+    endpoint = service("ports: [22:22]").endpoint
+    assert endpoint is not None
+    assert [(p.published_port, p.target_port) for p in endpoint.ports] == [(22, 22)]
