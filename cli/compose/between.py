@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from cli.compose.at import At
 from cli.compose.problems import nearest
 from cli.compose.tree import Node
-from swarm.v1 import PortConfig, ServiceSpec
+from swarm.v1 import ServiceSpec
 
 HOST_MODES = ("host", "none")
 _CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
@@ -204,6 +204,7 @@ def refuse_clashes(services: Mapping[str, At], specs: Mapping[str, ServiceSpec])
     """
     ingress: dict[tuple[int, str], str] = {}
     host: dict[tuple[int, str], str] = {}
+    places: dict[str, dict[tuple[int, int], At]] = {}
     for name, spec in specs.items():
         for port in spec.endpoint.ports if spec.endpoint is not None else ():
             if not port.published_port:
@@ -212,21 +213,21 @@ def refuse_clashes(services: Mapping[str, At], specs: Mapping[str, ServiceSpec])
             is_host = port.publish_mode == "host"
             holder = ingress.get(key) or ("" if is_host else host.get(key, ""))
             if holder and holder != name:
-                place = _place(services[name], port)
-                place.fail(
+                if name not in places:
+                    places[name] = _places(services[name])
+                places[name].get((key[0], port.target_port), services[name]).fail(
                     f'the port {key[0]}/{key[1]} is published by the service "{holder}" too',
                     "publish one of them elsewhere",
                 )
             (host if is_host else ingress).setdefault(key, name)
 
 
-def _place(at: At, port: PortConfig) -> At:
-    """Where a published port stands."""
+def _places(at: At) -> dict[tuple[int, int], At]:
+    """Where each published port of a service stands, by published and target port."""
     ports = at.set_at("ports")
+    found: dict[tuple[int, int], At] = {}
     for each in ports.elements() if ports is not None else ():
         published, target = each.set_at("published"), each.set_at("target")
         if published is not None and target is not None:
-            pair = (str(published.node.value), str(target.node.value))
-            if pair == (str(port.published_port), str(port.target_port)):
-                return each
-    return ports or at
+            found.setdefault((published.integer(), target.integer()), each)
+    return found

@@ -146,7 +146,7 @@ def _signal(at: At) -> str:
     found = at.set_at("stop_signal")
     if found is None:
         return ""
-    text = found.text(empty=False)
+    text = found.text()
     bare = text.upper().removeprefix("SIG")
     if not text or bare in _SIGNALS or _SIGNAL.fullmatch(bare):
         return text

@@ -38,6 +38,8 @@ from swarm.v1 import (
 HOST_NETWORKS = ("host", "none")
 CONDITIONS = ("service_started", "service_healthy", "service_completed_successfully")
 IMAGE_CHARS_MAX = 1024
+DEFAULT_DOMAIN = "docker.io"
+_IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 # github.com/distribution/reference: [domain/]path[:tag][@digest].
 _PATH = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
@@ -117,7 +119,7 @@ def _refuse_docker_keys(at: At) -> None:
 
 
 def _image(at: At, kind: str) -> tuple[str, str]:
-    """The image as written, and with `:latest` where neither tag nor digest stands."""
+    """The image as written, and as Docker names it."""
     image = at.set_at("image")
     if kind == PROCESS:
         if image is not None:
@@ -138,8 +140,24 @@ def _image(at: At, kind: str) -> tuple[str, str]:
             image.fail(f'"{text}" is a URL', f"write {text.partition('://')[2]}")
         else:
             image.fail(f'"{text}" is not an image name', "write NAME:TAG, such as nginx:1.27")
-    named = text if "@" in text or ":" in text.rpartition("/")[2] else f"{text}:latest"
-    return text, named if text else ""
+    return text, familiar(text) if text else ""
+
+
+def familiar(image: str) -> str:
+    """An image's name as Docker writes it: without the default domain, `:latest` where neither tag
+    nor digest stands. An image's id stays.
+    """
+    if _IMAGE_ID.fullmatch(image):
+        return image
+    domain, slash, path = image.partition("/")
+    if not slash or not (set(".:") & set(domain) or domain == "localhost" or not domain.islower()):
+        domain, path = DEFAULT_DOMAIN, image
+    if domain in (DEFAULT_DOMAIN, f"index.{DEFAULT_DOMAIN}"):
+        inner = path.removeprefix("library/")
+        named = path if "/" in inner else inner
+    else:
+        named = image
+    return named if "@" in named or ":" in named.rpartition("/")[2] else f"{named}:latest"
 
 
 def _has_items(at: At, key: str) -> bool:
@@ -232,25 +250,31 @@ def _no_ingress(endpoint_mode: str, *, is_job: bool) -> str:
 
 def _ports(at: At, *, no_ingress: str) -> tuple[PortConfig, ...]:
     found = at.set_at("ports")
-    ports: list[PortConfig] = []
-    taken: dict[tuple[int, str, str, str], PortConfig] = {}
+    ports: dict[PortConfig, None] = {}
+    taken: dict[tuple[int, str], dict[str, PortConfig]] = {}  # by port, then by address
     for each in found.elements() if found is not None else ():
         port = _port(each)
         if port.publish_mode == "ingress" and no_ingress:
             each.fail(no_ingress, "write the long form with mode: host")
         elif port.publish_mode == "ingress" and port.protocol == "sctp":
             each.fail("sctp is not balanced over nodes", "write the long form with mode: host")
-        key = (port.published_port, port.protocol, port.publish_mode, port.host_ip)
         if port in ports:
             continue
-        if port.published_port and key in taken:
+        ports[port] = None
+        if not port.published_port:
+            continue
+        # An address of its own is beside another address, and not beside all of them.
+        others = taken.setdefault((port.published_port, port.protocol), {})
+        other = others.get(port.host_ip) or others.get("")
+        if other is None and not port.host_ip:
+            other = next(iter(others.values()), None)
+        if other is not None:
             each.fail(
                 f"the port {port.published_port}/{port.protocol} is published twice, for "
-                f"{taken[key].target_port} and {port.target_port}",
+                f"{other.target_port} and {port.target_port}",
                 "publish one of them elsewhere",
             )
-        taken[key] = port
-        ports.append(port)
+        others[port.host_ip] = port
     return tuple(sorted(ports, key=lambda port: port.published_port))
 
 

@@ -96,7 +96,7 @@ def long_ports(at: At) -> list[Node]:
         ports += _entry(entry)
         if len(ports) > PORTS_MAX:
             entry.fail(f"these are more than {PORTS_MAX} ports", "publish fewer")
-            break
+            return []
     return ports
 
 
