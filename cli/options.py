@@ -116,7 +116,8 @@ class StackRevisionRef(_IntType):
     ) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
 
-        stack = ctx.params.get("stack")
+        # An option still without its value leaves the arguments where they stood.
+        stack = ctx.params.get("stack") or next(iter(ctx.args), "")
         try:
             found = _revisions(ctx, stack) if stack else []
         except SwarmError:

@@ -99,6 +99,8 @@ class FakeCluster:
         self.watch_events: list[Event] = []
         # Raised by the next call of the method with this name, once per item.
         self.failures: dict[str, list[SwarmError]] = {}
+        # Removal takes its time: what is removed stays until a test takes it away.
+        self.keep_removed = False
         self.deploy_changes: tuple[Any, ...] = ()
         self.plan = PlanStackResponse()
         self.history = GetStackHistoryResponse()
@@ -245,7 +247,8 @@ class _Control:
     async def remove(self, request: RemoveRequest, context: rpc.Context) -> RemoveResponse:
         self.cluster.note("remove", request)
         found = self.cluster.find(request.kind, request.ref)
-        self.cluster.objects[request.kind].remove(found)
+        if not self.cluster.keep_removed:
+            self.cluster.objects[request.kind].remove(found)
         return RemoveResponse(id=found.id)
 
     async def deploy_stack(
