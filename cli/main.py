@@ -56,7 +56,7 @@ Exit codes:
   3    a plan that would change something
   4    not found
   5    conflict: a name is taken, an object in use, a version out of date
-  6    not converged: the deadline passed, or an update is paused
+  6    not converged: stuck, the deadline passed, or an update is paused
   7    rolled back
   8    denied
   9    unavailable: no daemon, no manager, no connection
