@@ -85,7 +85,8 @@ TAKEN = {
         services:
           a: {image: x, ports: ["80", "8080:81", 9000, "53:53/udp", "7000-7002:7000-7002", "90-91",
               {target: 99, published: 99, mode: host, protocol: udp}, {target: 100}]}
-          b: {image: x, ports: ["6000:6000", "6000:6000/udp"], deploy: {endpoint_mode: dnsrr}}
+          b: {image: x, ports: ["6000:6000", "6000:6000/udp"]}
+          c: {image: x, ports: [{target: 1, published: 6001, mode: host}], deploy: {endpoint_mode: dnsrr}}
         """,
     "volumes": """
         services:
@@ -384,8 +385,6 @@ REFUSED = {
     "image list": "services: {a: {image: [x]}}",
     "network list": "services: {a: {image: x}}\nnetworks: [n]",
     "ports string": "services: {a: {image: x, ports: '80'}}",
-    "null ports": "services: {a: {image: x, ports: }}",
-    "null volumes": "services: {a: {image: x, volumes: }}",
     "update order": "services: {a: {image: x, deploy: {update_config: {order: first}}}}",
     "bare dollar": "services: {a: {image: 'x$'}}",
     "open brace": "services: {a: {image: '${X'}}",
