@@ -127,7 +127,9 @@ class ServiceSpec(google.protobuf.message.Message):
 
     @property
     def depends_on(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Dependency]:
-        """Services that must have reached a condition before tasks of this one are created."""
+        """Services that must have reached a condition before tasks of this one start: all of their tasks before the first of a new template,
+        any one of them before later ones (manager/control/gates.py).
+        """
 
     def __init__(
         self,

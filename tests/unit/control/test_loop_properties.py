@@ -15,6 +15,7 @@ from manager.scheduler import requirement_of
 from swarm import states
 from swarm.v1 import (
     Availability,
+    Dependency,
     Node,
     NodeState,
     RestartPolicy,
@@ -41,7 +42,71 @@ SERVICES = ("a", "b")
 # Replicas take whole CPUs, so there is always room for the global service's half.
 NODE_CPU = 4 * CPU + CPU // 2
 RESTART = RestartPolicy(delay_ns=2 * SECOND)
+LOST = (NodeState.DOWN, NodeState.DISCONNECTED)
 PAUSED = (UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED)
+
+
+class Observed(World):
+    """A world that checks each tick: no task of a gated service is let go while its gate is closed,
+    and the first one of a template is not even made before all of the other service is there. Open
+    is worked out here anew, from the rules in words; before or after the tick will do, since one
+    tick may both stop the task that opened the gate and let one go.
+    """
+
+    def tick(self) -> int:
+        services = list(self.tables.all(Service))
+        one = {s.id: self._open(s) for s in services}
+        all_of_it = {s.id: self._open(s, all_of_it=True) for s in services}
+        before = {t.id: t for t in self.tables.all(Task)}
+        images = {t.id: self.image(t) for t in before.values()}
+        changed = super().tick()
+        for task in self.tables.all(Task):
+            service = self.tables.get(Service, task.service_id)
+            if service is None:
+                continue
+            if _let_go(task) and not (task.id in before and _let_go(before[task.id])):
+                assert one[service.id] or self._open(service), f"{task.id} of {service.id}"
+            if task.id not in before and self._first(service, task, before, images):
+                opened = all_of_it[service.id] or self._open(service, all_of_it=True)
+                assert opened, f"{task.id}, the first of {service.id}"
+        return changed
+
+    def _first(
+        self, service: Service, task: Task, before: dict[str, Task], images: dict[str, str]
+    ) -> bool:
+        """Whether the task is the first of its template: neither one more, nor in place of one that
+        was the same, nor part of a rollback.
+        """
+        status = service.update_status
+        back = status is not None and "ROLLBACK" in status.state.name
+        return not back and not any(
+            t.service_id == service.id
+            and (t.spec_version >= service.task_version or t.slot == task.slot)
+            for t in before.values()
+            if t.spec_version >= service.task_version or images[t.id] == self.image(task)
+        )
+
+    def _open(self, service: Service, *, all_of_it: bool = False) -> bool:
+        for gate in service.spec.depends_on if service.spec else ():
+            (other,) = self.tables.by(Service, "name", gate.service)
+            wanted = other.spec.mode.replicated.replicas
+            least = S.RUNNING if gate.condition == "service_healthy" else S.STARTING
+            slots = set()
+            for task in self.tables.by(Task, "service", other.id):
+                node = self.tables.get(Node, task.node_id)
+                fine = least <= state_of(task) <= S.RUNNING and task.desired_state <= S.RUNNING
+                if all_of_it:
+                    fine = fine and self.image(task) == other.spec.task.container.image
+                if fine and node is not None and node.status.state not in LOST:
+                    slots.add(task.slot)
+            if len(slots) < (wanted if all_of_it else min(1, wanted)):
+                return False
+        return True
+
+
+def _let_go(task: Task) -> bool:
+    """Whether its node may start it, or has."""
+    return task.desired_state == S.RUNNING and state_of(task) >= S.ASSIGNED
 
 
 class Cluster(RuleBasedStateMachine):
@@ -52,9 +117,15 @@ class Cluster(RuleBasedStateMachine):
         self.seen: dict[str, Task] = {}
         self.order: dict[str, str] = {}
 
-    @initialize(seed=st.integers(0, 1000), with_global=st.booleans())
-    def begin(self, seed: int, with_global: bool) -> None:
-        self.world = World(0, seed=seed, history=2)
+    @initialize(
+        seed=st.integers(0, 1000),
+        with_global=st.booleans(),
+        condition=st.sampled_from(["", "service_started", "service_healthy"]),
+    )
+    def begin(self, seed: int, with_global: bool, condition: str) -> None:
+        self.world = Observed(0, seed=seed, history=2)
+        # b waits for a.
+        self.condition = condition
         for node_id in NODES[:3]:
             self.world.put(make_node(node_id, cpu=NODE_CPU, memory=4 * GIB))
         for name in SERVICES:
@@ -66,6 +137,7 @@ class Cluster(RuleBasedStateMachine):
 
     def _spec(self, name: str, *, replicas: int, image: str, order: str = ""):
         self.order[f"s-{name}"] = order
+        gate = Dependency(service="a", condition=self.condition, required=True)
         return make_spec(
             name,
             replicas=replicas,
@@ -74,6 +146,7 @@ class Cluster(RuleBasedStateMachine):
             memory=GIB // 2,
             restart=RESTART,
             update=UpdateConfig(parallelism=1, monitor_ns=1 * SECOND, order=order),
+            depends_on=(gate,) if name == "b" and self.condition else (),
         )
 
     # ------------------------------------------------------------ events
