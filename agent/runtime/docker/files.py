@@ -1,8 +1,8 @@
 """Secrets and configs as files in memory, to be bind-mounted read-only into containers.
 
-They lie below a folder on a tmpfs (or ramfs), one folder per task, so that no secret is ever
-written to a disk; it can still be swapped out where the machine has unencrypted swap. Files survive
-the agent, not a restart of the machine, and neither do the containers that use them.
+They lie below a folder in memory (agent/runtime/memory.py), one folder per task, so that no secret
+is ever written to a disk. Files survive the agent, not a restart of the machine, and neither do the
+containers that use them. Of an ordinary user's engine root is that user, and owns what is root's.
 """
 
 from __future__ import annotations
@@ -15,33 +15,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from agent.runtime.base import Failed, Rejected, TaskFile
-
-_MEMORY = ("tmpfs", "ramfs")
-
-
-def memory_folder() -> Path | None:
-    """The first folder for files that lies in memory and may be written; None: there is none."""
-    candidates = [Path("/run/swarm/files"), Path(f"/dev/shm/swarm-files-{os.geteuid()}")]
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        candidates.insert(1, Path(runtime) / "swarm/files")
-    for folder in candidates:
-        nearest = next(p for p in (folder, *folder.parents) if p.exists())
-        if filesystem(nearest) in _MEMORY and os.access(nearest, os.W_OK | os.X_OK):
-            return folder
-    return None
-
-
-def filesystem(path: Path) -> str:
-    """The type of the file system that a path lies on."""
-    wanted = os.path.realpath(path)
-    best, kind = "", ""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields, _, rest = line.partition(" - ")
-        point = fields.split()[4].replace("\\040", " ")
-        below = wanted == point or wanted.startswith(point.rstrip("/") + "/")
-        if below and len(point) >= len(best):  # of mounts on one point the last one counts
-            best, kind = point, rest.split()[0]
-    return kind
 
 
 class Files:
@@ -95,9 +68,10 @@ def _write(path: Path, file: TaskFile) -> str:
     # Born closed; owner and mode come before the data.
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "wb") as out:
-        if (file.uid, file.gid) != (os.geteuid(), os.getegid()):
+        uid, gid = file.uid or os.geteuid(), file.gid or os.getegid()
+        if (uid, gid) != (os.geteuid(), os.getegid()):
             try:
-                os.fchown(handle, file.uid, file.gid)
+                os.fchown(handle, uid, gid)
             except PermissionError:
                 raise Rejected(
                     f"{file.target}: owner {file.uid}:{file.gid} can be given only where swarmd "

@@ -84,6 +84,22 @@ def _ipam(config: IpamConfig) -> dict[str, Any]:
     return {key: value for key, value in out.items() if value}
 
 
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether the open file is still the one with this name."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 class Networks:
     """The cluster's networks on one engine."""
 
@@ -144,21 +160,34 @@ class Networks:
         """Keeps other agents on the same engine from making networks meanwhile. Held for as long
         as two or three calls take; an agent that dies lets go of it.
         """
+        handle = await self._acquire()
         try:
-            self._lock_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise Failed(f"networks cannot be made without the lock file: {error}") from None
-        try:
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    await asyncio.sleep(LOCK_PAUSE_S)
             yield
         finally:
+            # Only whoever holds it may remove it; others see that theirs is no longer the file.
+            self._lock_path.unlink(missing_ok=True)
             os.close(handle)
+
+    async def _acquire(self) -> int:
+        """The lock file, locked."""
+        while True:
+            handle = self._open_lock()
+            try:
+                while not _try_lock(handle):
+                    await asyncio.sleep(LOCK_PAUSE_S)
+                if _is_at(handle, self._lock_path):
+                    return handle
+            except BaseException:
+                os.close(handle)
+                raise
+            os.close(handle)
+
+    def _open_lock(self) -> int:
+        try:
+            self._lock_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise Failed(f"networks cannot be made without the lock file: {error}") from None
 
     def _lock(self, network_id: str) -> asyncio.Lock:
         return self._locks.setdefault(network_id, asyncio.Lock())

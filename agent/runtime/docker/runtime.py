@@ -41,7 +41,7 @@ from agent.runtime.docker import exec as docker_exec
 from agent.runtime.docker.engine import PING_S, Engine, Refusal
 from agent.runtime.docker.events import EventStream, inspect, list_all
 from agent.runtime.docker.facts import Facts, describe, read_facts
-from agent.runtime.docker.files import Files, memory_folder
+from agent.runtime.docker.files import Files
 from agent.runtime.docker.images import Images
 from agent.runtime.docker.inspection import (
     end_of,
@@ -60,6 +60,7 @@ from agent.runtime.docker.spec import (
     plan_container,
 )
 from agent.runtime.docker.watch import Watched, Watchlist
+from agent.runtime.memory import memory_folder
 from swarm import errors
 from swarm.clock import Clock
 from swarm.v1 import (

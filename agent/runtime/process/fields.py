@@ -12,7 +12,7 @@ from __future__ import annotations
 import platform
 import re
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -43,6 +43,29 @@ class Powers:
         if self.root:
             return "swarmd runs as root, but the kernel refuses it namespaces"
         return "swarmd does not run as root"
+
+
+def shortcomings(powers: Powers, missing: Sequence[str], why_not: str) -> tuple[str, ...]:
+    """What the runtime cannot enforce on this host, for the node's warnings. `missing` are cgroup
+    controllers; `why_not` says why there are no namespaces.
+    """
+    found = []
+    if missing:
+        what = "" if tuple(missing) == ("all",) else f" of {', '.join(missing)}"
+        found.append(
+            f"process runtime: limits{what} are not enforced: swarmd cannot write the cgroups"
+        )
+    if not powers.isolated:
+        found.append(
+            "process runtime: tasks share the host's network, processes and files: swarmd may "
+            f"not make namespaces ({why_not or 'switched off'})"
+        )
+    else:
+        found.append(
+            "process runtime: tasks of this node share one bridge, and networks between "
+            "services neither separate them nor resolve names"
+        )
+    return tuple(found)
 
 
 H, R, L, X, N = How.HONOURED, How.ROOT, How.LIMIT, How.REFUSED, How.NO_EFFECT

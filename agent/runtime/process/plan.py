@@ -177,7 +177,7 @@ def make(
     layout: Layout,
     powers: Powers,
     *,
-    hide: Path,
+    hide: Sequence[Path],
     who: Identity,
     env: Mapping[str, str],
     lease: Lease | None,
@@ -185,7 +185,7 @@ def make(
     files: Sequence[TaskFile],
     cgroups: Sequence[Path],
 ) -> dict[str, Any]:
-    """The plan. `hide` is a folder on the host that isolated tasks do not see. `files` are shown by
+    """The plan. `hide` are folders of the host that isolated tasks do not see. `files` are shown by
     mounts, and so given only to isolated tasks.
     """
     spec = assignment.spec
@@ -220,7 +220,7 @@ def make(
             "sysctls": dict(container.sysctls),
             "shm_size": container.shm_size_bytes,
             "read_only": container.read_only,
-            "hide": [str(hide)],
+            "hide": [str(folder) for folder in hide],
             "mounts": _mounts(container, layout),
             "files": [
                 {"target": f.target, "data": f.data, "uid": f.uid, "gid": f.gid, "mode": f.mode}

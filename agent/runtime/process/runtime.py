@@ -37,6 +37,7 @@ from agent.runtime.base import (
     Started,
     Work,
 )
+from agent.runtime.memory import covered_folders
 from agent.runtime.process import cgroup as process_cgroup
 from agent.runtime.process import exec as process_exec
 from agent.runtime.process import fields as process_fields
@@ -176,27 +177,8 @@ class ProcessRuntime:
         self._powers = Powers(root=root, isolated=isolated, oom_score_adj=own_score)
         base, parent = self._cgroup_at
         self._cgroups = process_cgroup.detect(base, parent, self._node_id)
-        self._warnings = self._shortcomings(why_not)
-
-    def _shortcomings(self, why_not: str) -> tuple[str, ...]:
         missing = ("all",) if self._cgroups is None else self._cgroups.missing
-        found = []
-        if missing:
-            what = "" if missing == ("all",) else f" of {', '.join(missing)}"
-            found.append(
-                f"process runtime: limits{what} are not enforced: swarmd cannot write the cgroups"
-            )
-        if not self._powers.isolated:
-            found.append(
-                "process runtime: tasks share the host's network, processes and files: swarmd may "
-                f"not make namespaces ({why_not or 'switched off'})"
-            )
-        else:
-            found.append(
-                "process runtime: tasks of this node share one bridge, and networks between "
-                "services neither separate them nor resolve names"
-            )
-        return tuple(found)
+        self._warnings = process_fields.shortcomings(self._powers, missing, why_not)
 
     async def describe(self) -> Description:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -208,6 +190,7 @@ class ProcessRuntime:
         )
 
     async def adopt(self) -> tuple[Found, ...]:
+        known = set(self._tasks)  # by this agent: it may be starting them just now
         found = []
         for folder in sorted((self._state / "tasks").iterdir()):
             record = process_state.load_record(folder)
@@ -216,6 +199,8 @@ class ProcessRuntime:
                 continue
             await self._settle(folder)
             found.append(await self._adopt_one(_Task(record, folder)))
+        running = {f.task_id for f in found if f.phase is Phase.RUNNING}
+        self._files.keep(running | known)
         await self._bridge.sweep()
         return tuple(found)
 
@@ -347,6 +332,7 @@ class ProcessRuntime:
         task_id, powers = work.task_id, self._powers
         drivers = [n.spec.driver.name for n in work.networks.values() if n.spec and n.spec.driver]
         shared = not powers.isolated or process_plan.shares_host_network(spec, drivers)
+        who = process_plan.identity(container) if powers.root else process_plan.Identity()
         address, leased, files_dir = "", False, ""
         host_ports: tuple[PortConfig, ...] = ()
         if shared:
@@ -359,8 +345,7 @@ class ProcessRuntime:
                 lease = await self._bridge.lease(task_id)
                 address, leased = lease.address, True
         if work.files and not powers.isolated:
-            files_dir = str(self._files.write(task_id, work.files))
-        who = process_plan.identity(container) if powers.root else process_plan.Identity()
+            files_dir = str(self._files.write(task_id, work.files, uid=who.uid, gid=who.gid))
         layout = self._layout(self._folder(task_id))
         bind = "0.0.0.0" if not shared else self._ports.bind_address
         namespaces = tuple(n for n in process_plan.NAMESPACES if not (shared and n == "net"))
@@ -399,7 +384,7 @@ class ProcessRuntime:
             assignment,
             self._layout(task.folder),
             self._powers,
-            hide=self._hide,
+            hide=(self._hide, *covered_folders()),
             who=process_plan.identity(container) if self._powers.root else process_plan.Identity(),
             env=record.env,
             lease=self._bridge.leased(work.task_id) if record.leased else None,

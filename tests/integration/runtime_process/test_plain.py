@@ -169,7 +169,7 @@ async def test_remove_ends_the_task_and_leaves_nothing(plain: Harness) -> None:
     await plain.runtime.remove(job.task_id)
     assert not (plain.folder / "tasks" / job.task_id).exists()
     assert not Path(f"/proc/{started.container.pid}").exists()
-    assert not list(Path("/dev/shm").glob(f"swarm-files-*/{job.task_id}"))
+    assert not list(Path("/dev/shm").glob(f"swarm-process-files-*/*/{job.task_id}"))
 
 
 async def test_secrets_lie_in_memory_under_the_folder_that_is_named(plain: Harness) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -12,9 +13,9 @@ from typing import Any
 import pytest
 
 from agent.runtime.base import EventKind, Phase, Rejected, TaskFile
-from agent.runtime.docker.engine import Version
+from agent.runtime.docker.engine import Engine, Version
 from agent.runtime.docker.facts import Facts, describe, read_facts
-from agent.runtime.docker.files import Files, filesystem, memory_folder
+from agent.runtime.docker.files import Files
 from agent.runtime.docker.images import auth_header, parse_reference
 from agent.runtime.docker.inspection import (
     end_of,
@@ -25,8 +26,9 @@ from agent.runtime.docker.inspection import (
     started_of,
     verdict_of,
 )
-from agent.runtime.docker.networks import create_body
+from agent.runtime.docker.networks import Networks, create_body
 from agent.runtime.docker.watch import Watched, Watchlist
+from agent.runtime.memory import filesystem, memory_folder
 from swarm.v1 import Driver, IpamConfig, IpamOptions, Network, NetworkSpec
 
 # ------------------------------------------------------------------ images
@@ -377,3 +379,24 @@ def test_the_folder_for_files_is_in_memory() -> None:
     nearest = next(p for p in (folder, *folder.parents) if p.exists())
     assert filesystem(nearest) in ("tmpfs", "ramfs")
     assert filesystem(Path("/proc")) == "proc"
+
+
+async def test_agents_that_share_an_engine_make_networks_one_at_a_time_and_leave_no_lock(
+    tmp_path: Path,
+) -> None:
+    """Each agent has a lock file open that another one may just be removing."""
+    inside = most = 0
+
+    async def make() -> None:
+        nonlocal inside, most
+        networks = Networks(Engine(str(tmp_path / "docker.sock")), lock_folder=tmp_path / "locks")
+        for _ in range(20):
+            async with networks._alone():
+                inside += 1
+                most = max(most, inside)
+                await asyncio.sleep(0)
+                inside -= 1
+
+    await asyncio.gather(*(make() for _ in range(4)))
+    assert (inside, most) == (0, 1)
+    assert list((tmp_path / "locks").iterdir()) == []
