@@ -11,12 +11,23 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from swarm.quantities import format_cpus, format_duration
+from cli.plan_values import (
+    Format,
+    dependency,
+    device,
+    file,
+    limit,
+    mount,
+    octal,
+    plain,
+    port,
+    with_unit,
+    words,
+)
 from swarm.v1 import FieldChange, Kind
 
 __all__ = ["Field", "fields", "value"]
@@ -39,85 +50,9 @@ class Field:
     after: str | None
 
 
-_FILE_MODE = 0o444  # of secrets and configs where nothing else is said
-
 # ------------------------------------------------------------------ the table
 
-Format = Callable[[Any], str]
 Entry = tuple[str, Format | None]
-
-
-def _words(value: Any) -> str:
-    """A command: as a shell would read it."""
-    return shlex.join(map(str, value)) if isinstance(value, list) else plain(value)
-
-
-def _octal(value: Any) -> str:
-    return f"0o{value:03o}" if isinstance(value, int) else plain(value)
-
-
-# Elements of lists that come or go, in one line each.
-
-
-def _port(value: Any) -> str:
-    """ "8080->80/tcp"."""
-    if not isinstance(value, dict):
-        return plain(value)
-    ip = f"{value['host_ip']}:" if value.get("host_ip") else ""
-    published = value.get("published_port", "any")
-    mode = ", mode host" if value.get("publish_mode") == "host" else ""
-    return f"{ip}{published}->{value.get('target_port')}/{value.get('protocol', 'tcp')}{mode}"
-
-
-def _mount(value: Any) -> str:
-    """ "data:/var/lib/data (volume, read only)"; what else is set follows."""
-    if not isinstance(value, dict):
-        return plain(value)
-    rest = dict(value)
-    source, target = rest.pop("source", ""), rest.pop("target", "")
-    notes = [str(rest.pop("type", "volume"))]
-    if rest.pop("read_only", False):
-        notes.append("read only")
-    notes += [plain({name: inner})[1:-1] for name, inner in rest.items()]
-    return f"{f'{source}:' if source else ''}{target} ({', '.join(notes)})"
-
-
-def _file(value: Any) -> str:
-    """ "password (uid: 99, mode: 0o440)": a secret or config, and how its file is not the usual."""
-    if not isinstance(value, dict):
-        return plain(value)
-    name = value.get("secret_name") or value.get("config_name") or ""
-    file = value.get("file")
-    file = dict(file) if isinstance(file, dict) else {}
-    notes = []
-    if str(file.get("name", name)) != str(name):
-        notes.append(f"target: {file['name']}")
-    notes += [f"{key}: {file[key]}" for key in ("uid", "gid") if file.get(key, "0") != "0"]
-    if file.get("mode", _FILE_MODE) != _FILE_MODE:
-        notes.append(f"mode: {_octal(file['mode'])}")
-    return f"{name} ({', '.join(notes)})" if notes else str(name)
-
-
-def _limit(value: Any) -> str:
-    if not isinstance(value, dict):
-        return plain(value)
-    soft, hard = value.get("soft", 0), value.get("hard", 0)
-    return str(soft) if soft == hard else f"{soft}:{hard}"
-
-
-def _device(value: Any) -> str:
-    if not isinstance(value, dict):
-        return plain(value)
-    names = ("source", "target", "permissions")
-    return ":".join(str(value[name]) for name in names if value.get(name))
-
-
-def _dependency(value: Any) -> str:
-    if not isinstance(value, dict):
-        return plain(value)
-    notes = [] if value.get("required", False) else ["not required"]
-    notes += ["restart"] if value.get("restart") else []
-    return ", ".join([str(value.get("condition", "service_started")), *notes])
 
 
 def _table(text: str, **formats: Format) -> dict[str, Entry]:
@@ -260,14 +195,14 @@ SERVICE = _table(
     labels                                deploy.labels
     labels[]                              deploy.labels.*
     """,
-    words=_words,
-    octal=_octal,
-    port=_port,
-    mount=_mount,
-    file=_file,
-    limit=_limit,
-    device=_device,
-    dependency=_dependency,
+    words=words,
+    octal=octal,
+    port=port,
+    mount=mount,
+    file=file,
+    limit=limit,
+    device=device,
+    dependency=dependency,
 )
 # Networks, volumes, secrets and configs.
 OBJECT = _table(
@@ -287,13 +222,6 @@ OBJECT = _table(
     data                   content
     """
 )
-# Endings of our field names, which carry their unit, and what compose has no unit for.
-_UNITS: tuple[tuple[str, Format], ...] = (
-    ("_ns", lambda value: format_duration(value)),
-    ("_bytes", lambda value: size(value)),
-    ("_nano", lambda value: format_cpus(value)),
-)
-_RENAMED = {"cpu": "cpus"}
 _SECRETS_DIR = "/run/secrets/"
 # What a reference leads to, where only that has changed.
 _CONTENT = re.compile(r"((secrets|configs)\[.*\])\.(data|secret_id|config_id)")
@@ -399,7 +327,7 @@ def _short(name: str, stack: str) -> str:
 
 def _tells_itself(key: str, form: Format | None, shown: list[str | None]) -> bool:
     """Whether an element that came or went is told by its value: `cap_add[X]: X` says it twice."""
-    return form in (_port, _mount, _device) or f"[{shown[0] or shown[1]}]" in key
+    return form in (port, mount, device) or f"[{shown[0] or shown[1]}]" in key
 
 
 def _match(table: Mapping[str, Entry], path: str) -> tuple[str, list[str]]:
@@ -419,13 +347,13 @@ def _translate(table: Mapping[str, Entry], path: str) -> tuple[str, Format | Non
     """The compose key, and how values are shown."""
     pattern, rest = _match(table, path)
     if not pattern:
-        return _with_unit(path, path, None)
+        return with_unit(path, path, None)
     key, form = table[pattern]
     if "*" in key:
         name = next(part for part in split(path) if part.startswith("["))
         key = key.replace("*", name[1:-1])
     tail = "".join(part if part.startswith("[") else f".{part}" for part in rest)
-    return _with_unit(key + tail, path, None if rest else form)
+    return with_unit(key + tail, path, None if rest else form)
 
 
 def split(path: str) -> list[str]:
@@ -444,46 +372,3 @@ def split(path: str) -> list[str]:
             found.append(path[at:stop])
         at = stop + 1 if stop < len(path) and path[stop] == "." else stop
     return [part for part in found if part]
-
-
-def _with_unit(key: str, path: str, form: Format | None) -> tuple[str, Format | None]:
-    if form is not None:
-        return key, form
-    for ending, show in _UNITS:
-        if path.endswith(ending):
-            short = key.removesuffix(ending)
-            stem, dot, last = short.rpartition(".")
-            return f"{stem}{dot}{_RENAMED.get(last, last)}", _numbers(show)
-    return key, None
-
-
-def _numbers(show: Format) -> Format:
-    return lambda value: show(value) if isinstance(value, int) else plain(value)
-
-
-def size(value: int) -> str:
-    """Bytes as compose writes them, exactly: "512M", "1536K", "1000"."""
-    for unit, bytes_ in (("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)):
-        if value and value % bytes_ == 0:
-            return f"{value // bytes_}{unit}"
-    return str(value)
-
-
-def plain(value: Any) -> str:
-    """A value in YAML's flow style, without needless quotes."""
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case None:
-            return "null"
-        case str():
-            return value
-        case list():
-            return f"[{', '.join(map(plain, value))}]"
-        case dict():
-            pairs = []
-            for name, inner in value.items():
-                key, form = _with_unit(name, name, None)
-                pairs.append(f"{key}: {form(inner) if form else plain(inner)}")
-            return f"{{{', '.join(pairs)}}}"
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -19,8 +19,9 @@ from swarm.clock import SECOND_NS
 from swarm.v1 import ServiceStatus, TaskState, UpdateState
 
 if TYPE_CHECKING:
-    from cli.converge import Display, Progress
+    from cli.converge import Display
     from cli.settings import Terminal
+    from cli.verdict import Progress
     from swarm.clock import Clock
 
 __all__ = ["Row", "make_display", "rows"]

@@ -13,7 +13,7 @@ import click
 
 from cli.commands.common import create_blob, describe_blob
 from cli.connection import Connection, call
-from cli.converge import started, wait_and_report
+from cli.converge import wait_and_report
 from cli.format import Record, print_rows
 from cli.lazy import Group
 from cli.objects import inspect_all, list_objects, name_of, remove_all
@@ -28,6 +28,7 @@ from cli.options import (
 from cli.services import interruptible
 from cli.settings import settings
 from cli.times import ago
+from cli.verdict import started
 from swarm.v1 import (
     Config,
     GetRequest,

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from cli.connection import Connection
-from cli.converge import Goal, started, wait_and_report
+from cli.converge import wait_and_report
 from cli.lazy import Command
 from cli.options import Ref, detach_options
 from cli.registry import auth_for
@@ -25,6 +25,7 @@ from cli.service_flags import (
 from cli.services import interruptible, warn
 from cli.settings import settings
 from cli.spec_paths import put
+from cli.verdict import Goal, started
 from swarm.errors import Conflict, Invalid
 from swarm.ids import new_id, system_rng
 from swarm.v1 import (

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cli.connection import Connection
-from cli.converge import started, wait_and_report
+from cli.converge import wait_and_report
 from cli.lazy import Command
 from cli.objects import list_objects
 from cli.options import Ref, StackRevisionRef, detach_options, make_filters
@@ -18,6 +18,7 @@ from cli.services import STACK_LABEL, interruptible, warn
 from cli.settings import settings
 from cli.stack_files import compose_options, load_spec, request_for
 from cli.stack_plan import plan_and_show, plan_options
+from cli.verdict import started
 from swarm.errors import Conflict
 from swarm.v1 import (
     DeployStackRequest,

@@ -7,13 +7,14 @@ import asyncio
 import click
 
 from cli.connection import Connection
-from cli.converge import Goal, wait_and_report
+from cli.converge import wait_and_report
 from cli.gone import wait_gone
 from cli.lazy import Command
 from cli.objects import list_objects, raise_all
 from cli.options import Ref, detach_options, make_filters
 from cli.services import STACK_LABEL, interruptible
 from cli.settings import settings
+from cli.verdict import Goal
 from swarm.clock import SECOND_NS
 from swarm.errors import EXIT_NOT_CONVERGED, Conflict, NotFound, SwarmError
 from swarm.quantities import format_duration

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from cli.connection import Connection
-from cli.converge import Goal, wait_and_report
+from cli.converge import wait_and_report
 from cli.lazy import Command
 from cli.options import Ref, timeout_option
 from cli.services import interruptible
 from cli.settings import settings
+from cli.verdict import Goal
 from swarm.v1 import WatchServicesRequest
 
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress display.")

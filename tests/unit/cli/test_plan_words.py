@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from cli.compose.keys import DEPLOY
 from cli.compose.keys import SERVICE as SERVICE_KEYS
-from cli.plan_words import OBJECT, SERVICE, Field, fields, size, split
+from cli.plan_values import size
+from cli.plan_words import OBJECT, SERVICE, Field, fields, split
 from swarm.quantities import parse_bytes
 from swarm.v1 import (
     ConfigSpec,

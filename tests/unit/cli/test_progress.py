@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cli.converge import Goal, Progress, Verdict, judge
 from cli.progress import REPEAT_EVERY_S, PlainDisplay, _Seen, plain_line, rows
+from cli.verdict import Goal, Progress, Verdict, judge
 from swarm.clock import SECOND_NS, ManualClock
 from swarm.v1 import ServiceStatus, UpdateState, UpdateStatus
 
