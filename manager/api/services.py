@@ -288,13 +288,21 @@ def _check_changeable(service: Service, spec: ServiceSpec) -> None:
             f"renaming services is not supported ({before.name!r} to {spec.name!r}); create a "
             "service with the new name and remove the old one"
         )
+    changes_mode = mode_change(before, spec)
+    if changes_mode:
+        raise errors.Unsupported(f"{quoted(service)}: {changes_mode}")
+
+
+def mode_change(before: ServiceSpec, after: ServiceSpec) -> str:
+    """Why the spec cannot follow the other one: a service has one mode for life. Empty: it can."""
     was = mode_name(before.mode) if before.mode else "replicated"
-    becomes = mode_name(spec.mode) if spec.mode else "replicated"
-    if was != becomes:
-        raise errors.Unsupported(
-            f"{quoted(service)}: service mode change is not allowed (it is {was}, asked for is "
-            f"{becomes}); remove the service and create it again"
-        )
+    becomes = mode_name(after.mode) if after.mode else "replicated"
+    if was == becomes:
+        return ""
+    return (
+        f"service mode change is not allowed (it is {was}, asked for is {becomes}); remove the "
+        "service and create it again"
+    )
 
 
 def _put_next(

@@ -41,6 +41,7 @@ from manager.api.services import (
     follows,
     force_update,
     forced,
+    mode_change,
     needs_new_tasks,
     prepare,
     restart_followers,
@@ -405,6 +406,10 @@ def _deploy_volume(work: _Deploy, spec: VolumeSpec) -> None:
 def _prepare(work: _Deploy, spec: ServiceSpec) -> ServiceSpec:
     find = work.problems.of(f'service "{spec.name}"')
     old: Service | None = work.mine(Service, spec.name, find)
+    if old is not None and not old.pending_delete:
+        refused = mode_change(spec_of(old), spec)
+        if refused:
+            find.add("mode", refused)
     if old is not None and spec.task is not None:
         # A stack file has no way to say it, so what `service update --force` counted up stays.
         force = max(spec.task.force_update, force_update(spec_of(old)))

@@ -18,12 +18,14 @@ from swarm.v1 import (
     Dependency,
     DeployStackRequest,
     Driver,
+    Global,
     Kind,
     Network,
     NetworkAttachmentSpec,
     Secret,
     SecretReference,
     Service,
+    ServiceMode,
     ServiceRevision,
     Stack,
     StackRevision,
@@ -446,6 +448,18 @@ async def test_changed_network_is_refused_with_what_differs(api: Api):
     with pytest.raises(errors.Invalid, match="a network cannot be changed, and internal differ"):
         await api.deploy(app(networks=(network("app_net", internal=True),)))
     assert api.store.revision == before
+
+
+async def test_changed_mode_is_told_with_all_other_problems(api: Api):
+    await api.deploy(app())
+    jobs = service("app_db", mode=ServiceMode(global_service=Global()))
+    with pytest.raises(errors.Invalid) as caught:
+        await api.deploy(app(services=(jobs, service("app_x", container={"image": ""}))))
+    assert caught.value.message.startswith("2 problems:")
+    assert (
+        'service "app_db": mode: service mode change is not allowed (it is replicated, asked for is '
+        "global); remove the service and create it again" in caught.value.message
+    )
 
 
 async def test_changed_volume_is_refused(api: Api):
