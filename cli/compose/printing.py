@@ -392,7 +392,7 @@ BIND: Table = {
 }
 VOLUME_OPTIONS: Table = {
     "nocopy": TRUTH,
-    "subpath": Field(_text, beyond=True),
+    "subpath": TEXT,
     "labels": Field(_mapping, beyond=True),
 }
 TMPFS: Table = {"size": Field(_size_number), "mode": Field(_mode, beyond=True)}

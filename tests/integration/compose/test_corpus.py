@@ -14,7 +14,7 @@ import functools
 import re
 import subprocess
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import yaml
@@ -174,7 +174,7 @@ class _Printed(yaml.SafeLoader):
     make times of `22:22` and booleans of `on`.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}
 
 
 for _tag, _pattern in (

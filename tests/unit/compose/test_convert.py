@@ -242,10 +242,16 @@ def test_dotenv_stands_below_the_environment(tmp_path: Path) -> None:
         ("reg:5000/a/b:1", "reg:5000/a/b:1"),
         (f"a@sha256:{'0' * 64}", f"a@sha256:{'0' * 64}"),
         ("A.example:5000/b", "A.example:5000/b:latest"),
+        ("docker.io/library/nginx", "nginx:latest"),
+        ("index.docker.io/team/app:2", "team/app:2"),
+        ("library/nginx:1", "nginx:1"),
+        ("library/a/b:1", "library/a/b:1"),
+        ("localhost/x", "localhost/x:latest"),
+        ("4bcff639" * 8, "4bcff639" * 8),
         ("[::1]:5000/b_c--d:x", "[::1]:5000/b_c--d:x"),
     ],
 )
-def test_an_image_gets_the_tag_latest_where_it_has_none(image: str, becomes: str) -> None:
+def test_an_image_is_named_as_docker_names_it(image: str, becomes: str) -> None:
     found = spec(f"services: {{web: {{image: '{image}'}}}}").services[0]
     assert container(found).image == becomes
     assert found.labels["com.docker.stack.image"] == image
