@@ -97,6 +97,8 @@ class Verdict:
     statuses: dict[str, ServiceStatus] = field(default_factory=dict)
     # By service: the newest task that failed, also where the service has forgotten it since.
     failing: dict[str, str] = field(default_factory=dict)
+    # By service: why its update was rolled back, which is known while that is under way.
+    causes: dict[str, str] = field(default_factory=dict)
     timed_out: bool = False
 
     def note(self, status: ServiceStatus, progress: Progress) -> None:
@@ -105,6 +107,9 @@ class Verdict:
         self.progress[status.service_id] = progress
         if status.failing_task_id:
             self.failing[status.service_id] = status.failing_task_id
+        update = status.update_status
+        if update is not None and update.state is UpdateState.ROLLBACK_STARTED:
+            self.causes[status.service_id] = update.message
 
     @property
     def over(self) -> bool:
@@ -147,7 +152,8 @@ class Verdict:
                     known = message.startswith("update paused")
                     text = message if known else f"update paused: {message}"
                 case Progress.ROLLED_BACK:
-                    text = f"rolled back: {message}"
+                    text = self.causes.get(id_, "")
+                    text = f"rolled back: {text}" if text else "rolled back"
                 case Progress.GOING if status.stopping and not status.desired:
                     noun = "task is" if status.stopping == 1 else "tasks are"
                     text = f"{status.stopping} {noun} not gone yet"

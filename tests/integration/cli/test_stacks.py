@@ -325,9 +325,11 @@ def test_a_rolled_back_deploy_ends_with_7_its_reason_and_the_last_lines(
     cli: Cli, cluster: FakeCluster, compose: str, web: Service
 ) -> None:
     broken(cluster, web)
-    going = UpdateStatus(state=UpdateState.ROLLBACK_STARTED, started_at_ns=7)
+    going = UpdateStatus(
+        state=UpdateState.ROLLBACK_STARTED, started_at_ns=7, message="update failed: 2 tasks ended"
+    )
     done = UpdateStatus(
-        state=UpdateState.ROLLBACK_COMPLETED, started_at_ns=7, message="rolled back: 2 tasks failed"
+        state=UpdateState.ROLLBACK_COMPLETED, started_at_ns=7, message="rollback completed"
     )
     cluster.watch_script = [
         [status(web, 1, 2, converged=False, update_status=going, failing_task_id="t1")],
@@ -336,7 +338,8 @@ def test_a_rolled_back_deploy_ends_with_7_its_reason_and_the_last_lines(
     answer = cli("stack", "deploy", "-c", compose, "app")
     assert answer.code == 7
     assert "Error: stack 'app' was rolled back\n" in answer.err
-    assert "2 tasks failed" in answer.err and "| one\n" in answer.err
+    assert "  app_web: rolled back: update failed: 2 tasks ended\n" in answer.err
+    assert "rollback completed" not in answer.err and "| one\n" in answer.err
 
 
 @pytest.mark.parametrize(
