@@ -270,7 +270,7 @@ def _devices(at: At, style: Style) -> object:
 
 def _env_file(at: At, style: Style) -> object:
     """Docker prints the files beside what they say. The exact form must not read them again."""
-    return [] if style.exact else _strings(at, style)
+    return None if style.exact else _strings(at, style)
 
 
 def _ulimits(at: At, style: Style) -> object:
@@ -530,6 +530,7 @@ SERVICE: Table = {
     "privileged": TRUTH,
     "provider": ANY,
     "pull_policy": TEXT,
+    "pull_refresh_after": TEXT,
     "read_only": TRUTH,
     "restart": TEXT,
     "runtime": TEXT,
