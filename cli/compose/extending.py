@@ -19,11 +19,21 @@ from cli.compose.problems import nearest
 from cli.compose.reading import Reading, refuse_remote
 from cli.compose.tree import Node
 
+EXTENDS_DEPTH_MAX = 64
 Chain = tuple[tuple[str, str], ...]  # file and service, from the first that extends
 
 
 def extended(reading: Reading, at: At, context: Context, file: str, *, chain: Chain) -> Node | None:
-    """The service in its one form, laid upon what it extends; None if it is no mapping."""
+    """The service in its one form, laid upon what it extends; None if it is no mapping. One that
+    several extend is done once.
+    """
+    key = (*chain[-1], str(context.base))
+    if key not in reading.services:
+        reading.services[key] = _extended(reading, at, context, file, chain)
+    return reading.services[key]
+
+
+def _extended(reading: Reading, at: At, context: Context, file: str, chain: Chain) -> Node | None:
     node = canonical_service(at, context)
     if node is None:
         return None
@@ -49,6 +59,12 @@ def extended(reading: Reading, at: At, context: Context, file: str, *, chain: Ch
     if (other_file, other) in chain:
         names = " -> ".join(name for _, name in (*chain, (other_file, other)))
         extends.fail(f"services extend each other in a circle: {names}", "break the circle")
+        return node
+    if len(chain) > EXTENDS_DEPTH_MAX:
+        extends.fail(
+            f"services extend each other over more than {EXTENDS_DEPTH_MAX} levels",
+            "extend the first of them",
+        )
         return node
     base = _service(reading, other_at, other, other_file, other_context)
     if base is None:

@@ -38,6 +38,7 @@ class Reading:
     interpolates: bool = True
     sources: int = 0
     roots: dict[tuple[str, str], Node] = field(default_factory=dict)
+    services: dict[tuple[str, str, str], Node | None] = field(default_factory=dict)
 
     def source(self, name: str, text: str) -> Source:
         self.sources += 1

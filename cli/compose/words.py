@@ -7,51 +7,48 @@ where a word would.
 
 from __future__ import annotations
 
-_SPACE = " \t\r\n"
+import re
+
+_PLAIN = re.compile(r"[^ \t\r\n\\'\"]+")
+_QUOTED = {"'": re.compile(r"([^']*)'"), '"': re.compile(r'((?:[^"\\]|\\.)*)"', re.DOTALL)}
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 
 def split_words(text: str) -> list[str]:
     """The words of a line. Raises ValueError when a quote or an escape is not ended."""
     words: list[str] = []
-    word: list[str] | None = None
+    word: list[str] = []  # the parts of the word so far
+    inside = False
     index = 0
     while index < len(text):
         char = text[index]
-        index += 1
-        if char in _SPACE:
-            if word is not None:
+        if char in " \t\r\n":
+            if inside:
                 words.append("".join(word))
-                word = None
-        elif char == "#" and word is None:
+                word, inside = [], False
+            index += 1
+            continue
+        if char == "#" and not inside:
             end = text.find("\n", index)
             index = len(text) if end < 0 else end + 1
-        elif char == "\\":
-            if index >= len(text):
+            continue
+        inside = True
+        if char == "\\":
+            if index + 1 >= len(text):
                 raise ValueError("no character follows the last backslash")
-            word = [*(word or ()), text[index]]
-            index += 1
-        elif char in "'\"":
-            quoted, index = _quoted(text, index, char)
-            word = [*(word or ()), quoted]
+            word.append(text[index + 1])
+            index += 2
+        elif char in _QUOTED:
+            match = _QUOTED[char].match(text, index + 1)
+            if match is None:
+                raise ValueError(f"a {char} is not closed")
+            word.append(match[1] if char == "'" else _ESCAPED.sub(r"\1", match[1]))
+            index = match.end()
         else:
-            word = [*(word or ()), char]
-    if word is not None:
+            match = _PLAIN.match(text, index)
+            assert match is not None
+            word.append(match[0])
+            index = match.end()
+    if inside:
         words.append("".join(word))
     return words
-
-
-def _quoted(text: str, index: int, quote: str) -> tuple[str, int]:
-    """What stands between quotes, and the index after them. Single quotes know no escapes."""
-    found: list[str] = []
-    while index < len(text):
-        char = text[index]
-        index += 1
-        if char == quote:
-            return "".join(found), index
-        if char == "\\" and quote == '"':
-            if index >= len(text):
-                break
-            char = text[index]
-            index += 1
-        found.append(char)
-    raise ValueError(f"a {quote} is not closed")
