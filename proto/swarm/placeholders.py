@@ -45,8 +45,8 @@ SECRET_BYTES_MAX = 512_000  # as SwarmKit
 CONFIG_BYTES_MAX = 1_024_000  # as SwarmKit
 # One word of a program's environment on Linux; nothing in a spec's fields is longer.
 _FIELD_LIMITS = Limits(output_chars=128 << 10, steps=50_000)
-# Below half a second; thousands of placeholders in a file are within it.
-_PAYLOAD_STEPS = 200_000
+# Thousands of placeholders in a file are within it; the slowest template takes about two seconds.
+_PAYLOAD_STEPS = 100_000
 
 Values = Struct
 Getter = Callable[[str], str]

@@ -1,7 +1,7 @@
 """From nodes to text. Source: Go's text/template, its exec.
 
 Evaluation is bounded: work is counted in steps (a node, a round of a range, a word of a call, some
-kilobytes of text that a function reads or makes), and depth and size have their limits. Reaching
+text that a function reads or makes), and depth and size have their limits. Reaching
 one is an error with the place in the template where it happened.
 """
 
@@ -45,7 +45,8 @@ from swarm.gotemplate.values import (
     unknown_field,
 )
 
-_STEP_CHARS = 4096  # text that counts as one more step
+# Text that counts as one more step, for the slowest functions take some µs for it.
+_STEP_CHARS = 64
 
 
 @dataclass(frozen=True, slots=True)

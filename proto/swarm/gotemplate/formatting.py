@@ -302,19 +302,24 @@ def _printable(letter: str) -> bool:
     return letter == " " or (letter.isprintable() and not letter.isspace())
 
 
+# All but the printable ASCII that is written as it is.
+_NOT_PLAIN = re.compile(r"[^ !#-\[\]-~]")
+
+
 def _quote(text: str, *, ascii_only: bool) -> str:
     """A string literal of Go."""
 
-    def one(letter: str) -> str:
+    def one(match: re.Match[str]) -> str:
+        letter = match[0]
         code = ord(letter)
         if letter in _ESCAPED:
             return _ESCAPED[letter]
         if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8
             return f"\\x{code - 0xDC00:02x}"
-        if _printable(letter) and (code < 0x80 or not ascii_only):
+        if _printable(letter) and not ascii_only:
             return letter
         if code < 0x20 or code == 0x7F:
             return f"\\x{code:02x}"
         return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
-    return '"' + "".join(map(one, text)) + '"'
+    return '"' + _NOT_PLAIN.sub(one, text) + '"'

@@ -6,6 +6,7 @@ more arguments than they need. Messages hold no values, which may be secret.
 
 from __future__ import annotations
 
+import re
 import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -181,15 +182,18 @@ def _html(*values: Any) -> str:
     return _one_text(values).translate(_HTML)
 
 
+# Besides what has an escape, all that may not be printable.
+_JS_SPECIAL = re.compile(r"[^ -~]|[\\'\"<>&=]")
+
+
 def _js(*values: Any) -> str:
-    def one(letter: str) -> str:
+    def one(match: re.Match[str]) -> str:
+        letter = match[0]
         if letter in _JS:
             return _JS[letter]
-        if letter < " " or not (letter.isprintable() or letter == " "):
-            return f"\\u{ord(letter):04X}"
-        return letter
+        return letter if letter.isprintable() else f"\\u{ord(letter):04X}"
 
-    return "".join(map(one, _one_text(values)))
+    return _JS_SPECIAL.sub(one, _one_text(values))
 
 
 def _urlquery(*values: Any) -> str:
