@@ -31,6 +31,7 @@ FAILED_TAG = "!failed"
 LITERAL_TAG = "!literal"
 SILENT_TAGS = (FAILED_TAG, LITERAL_TAG)  # such a value is not told to be wrong
 _CORE = "tag:yaml.org,2002:"
+_SAME_AS = {"map": "set"}  # a set is a mapping without values
 _FIXED: dict[str, bool | float | None] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -307,6 +308,8 @@ class _Composer:
         match name.removeprefix(_CORE):
             case "str" | "timestamp":
                 return "", text
+            case "merge" if text == "<<":  # as go-yaml writes it, and the tools built on that
+                return "", text
             case "binary":
                 return "", self.decoded(event, text)
             case "null" if resolved is None:
@@ -348,7 +351,7 @@ class _Composer:
         )
 
     def collection_tag(self, event: Any, own: str) -> str:
-        if not event.tag or event.tag in ("!", _CORE + own):
+        if not event.tag or event.tag in ("!", _CORE + own, _CORE + _SAME_AS.get(own, own)):
             return ""
         if event.tag in SPECIAL_TAGS:
             return str(event.tag)

@@ -13,7 +13,7 @@ import base64
 import functools
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -121,10 +121,16 @@ _DEFAULTS = {"Protocol": "tcp", "PublishMode": "ingress"}
 _IDS = frozenset(("SecretID", "ConfigID"))
 
 
+# Lists whose order means nothing: Docker's own varies where a config is used twice.
+_TOLD_APART_BY: dict[str, Callable[[dict[str, Any]], str]] = {
+    "Mounts": lambda mount: str(mount["Target"]),
+    "Secrets": lambda reference: str(reference["File"]["Name"]),
+    "Configs": lambda reference: str(reference["File"]["Name"]),
+}
+
+
 def differences(path: str, ours: Any, theirs: Any) -> Iterator[Difference]:
-    """What differs, by path. Empty and absent are the same to the engine; mounts are told apart by
-    their target.
-    """
+    """What differs, by path. Empty and absent are the same to the engine."""
     if isinstance(ours, dict) or isinstance(theirs, dict):
         ours, theirs = ours or {}, theirs or {}
         if isinstance(ours, dict) and isinstance(theirs, dict):
@@ -135,8 +141,8 @@ def differences(path: str, ours: Any, theirs: Any) -> Iterator[Difference]:
             return
     if isinstance(ours, list | tuple) or isinstance(theirs, list | tuple):
         ours, theirs = list(ours or []), list(theirs or [])
-        if path.endswith("/Mounts"):
-            yield from differences(path, *({m["Target"]: m for m in s} for s in (ours, theirs)))
+        if name := _TOLD_APART_BY.get(path.rpartition("/")[2]):
+            yield from differences(path, *({name(e): e for e in s} for s in (ours, theirs)))
             return
         if len(ours) == len(theirs):
             for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
