@@ -50,11 +50,12 @@ class Files:
     def remove(self, task_id: str) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder / task_id, ignore_errors=True)
-            with (
-                self._changing,
-                contextlib.suppress(OSError),
-            ):  # other tasks have files, or there never were any
-                self._folder.rmdir()
+            self._tidy(self._folder)
+
+    def _tidy(self, folder: Path) -> None:
+        # It fails where other tasks have files, or there never were any.
+        with self._changing, contextlib.suppress(OSError):
+            folder.rmdir()
 
     def keep(self, task_ids: Iterable[str]) -> None:
         """Removes the files of all other tasks."""
@@ -62,6 +63,7 @@ class Files:
             return
         for left in set(os.listdir(self._folder)) - set(task_ids):
             self.remove(left)
+        self._tidy(self._folder)
 
 
 def _write(path: Path, file: TaskFile) -> str:

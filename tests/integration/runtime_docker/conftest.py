@@ -89,6 +89,7 @@ class Harness:
     async def clean(self) -> None:
         await self.close()
         self.drop_containers()
+        self.runtime._files.keep(())
         for network_id in self.networks:
             label = f"label=swarm-py.network.id={network_id}"
             if ids := self.host.docker("network", "ls", "-q", "--filter", label).split():
