@@ -259,6 +259,8 @@ class Objects:
             if not inside:
                 found.fail(f"{text} is not inside the subnet {network}", "choose one inside it")
         others = at.set_at("aux_addresses")
+        for _, each in others.items() if others is not None else ():
+            _check_inside(each, network)
         if network is None and at.set_at("subnet") is None and at.node.value:
             at.lacks("subnet", "add subnet: 10.20.0.0/24")
         return IpamConfig(
@@ -355,6 +357,15 @@ class Objects:
         except OSError as error:
             at.fail(f"{path} cannot be read: {error.strerror}", "check its permissions")
         return None
+
+
+def _check_inside(at: At, network: ipaddress.IPv4Network | ipaddress.IPv6Network | None) -> None:
+    try:
+        inside = network is None or ipaddress.ip_address(at.text()) in network
+    except ValueError:
+        inside = False
+    if not inside:
+        at.fail(f"{at.shown()} is not an address of {network}", "choose one inside it")
 
 
 def _refuse_overlap(at: At, subnet: str, others: list[IpamConfig]) -> None:

@@ -93,10 +93,11 @@ def long_ports(at: At) -> list[Node]:
         return []
     ports: list[Node] = []
     for entry in at.elements():
-        ports += _entry(entry)
-        if len(ports) > PORTS_MAX:
-            entry.fail(f"these are more than {PORTS_MAX} ports", "publish fewer")
-            return []
+        for port in _entry(entry):
+            ports.append(port)
+            if len(ports) > PORTS_MAX:
+                entry.fail(f"these are more than {PORTS_MAX} ports", "publish fewer")
+                return []
     return ports
 
 

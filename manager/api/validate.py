@@ -189,8 +189,6 @@ def _check_task(find: Finder, task: TaskSpec, mode: ServiceMode, *, is_job: bool
             find.add(f"networks[{i}]", "the network's name is missing")
         elif target in targets[:i]:
             find.add(f"networks[{i}]", f"network {target!r} is named twice")
-    if task.log_driver is not None and not task.log_driver.name and task.log_driver.options:
-        find.add("logging.driver", "options are given for a log driver that is not named")
 
 
 def _check_resources(find: Finder, resources: ResourceRequirements) -> None:
