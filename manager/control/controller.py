@@ -363,7 +363,7 @@ class Controller:
     def _note_reason(self, draft: Draft, group: Group, left: tuple[Task, ...], tick: Tick) -> None:
         if not self._explains:
             for task in left:
-                if task.meta is None:
+                if draft.get(Task, task.id) is not task:
                     draft.put(task)
             return
         why = reason(account(self.table, group.requirement, group.service_id, group.node_id))

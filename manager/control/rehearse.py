@@ -10,8 +10,8 @@ It knows nothing of what tasks would do in truth: one that crashes, or an image 
 not foreseen. All nodes being equally fast, services whose roll-outs run side by side take turns.
 
 Cost: the node table once (all tasks), then what the change touches. A roll-out of n tasks in steps
-of p looks n/p times at n tasks, so one of many steps is played in larger ones (STEPS_TASKS_MAX);
-it comes to the same numbers, though single tasks may come to other nodes than in truth.
+of p looks n/p times at n tasks, so those of many steps are played in larger ones (STEPS_TASKS_MAX);
+that comes to the same numbers, though single tasks may come to other nodes than in truth.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ from msgspec import structs
 
 from manager.control.controller import Controller
 from manager.control.gates import closed_gates
-from manager.control.template import UPDATING, Mode, job_size, mode_of, state_of
+from manager.control.template import (
+    ROLLBACK,
+    UPDATING,
+    Mode,
+    job_size,
+    mode_of,
+    state_of,
+    update_config,
+)
 from manager.scheduler import account, reason
 from manager.store import Change, Draft, View
 from manager.store.tables import BY_CLASS
@@ -44,7 +52,6 @@ from swarm.v1 import (
     Task,
     TaskState,
     TaskStatus,
-    UpdateConfig,
 )
 
 T = TypeVar("T", bound=Message)
@@ -53,10 +60,11 @@ T = TypeVar("T", bound=Message)
 TICKS_MAX = 20_000
 # Longer than any roll-out whose end somebody waits for.
 HORIZON_NS = 7 * 24 * 3600 * SECOND_NS
-# How many tasks the steps of one roll-out may look at in all, each step at every task of the
-# service: up to 200 tasks one by one, 1,000 in 40 steps, from 10,000 on in four.
+# How many tasks the steps of all roll-outs may look at together, each step at every task of its
+# service: some 3 s of work. 300 services of ten tasks go one by one, a service of 200 as well; one
+# of 1,000 goes in 40 steps, one of 10,000 in four.
 STEPS_TASKS_MAX = 40_000
-_STEPS_MIN = 4
+_STEPS_MIN = 3
 _TURN_NS = MILLISECOND_NS  # what each round of loop and nodes takes
 
 
@@ -121,19 +129,27 @@ def rehearse(view: View, *, now_ns: int, rng: ids.Rng, services: Collection[str]
     touches, removed ones included; what else has something to do is found.
     """
     stage = _Stage(view, now_ns=now_ns)
-    for service in [s for s in view.all(Service) if s.id in services or _rolling(s)]:
-        _take_larger_steps(stage, service)
+    _take_larger_steps(stage, [s for s in view.all(Service) if s.id in services or _rolling(s)])
     stage.step()
     controller = Controller(rng, explains=False)
     controller.reset(stage)
     told = [t for t in stage.all(Task) if _unsettled(t)]
+    touched = {s.spec.name for i in services if (s := stage.get(Service, i)) and s.spec}
     controller.dirty = {
         *(i for i in services if stage.get(Service, i) is not None),
         *(t.service_id for t in told),
-        *(s.id for s in stage.all(Service) if closed_gates(stage, s)),
+        *(s.id for s in stage.all(Service) if _waits(stage, s, touched)),
     }
     settled = _play(stage, controller, [t.id for t in told])
     return Rehearsal(view, stage, controller, settled=settled)
+
+
+def _waits(view: View, service: Service, touched: Collection[str]) -> bool:
+    """Whether it waits for other services, or may have waited for one that is touched."""
+    if service.spec is None or not service.spec.depends_on:
+        return False
+    named = any(gate.service in touched for gate in service.spec.depends_on)
+    return named or bool(closed_gates(view, service))
 
 
 def _play(stage: _Stage, controller: Controller, told: Sequence[str]) -> bool:
@@ -203,8 +219,8 @@ def _unsettled(task: Task) -> bool:
 
 def _obey(stage: _Stage, task_id: str) -> bool:
     """The task's node takes it one step further, if there is one and it is up; True: it runs, and
-    is to run to completion. A replacement gets ready while its predecessor stops, so each start
-    takes two turns, stop-first or not.
+    is to run to completion. A start takes three turns and a stop one, and a replacement gets ready
+    while its predecessor stops.
     """
     task = stage.get(Task, task_id)
     if task is None or not _unsettled(task) or state_of(task) < TaskState.ASSIGNED:
@@ -217,6 +233,8 @@ def _obey(stage: _Stage, task_id: str) -> bool:
         stage.delete(Task, task_id)
     elif desired == TaskState.SHUTDOWN:
         _report(stage, task, TaskState.SHUTDOWN)
+    elif state < TaskState.PREPARING:
+        _report(stage, task, TaskState.PREPARING)
     elif state < TaskState.READY:
         _report(stage, task, TaskState.READY)
     elif state < TaskState.RUNNING and desired != TaskState.READY:
@@ -249,41 +267,41 @@ def _rolling(service: Service) -> bool:
     return service.update_status is not None and service.update_status.state in UPDATING
 
 
-def _take_larger_steps(stage: _Stage, service: Service) -> None:
-    """Lets a roll-out or a job of many steps do more at a time: see STEPS_TASKS_MAX."""
+def _take_larger_steps(stage: _Stage, services: Iterable[Service]) -> None:
+    """Lets roll-outs and jobs of many steps do more at a time: see STEPS_TASKS_MAX."""
+    stepping = [(s, *_steps(stage, s)) for s in services if s.spec is not None]
+    looks = sum(tasks * steps for _, tasks, steps in stepping)
+    if looks <= STEPS_TASKS_MAX:
+        return
+    for service, tasks, steps in stepping:
+        allowed = max(_STEPS_MIN, steps * STEPS_TASKS_MAX // looks)
+        if steps > allowed:
+            _at_least(stage, service, -(-tasks // allowed))
+
+
+def _steps(view: View, service: Service) -> tuple[int, int]:
+    """How many tasks the service has, and in how many steps they are changed or made."""
+    if mode_of(service.spec) == Mode.REPLICATED_JOB:
+        total, at_once = job_size(service.spec)
+    else:
+        total = len(view.by(Task, "service", service.id))
+        at_once = update_config(service).parallelism or total
+    return total, -(-total // max(1, at_once))
+
+
+def _at_least(stage: _Stage, service: Service, at_once: int) -> None:
+    """Puts the service as one that does so many tasks at a time; nothing else of it changes."""
     spec = service.spec
-    if spec is None:
-        return
-    mode = mode_of(spec)
-    if mode == Mode.REPLICATED_JOB:
-        total, at_once = job_size(spec)
-        larger = max(at_once, _step_min(total))
-        if larger > at_once:
-            job = ReplicatedJob(total_completions=total, max_concurrent=larger)
-            stage.put(
-                structs.replace(
-                    service, spec=structs.replace(spec, mode=ServiceMode(replicated_job=job))
-                )
-            )
-        return
-    least = _step_min(len(stage.by(Task, "service", service.id)))
-    update, rollback = _at_least(spec.update, least), _at_least(spec.rollback, least)
-    if update is not spec.update or rollback is not spec.rollback:
-        faster = structs.replace(spec, update=update, rollback=rollback)
-        stage.put(structs.replace(service, spec=faster))
-
-
-def _at_least(config: UpdateConfig | None, slots: int) -> UpdateConfig | None:
-    """The same with so many slots at a time; 0 means all already, absent one."""
-    if slots <= 1:
-        return config
-    given = config or UpdateConfig(parallelism=1)
-    return structs.replace(given, parallelism=slots) if 0 < given.parallelism < slots else config
-
-
-def _step_min(tasks: int) -> int:
-    steps = max(_STEPS_MIN, STEPS_TASKS_MAX // max(1, tasks))
-    return -(-tasks // steps)
+    assert spec is not None
+    if mode_of(spec) == Mode.REPLICATED_JOB:
+        total, _ = job_size(spec)
+        job = ReplicatedJob(total_completions=total, max_concurrent=at_once)
+        spec = structs.replace(spec, mode=ServiceMode(replicated_job=job))
+    else:
+        faster = structs.replace(update_config(service), parallelism=at_once)
+        back = service.update_status is not None and service.update_status.state in ROLLBACK
+        spec = structs.replace(spec, **{"rollback" if back else "update": faster})
+    stage.put(structs.replace(service, spec=spec))
 
 
 # ---------------------------------------------------------------- the stage

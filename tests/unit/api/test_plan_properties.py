@@ -167,9 +167,9 @@ class Cluster:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.ids = seeded_rng(7)
+        self.ids = seeded_rng(1007)
 
-    def plan(self, request: DeployStackRequest, seed: int = 5) -> PlanStackResponse:
+    def plan(self, request: DeployStackRequest, seed: int = 1005) -> PlanStackResponse:
         rng = seeded_rng(seed)
         return plan(
             self.world.tables,
@@ -270,7 +270,7 @@ def play(world: World, edits: list[tuple[StackSpec, bool]]) -> None:
             with pytest.raises(type(error), match=re.escape(error.message)):
                 cluster.deploy(request)
             continue
-        assert said == cluster.plan(request, seed=6), "ids drawn by a plan must not show in it"
+        assert said == cluster.plan(request, seed=1006), "ids drawn by a plan must not show in it"
         assert world.tables.revision == revision, "a plan changes nothing"
         done = cluster.deploy(request)
         cluster.settle()
