@@ -175,12 +175,13 @@ def _ended_in_a_row(facts: Facts, tasks: list[Task]) -> list[Task]:
 
 
 def _crashed(facts: Facts, task: Task) -> bool:
-    """Whether the task ended before it had proved itself. Its time is counted from when it might
-    start, which is at most too long: nobody notes when it did. All times are managers'.
+    """Whether the task ended before it had proved itself, be it that it never ran: then its status
+    has no container. Else its time is counted from when it might start, which is at most too long:
+    nobody notes when it did. All times are managers'.
     """
     if state_of(task) == TaskState.COMPLETE and facts.mode.job:
         return False
-    if task.meta is None:
+    if task.meta is None or task.status is None or task.status.container is None:
         return True
     since_ns = max(task.meta.created_at_ns, task.start_after_ns)
     return task.meta.updated_at_ns - since_ns <= proves_itself_ns(facts.service)

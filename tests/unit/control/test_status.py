@@ -220,6 +220,19 @@ def test_a_crash_loop_is_one_after_three_times() -> None:
     assert world.status(sid).converged
 
 
+def test_what_takes_long_to_fail_and_never_runs_is_a_crash_loop_too() -> None:
+    world = World(1)
+    sid = world.create(make_spec(restart=FAST))
+    for _ in range(3):
+        world.tick()
+        world.clock.advance(seconds=60)
+        world.report(world.live(sid)[0], S.FAILED, err="registry cannot be reached")
+    world.tick()
+    assert world.status(sid).reasons == (
+        "1 of 1 replica is in a crash loop, 3 times in a row: registry cannot be reached",
+    )
+
+
 def test_tasks_that_run_for_longer_than_they_are_watched_are_no_crash_loop() -> None:
     world = World(1)
     sid = world.create(make_spec(restart=FAST))
