@@ -6,9 +6,9 @@ Statuses older than the change's revision are skipped.
 
 The manager says when a service has converged (its tasks have run for as long as they are
 watched) and when it is stuck. A stuck service ends the wait before the deadline: at once where no
-other service moves any more, else after `STUCK_GRACE_S`, in which the others may come to their own
-end. So one run tells of all that fails, and does not sit out the deadline for what is known
-already. What is stuck only for a moment does not count.
+other service moves any more, else after STUCK_GRACE_S (cli/verdict.py), in which the others may
+come to their own end. So one run tells of all that fails, and does not sit out the deadline for
+what is known already. What is stuck only for a moment does not count.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cli.failures import print_last_lines
 from cli.progress import make_display
 from cli.settings import Settings
 from cli.table import wrapped
-from cli.verdict import Goal, Progress, Verdict, judge
+from cli.verdict import Goal, Progress, StuckServices, Verdict, judge
 from swarm.clock import SECOND_NS
 from swarm.errors import NotFound, NotManager, Unavailable
 from swarm.v1 import (
@@ -38,8 +38,6 @@ __all__ = ["Display", "wait", "wait_and_report"]
 
 LOST_S = 30.0  # how long a manager may be gone before waiting is given up
 RETRY_S = 0.5
-STUCK_GRACE_S = 10.0  # for the others, once a service is stuck
-STUCK_HOLD_S = 1.0  # how long a service is stuck before it counts: a restart may be under way
 LOGS_MAX = 5  # services whose failing task's last lines are shown
 
 
@@ -101,34 +99,23 @@ async def _until_stuck(
 ) -> None:
     """`_follow`, left early when a service stays stuck."""
     loop = asyncio.get_running_loop()
-    since: float | None = None
-
+    stuck = StuckServices()
     try:
         async with asyncio.timeout(None) as grace:
-
-            def shown() -> None:
-                nonlocal since
-                if not verdict.of(Progress.STUCK):
-                    since = None
-                    grace.reschedule(None)
-                    return
-                since = loop.time() if since is None else since
-                others = verdict.of(Progress.GOING)
-                grace.reschedule(since + (STUCK_GRACE_S if others else STUCK_HOLD_S))
-
             await _follow(
                 connection,
                 request,
                 verdict,
                 display,
                 judge_one,
-                shown,
+                lambda: grace.reschedule(stuck.note(verdict, loop.time())),
                 revision=revision,
                 removing=removing,
             )
     except TimeoutError:
         if not grace.expired():
             raise
+        stuck.settle(verdict)
 
 
 async def _follow(

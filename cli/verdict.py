@@ -15,7 +15,10 @@ from swarm.errors import EXIT_NOT_CONVERGED, EXIT_ROLLED_BACK
 from swarm.quantities import format_duration
 from swarm.v1 import Service, ServiceStatus, UpdateState
 
-__all__ = ["Goal", "Progress", "Verdict", "count", "judge", "started"]
+__all__ = ["Goal", "Progress", "StuckServices", "Verdict", "count", "judge", "started"]
+
+STUCK_GRACE_S = 10.0  # for the others, once a service is stuck
+STUCK_HOLD_S = 1.0  # how long a service is stuck before it counts: what helps may be under way
 
 
 class Progress(enum.Enum):
@@ -168,6 +171,46 @@ class Verdict:
             reasons = [reason for reason in status.reasons if reason != message]
             found[id_] = [f"{status.name}: {text}", *(f"  {reason}" for reason in reasons)]
         return found
+
+
+class StuckServices:
+    """Which services are stuck, and for how long: when to stop waiting because of them.
+
+    A service that fails again and again is stuck, and for a moment, while its next task is made, is
+    not. So it stays stuck until it gets further than it was: one more task runs.
+    """
+
+    def __init__(self) -> None:
+        # By service: since when, on the caller's clock, and the newest status that said so.
+        self._since_s: dict[str, float] = {}
+        self._statuses: dict[str, ServiceStatus] = {}
+
+    def note(self, verdict: Verdict, now_s: float) -> float | None:
+        """Takes in what came now. When waiting shall end if nothing else comes; None: not for this.
+        The grace for the others is not prolonged by what happens in it.
+        """
+        for id_ in verdict.of(Progress.STUCK):
+            self._since_s.setdefault(id_, now_s)
+            self._statuses[id_] = verdict.statuses[id_]
+        for id_ in [id_ for id_ in self._since_s if self._further(verdict, id_)]:
+            del self._since_s[id_], self._statuses[id_]
+        if not self._since_s:
+            return None
+        others = [id_ for id_ in verdict.of(Progress.GOING) if id_ not in self._since_s]
+        hold_s = STUCK_GRACE_S if others else STUCK_HOLD_S
+        return min(self._since_s.values()) + hold_s
+
+    def _further(self, verdict: Verdict, id_: str) -> bool:
+        progress, status = verdict.progress[id_], verdict.statuses[id_]
+        if progress not in (Progress.GOING, Progress.STUCK):
+            return True
+        before = self._statuses[id_]
+        return max(status.up_to_date, status.completed) > max(before.up_to_date, before.completed)
+
+    def settle(self, verdict: Verdict) -> None:
+        """Waiting has ended because of them: they are stuck, whatever they were doing just now."""
+        for status in self._statuses.values():
+            verdict.note(status, Progress.STUCK)
 
 
 def count(status: ServiceStatus) -> str:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from cli.progress import REPEAT_EVERY_S, PlainDisplay, _Seen, plain_line, rows
-from cli.verdict import Goal, Progress, Verdict, judge
+from cli.verdict import (
+    STUCK_GRACE_S,
+    STUCK_HOLD_S,
+    Goal,
+    Progress,
+    StuckServices,
+    Verdict,
+    judge,
+)
 from swarm.clock import SECOND_NS, ManualClock
 from swarm.v1 import ServiceStatus, UpdateState, UpdateStatus
 
@@ -277,3 +285,45 @@ def test_what_the_display_says_anyhow_is_no_reason(reason: str) -> None:
     given = status(reasons=(reason, "waits until service db has started"), update_status=updating)
     [row] = rows([given], {"w": Progress.GOING}, removing=False)
     assert row.reasons == ("waits until service db has started",)
+
+
+def verdict_of(**progress: ServiceStatus) -> Verdict:
+    found = Verdict()
+    for given in progress.values():
+        found.note(given, judge(given))
+    return found
+
+
+STUCK = status(stuck=True, reasons=("it crashes",))
+OTHER = status(service_id="v", name="db")
+
+
+def test_a_stuck_service_ends_the_wait_soon_alone_and_later_beside_others() -> None:
+    assert StuckServices().note(verdict_of(w=STUCK), 5.0) == 5.0 + STUCK_HOLD_S
+    both = StuckServices()
+    assert both.note(verdict_of(w=STUCK, v=OTHER), 5.0) == 5.0 + STUCK_GRACE_S
+    assert both.note(verdict_of(w=STUCK, v=OTHER), 9.0) == 5.0 + STUCK_GRACE_S, "not prolonged"
+    done = status(service_id="v", converged=True)
+    assert both.note(verdict_of(w=STUCK, v=done), 9.0) == 5.0 + STUCK_HOLD_S
+    assert StuckServices().note(verdict_of(v=OTHER), 5.0) is None
+
+
+def test_a_service_in_a_crash_loop_stays_stuck_while_its_next_task_is_made() -> None:
+    stuck = StuckServices()
+    stuck.note(verdict_of(w=STUCK), 5.0)
+    between = verdict_of(w=status(reasons=("1 of 3 replicas ended",)))
+    assert stuck.note(between, 5.5) == 5.0 + STUCK_HOLD_S
+    stuck.settle(between)
+    assert between.progress == {"w": Progress.STUCK}
+    assert between.statuses["w"] is STUCK, "what it is stuck with is told"
+
+
+@pytest.mark.parametrize(
+    "later",
+    [status(up_to_date=1), status(converged=True), status(completed=1), status(removed=True)],
+)
+def test_a_service_that_gets_further_is_not_stuck(later: ServiceStatus) -> None:
+    stuck = StuckServices()
+    stuck.note(verdict_of(w=STUCK), 5.0)
+    assert stuck.note(verdict_of(w=later), 5.5) is None
+    assert stuck.note(verdict_of(w=STUCK), 8.0) == 8.0 + STUCK_HOLD_S, "it begins anew"
