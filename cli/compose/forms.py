@@ -20,7 +20,7 @@ from cli.compose.at import At, made
 from cli.compose.mounts import absolute, long_mounts
 from cli.compose.ports import long_ports
 from cli.compose.problems import Report, Source
-from cli.compose.tree import LITERAL_TAG, Node, Value
+from cli.compose.tree import FILE_TAG, LITERAL_TAG, Node, Value
 from cli.compose.words import split_words
 
 
@@ -409,10 +409,12 @@ def _variables(at: At, entries: dict[str, Node], context: Context) -> None:
     value the caller's.
     """
     if (files := at.set_at("env_file")) is not None:
-        found, paths = _env_files(files, context)
+        reset = files.node.tag == "!reset"
+        found, paths = ({}, []) if reset else _env_files(files, context)
         entries.pop("env_file")
-        if paths is not None:
-            entries["env_file"] = files.node.made(list(paths))  # printed, and not read again
+        if paths is not None or files.node.tag:
+            entries["env_file"] = files.node.made(list(paths or ()))  # printed, not read again
+            entries["env_file"].tag = files.node.tag
         own = entries.get("environment")
         if own is None:
             entries["environment"] = files.node.made(dict(found))
@@ -432,7 +434,10 @@ def _variables(at: At, entries: dict[str, Node], context: Context) -> None:
         entries["environment"].tag = tag
     if (files := at.set_at("label_file")) is not None:
         entries.pop("label_file", None)
-        listed = strings(files, context)
+        if files.node.tag:  # only tells merging that another file's are gone
+            entries["label_file"] = files.node.made([])
+            entries["label_file"].tag = "!reset"
+        listed = strings(files, context) if files.node.tag != "!reset" else None
         found = {}
         for each in At(listed, files.path, at.report).elements() if listed is not None else ():
             found |= _env_file(each, each.text(), context, dotenv=True, required=True)
@@ -492,4 +497,7 @@ def _env_file(
     source = Source(str(path), text, order=at.node.source.order)
     parse = envfile.parse_dotenv if dotenv else envfile.parse_raw
     values = parse(source, context.variables, context.report)
-    return {key: at.node.made(value) for key, value in values.items()}
+    found = {key: at.node.made(value) for key, value in values.items()}
+    for node in found.values():
+        node.tag = FILE_TAG
+    return found

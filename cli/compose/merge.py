@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cli.compose.tree import Node, Value
+from cli.compose.tree import FILE_TAG, Node, Value
 
 # Paths below a service, or below the root; "*" is any key.
 _REPLACED = frozenset(
@@ -113,7 +113,7 @@ def _maps(base: Node, over: Node, path: tuple[str, ...]) -> Node:
 
 
 def _services(base: Node, over: Node, path: tuple[str, ...]) -> Node:
-    merged = _maps(base, over, path)
+    merged = _maps(_without_files(base, over), over, path)
     assert isinstance(merged.value, dict)
     for key in _SORTED:
         found = merged.value.get(key)
@@ -122,6 +122,28 @@ def _services(base: Node, over: Node, path: tuple[str, ...]) -> Node:
             ordered.tag = found.tag
             merged.value[key] = ordered
     return merged
+
+
+def _without_files(base: Node, over: Node) -> Node:
+    """The base without what its env_file and label_file brought in, where `over` takes those away
+    or replaces them.
+    """
+    assert isinstance(base.value, dict)
+    assert isinstance(over.value, dict)
+    values = dict(base.value)
+    for files, key in (("env_file", "environment"), ("label_file", "labels")):
+        given, found = over.value.get(files), values.get(key)
+        if given is None or given.tag not in ("!reset", "!override"):
+            continue
+        if found is not None and isinstance(found.value, dict):
+            kept = {name: node for name, node in found.value.items() if node.tag != FILE_TAG}
+            values[key] = found.made(dict(kept))
+            values[key].keys, values[key].tag = found.keys, found.tag
+    if values == base.value:
+        return base
+    node = base.made(dict(values))
+    node.keys, node.tag = base.keys, base.tag
+    return node
 
 
 def _objects(base: Node, over: Node, path: tuple[str, ...]) -> Node:

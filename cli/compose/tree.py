@@ -29,6 +29,8 @@ SPECIAL_TAGS = ("!reset", "!override")
 FAILED_TAG = "!failed"
 # Nor this: the text holds variables that were left as they are.
 LITERAL_TAG = "!literal"
+# Nor this: a variable or label that an env_file or label_file brought in.
+FILE_TAG = "!file"
 SILENT_TAGS = (FAILED_TAG, LITERAL_TAG)  # such a value is not told to be wrong
 _CORE = "tag:yaml.org,2002:"
 _SAME_AS = {"map": "set"}  # a set is a mapping without values

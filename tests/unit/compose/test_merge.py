@@ -316,6 +316,89 @@ def test_files_that_include_each_other_are_refused(tmp_path: Path) -> None:
         load([str(tmp_path / "a.yml")], stack="st", environment={})
 
 
+@pytest.mark.parametrize(
+    ("over", "env"),
+    [
+        ("env_file: !reset []", ("OWN=1",)),
+        ("env_file: !override [b.env]", ("FROM_B=3", "OWN=1")),
+        ("env_file: [b.env]", ("FROM_A=2", "FROM_B=3", "OWN=1")),
+        ("environment: !reset {}", ()),
+        ("environment: {FROM_A: !reset null}", ("OWN=1",)),
+    ],
+)
+def test_variables_of_files_go_with_their_file(
+    tmp_path: Path, over: str, env: tuple[str, ...]
+) -> None:
+    write(
+        tmp_path,
+        {
+            "a.env": "FROM_A=2",
+            "b.env": "FROM_B=3",
+            "a.yml": "services: {web: {image: x, env_file: [a.env], environment: {OWN: 1}}}",
+            "b.yml": f"services: {{web: {{{over}}}}}",
+        },
+    )
+    paths = [str(tmp_path / name) for name in ("a.yml", "b.yml")]
+    found = load(paths, stack="st", environment={}).spec.services[0]
+    assert container(found).env == env
+
+
+def test_labels_of_files_go_with_their_file(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "l": "a=1",
+            "a.yml": "services: {web: {image: x, label_file: l, labels: {b: 2}}}",
+            "b.yml": "services: {web: {label_file: !reset null}}",
+        },
+    )
+    paths = [str(tmp_path / name) for name in ("a.yml", "b.yml")]
+    found = load(paths, stack="st", environment={}).spec.services[0]
+    assert sorted(container(found).labels) == ["b", "com.docker.stack.namespace"]
+
+
+def test_what_was_reset_is_not_merged_into_again(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "a.yml": "services: {web: {image: x, ports: ['80:80'], environment: {A: 1}}}",
+            "b.yml": "services: {web: {ports: !reset ['90:90'], environment: !reset {B: 1}}}",
+            "c.yml": "services: {web: {ports: ['70:70'], environment: {C: 1}}}",
+        },
+    )
+    paths = [str(tmp_path / name) for name in ("a.yml", "b.yml", "c.yml")]
+    found = load(paths, stack="st", environment={}).spec.services[0]
+    assert found.endpoint is not None
+    assert [port.published_port for port in found.endpoint.ports] == [70]
+    assert container(found).env == ("C=1",)
+
+
+@pytest.mark.parametrize(
+    ("base", "over", "left"),
+    [
+        ("[a, b]", "null", ["a", "b"]),
+        ("null", "[a]", ["a"]),
+        ("[a]", "[b]", ["b"]),
+        ("[a]", "!reset null", []),
+    ],
+)
+def test_nothing_over_a_list_changes_nothing(
+    tmp_path: Path, base: str, over: str, left: list[str]
+) -> None:
+    keys = "command" if (base, over) == ("[a]", "[b]") else "dns_search"
+    write(
+        tmp_path,
+        {
+            "a.yml": f"services: {{web: {{image: x, {keys}: {base}}}}}",
+            "b.yml": f"services: {{web: {{{keys}: {over}}}}}",
+        },
+    )
+    paths = [str(tmp_path / name) for name in ("a.yml", "b.yml")]
+    found = container(load(paths, stack="st", environment={}).spec.services[0])
+    names = found.args if keys == "command" else found.dns.search if found.dns else ()
+    assert list(names) == left
+
+
 # ------------------------------------------------------------------ properties
 
 SOURCE = Source("t.yml", "")
