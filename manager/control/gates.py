@@ -271,7 +271,7 @@ def _there(view: View, other: Service, task: Task, condition: str) -> bool:
     if condition == COMPLETED:
         return state == TaskState.COMPLETE
     if state == TaskState.COMPLETE:
-        return task.desired_state != TaskState.REMOVE and _stays_ended(other)
+        return task.desired_state != TaskState.REMOVE and stays_ended(other)
     least = TaskState.RUNNING if condition == HEALTHY else TaskState.STARTING
     if state < least or not is_live(task):
         return False
@@ -279,7 +279,7 @@ def _there(view: View, other: Service, task: Task, condition: str) -> bool:
     return node is not None and not is_lost(node)
 
 
-def _stays_ended(other: Service) -> bool:
+def stays_ended(other: Service) -> bool:
     """Whether a task that completed has done what it is for."""
     restart = restart_policy(other.spec).condition
     return mode_of(other.spec).job or restart in ("none", "on-failure")

@@ -324,6 +324,8 @@ def _newest(tasks: list[Task]) -> Task | None:
 def _ended(task: Task) -> str:
     if state_of(task) in BY_ITSELF and not states.wanted(task.desired_state):
         return f"ended and will not be restarted: {failure(task)}"
+    if state_of(task) in BY_ITSELF:
+        return f"{BE} waiting to be restarted: {failure(task)}"
     return f"ended: {failure(task)}"
 
 

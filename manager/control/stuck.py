@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from manager.control.gates import Closed, Gates, holding, words
+from manager.control.gates import Closed, Gates, holding, stays_ended, words
 from manager.control.slots import Slot, is_live, is_unplaced, slot_order
 from manager.control.template import (
     PAUSED,
@@ -152,7 +152,7 @@ def _story(facts: Facts, slot: Slot) -> tuple[int, str, Task] | None:
         return 1, f"cannot run: {why}", newest
     if cause in NODE_CAUSES and not runs and _tried_everywhere(facts, slot):
         return 1, f"cannot run on any node: {why}", newest
-    if not live:
+    if not live and not states.wanted(newest.desired_state):
         return _final(facts, slot, newest, why)
     crashes = len(list(takewhile(lambda t: _crashed(facts, t), ended)))
     if crashes >= CRASHES:
@@ -179,7 +179,7 @@ def _crashed(facts: Facts, task: Task) -> bool:
     has no container. Else its time is counted from when it might start, which is at most too long:
     nobody notes when it did. All times are managers'.
     """
-    if state_of(task) == TaskState.COMPLETE and facts.mode.job:
+    if state_of(task) == TaskState.COMPLETE and stays_ended(facts.service):
         return False
     if task.meta is None or task.status is None or task.status.container is None:
         return True
@@ -249,12 +249,11 @@ def _tried_everywhere(facts: Facts, slot: Slot) -> bool:
 
 
 def _final(facts: Facts, slot: Slot, newest: Task, why: str) -> tuple[int, str, Task] | None:
-    """A slot whose task ended and gets no successor: the loop has let it go for good."""
-    if states.wanted(newest.desired_state):
-        return None  # the loop has not come to it yet, or it is a job's success
+    """A slot whose task ended and gets no successor: the loop has let it go for good. (One that it
+    has not let go gets its next task when its delay is over.)
+    """
     policy = restart_policy(facts.service.spec)
-    stays = facts.mode.job or policy.condition in ("none", "on-failure")
-    if state_of(newest) == TaskState.COMPLETE and stays:
+    if state_of(newest) == TaskState.COMPLETE and stays_ended(facts.service):
         return None
     if facts.mode.per_node and not is_open(facts.view, facts.service, slot):
         return None

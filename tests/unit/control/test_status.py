@@ -233,6 +233,27 @@ def test_what_takes_long_to_fail_and_never_runs_is_a_crash_loop_too() -> None:
     )
 
 
+def test_a_replacement_that_fails_before_it_is_due_leaves_no_gap_in_the_story() -> None:
+    """Until its delay is over the slot has no task; it is in its crash loop all the same."""
+    world = World(1)
+    world.frozen.add("n1")
+    sid = world.create(make_spec(restart=RestartPolicy(delay_ns=5 * SECOND)))
+    stuck = []
+    for _ in range(20):  # a second each; whatever is there fails at once
+        world.tick()
+        for task in world.live(sid):
+            world.report(task, S.FAILED, err="no such host")
+        world.tick()
+        status = world.status(sid)
+        failures = [t for t in world.tasks(sid) if state_of(t) == S.FAILED]
+        assert status.stuck is (len(failures) >= 3)
+        stuck.append(status.stuck and not world.live(sid))
+        if not status.stuck:
+            assert status.reasons == ("1 of 1 replica is waiting to be restarted: no such host",)
+        world.clock.advance(seconds=1)
+    assert any(stuck)
+
+
 def test_tasks_that_run_for_longer_than_they_are_watched_are_no_crash_loop() -> None:
     world = World(1)
     sid = world.create(make_spec(restart=FAST))
