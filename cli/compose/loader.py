@@ -81,6 +81,11 @@ def load(
         env_files=env_files,
         profiles=profiles,
     )
+    if files.name is not None and files.name.value not in (None, "", stack):
+        report.warn(
+            files.name.mark,
+            f'name: not used, the stack is called "{stack}" as the command says',
+        )
     spec = stack_of(files, report)
     report.check()
     return Loaded(spec, report.warnings)
