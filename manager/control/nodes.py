@@ -51,8 +51,11 @@ def follow_nodes(work: Work) -> None:
 def _must_leave(work: Work, task: Task, node: Node) -> bool:
     if node.spec is not None and node.spec.availability == Availability.DRAIN:
         return True
-    # Tasks that are out of date are the roll-out's: it decides when they go.
-    return work.up_to_date(task) and not all(c.matches(node) for c in work.need.constraints)
+    if all(c.matches(node) for c in work.need.constraints):
+        return False
+    # Tasks that are out of date are the roll-out's: it decides when they go. Where a node is a slot
+    # it leaves this one out, as nothing may follow there.
+    return work.mode.per_node or work.up_to_date(task)
 
 
 def _give_up_late(work: Work, task: Task, node: Node) -> None:

@@ -338,3 +338,17 @@ def test_the_default_is_one_at_a_time_stop_first_pause() -> None:
     assert update_state(world, sid) == U.PAUSED
     assert images(world, world.running(sid)) == ["web:1"] * 2
     assert all(states.wanted(t.desired_state) for t in world.live(sid))
+
+
+def test_a_global_update_with_a_constraint_leaves_no_old_task_where_nothing_may_follow() -> None:
+    world = World(3)
+    world.label("n1", zone="a")
+    sid = world.create(make_spec(mode=GLOBAL))
+    world.settle()
+    assert len(world.running(sid)) == 3
+    elsewhere = Placement(constraints=("node.labels.zone != a",))
+    world.update(sid, make_spec(mode=GLOBAL, image="web:2", placement=elsewhere))
+    world.pass_time(30)
+    assert sorted(t.node_id for t in world.running(sid)) == ["n2", "n3"]
+    assert images(world, world.running(sid)) == ["web:2"] * 2
+    assert world.at_rest(sid).converged
