@@ -361,16 +361,27 @@ def _is_hex_byte(text: str) -> bool:
     return len(text) == 2 and all(c in "0123456789abcdefABCDEF" for c in text)
 
 
+_TIMED_PULL = re.compile(r"refresh|daily|weekly|every_[0-9wdhms]+")
+
+
 def _pull_policy(at: At) -> str:
     found = at.set_at("pull_policy")
     if found is None:
         return ""
-    word = found.choice(("always", "missing", "never", "if_not_present", "build"))
-    if word == "build":
+    given = found.node.value
+    if isinstance(given, str) and _TIMED_PULL.fullmatch(given):
+        found.fail(
+            f'"{given}": images are not pulled by the clock',
+            "write always, missing or never, and deploy again for a newer image",
+        )
+        return ""
+    if given == "build":
         found.fail(
             "a cluster runs images from a registry and does not build",
             "build and push the image first; write always, missing or never",
         )
+        return ""
+    word = found.choice(("always", "missing", "never", "if_not_present"))
     return "missing" if word == "if_not_present" else word
 
 

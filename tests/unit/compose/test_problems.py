@@ -211,6 +211,8 @@ BAD = [
         "node.labels",
     ),
     (f"{WEB}    platform: §linux/\n", "not a platform", "linux/amd64"),
+    (f"{WEB}    pull_policy: §every_12h\n", "not pulled by the clock", "deploy again"),
+    (f"{WEB}    pull_policy: §build\n", "does not build", "push"),
     # aliases
     (
         f"x-a: &a [b]\n{WEB}    hostname: §*a\n",
