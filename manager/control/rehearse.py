@@ -108,16 +108,20 @@ class Rehearsal:
         return info.name if info is not None else node_id
 
     def _pending(self, made: list[Task]) -> tuple[PendingPlacement, ...]:
-        groups = Counter(
-            (t.service_id, t.spec_version, t.node_id)
-            for t in made
-            if state_of(t) < TaskState.ASSIGNED
-        )
+        groups: dict[tuple[str, int, str], list[Task]] = {}
+        for task in made:
+            if state_of(task) < TaskState.ASSIGNED:
+                key = (task.service_id, task.spec_version, task.node_id)
+                groups.setdefault(key, []).append(task)
         found: Counter[tuple[str, bool]] = Counter()
-        for (service_id, version, node_id), count in sorted(groups.items()):
+        for (service_id, version, node_id), tasks in sorted(groups.items()):
             need = self._table.requirement_of_version(service_id, version, self._after)
             why = account(self._table, need, service_id, node_id)
-            found[reason(why), why.never] += count
+            if why.nodes_fit:
+                # A place is not what they wait for, but a gate: they say so themselves.
+                found.update((t.status.err if t.status else "", False) for t in tasks)
+            else:
+                found[reason(why), why.never] += len(tasks)
         return tuple(
             PendingPlacement(tasks=count, reason=text, never=never)
             for (text, never), count in sorted(found.items(), key=lambda f: (-f[1], f[0]))

@@ -295,3 +295,26 @@ def test_the_loop_does_what_the_rehearsal_said():
         assert said.created == len(made)
         assert where(said) == Counter(t.node_id for t in made)
         assert all(state_of(t) == S.RUNNING for t in made)
+
+
+def test_tasks_that_a_gate_holds_say_so():
+    world = World(2)
+    world.create(make_spec("db", replicas=1))
+    gate = (Dependency(service="db", condition="service_started", required=True),)
+    world.create(make_spec("web", replicas=1, depends_on=gate))
+    world.settle()
+    # Nothing of db runs any more, nor can it come back.
+    draft = draft_with(
+        world,
+        *next_version(world, "s-db", replicas=1, image="db:2", memory=100 * GIB),
+        structs.replace(world.service("s-web"), spec=make_spec("web", replicas=3, depends_on=gate)),
+    )
+    found = rehearse(
+        draft, now_ns=world.clock.now_ns(), rng=seeded_rng(2), services=["s-db", "s-web"]
+    )
+    assert found.settled
+    web = found.placement("s-web")
+    assert web.kept == 1
+    waiting = [p.reason for p in web.pending] + list(web.waits)
+    assert waiting and all("db" in text for text in waiting)
+    assert not any(p.never for p in web.pending)
