@@ -284,7 +284,7 @@ def _port(at: At) -> PortConfig:
     host_ip, name = at.set_at("host_ip"), at.set_at("name")
     if (app := at.set_at("app_protocol")) is not None:
         app.text()
-    publish_mode = mode.choice(("ingress", "host")) if mode is not None else "ingress"
+    publish_mode = mode.choice(("ingress", "host", "")) if mode is not None else "ingress"
     address = host_ip.text() if host_ip is not None else ""
     if address and publish_mode == "ingress" and host_ip is not None:
         host_ip.warn(
@@ -302,7 +302,7 @@ def _port(at: At) -> PortConfig:
         published = None
     return PortConfig(
         name=name.text() if name is not None else "",
-        protocol=protocol.choice(PROTOCOLS, fold=True) if protocol is not None else "tcp",
+        protocol=(protocol.choice((*PROTOCOLS, ""), fold=True) if protocol else "") or "tcp",
         target_port=target.integer(least=1, most=PORT_MAX) if target is not None else 0,
         published_port=published.integer(least=0, most=PORT_MAX) if published is not None else 0,
         publish_mode=publish_mode or "ingress",

@@ -153,6 +153,8 @@ def _short(at: At, base: Path, home: str) -> Node | None:
             entries["consistency"] = option
         else:
             near = nearest(option, _OPTIONS)
+            if option[:2] in ("ro", "rw") and option[2:] in ("z", "Z"):
+                near = f"{option[:2]},{option[2:]}"
             at.refuse(
                 f'"{text}": the option "{option}" is not known',
                 f"did you mean {near}?" if near else f"known are {', '.join(_OPTIONS)}",

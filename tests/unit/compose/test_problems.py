@@ -124,6 +124,7 @@ BAD = [
     (f"{WEB}    volumes: [§'c:/a:/b:ro']\n", "a path of Windows", ""),
     (f"{WEB}    volumes: [§'~other/x:/b']\n", "only ~ itself", "whole path"),
     (f"{WEB}    volumes: [§'~/x:/b']\n", "HOME is not set", "whole path"),
+    (f"{WEB}    volumes: [§'/a:/b:roz']\n", '"roz" is not known', "did you mean ro,z?"),
     (f"{WEB}    volumes: [/a:/t, §/b:/t/]\n", "mounted at /t already", ""),
     (f"{WEB}    volumes: [§'/a:/']\n", "root itself", ""),
     (f"{WEB}    volumes: [{{type: §npipe, source: a, target: /b}}]\n", "named pipes", ""),
