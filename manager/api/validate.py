@@ -285,7 +285,7 @@ def _check_placement(find: Finder, placement: Placement, mode: ServiceMode) -> N
 
 def _check_endpoint(find: Finder, endpoint: EndpointSpec) -> None:
     find.one_of("endpoint_mode", endpoint.mode, ("vip", "dnsrr"))
-    seen: dict[tuple[str, int, str], int] = {}
+    seen: dict[tuple[str, int], dict[str, int]] = {}
     for i, port in enumerate(endpoint.ports):
         at = find.at(f"ports[{i}]")
         _check_port(at, port)
@@ -295,24 +295,17 @@ def _check_endpoint(find: Finder, endpoint: EndpointSpec) -> None:
             continue
         protocol = port.protocol or "tcp"
         # Two host ports differ by their address; an ingress port is taken on every address.
-        keys = [(protocol, port.published_port, "")]
-        if port.publish_mode == "host" and port.host_ip:
-            keys.append((protocol, port.published_port, port.host_ip))
-        other = _clash(seen, keys[-1])
+        address = port.host_ip if port.publish_mode == "host" else ""
+        holders = seen.setdefault((protocol, port.published_port), {})
+        # A port of all addresses and one of an address cannot be held beside each other.
+        others = holders.values() if not address else (holders.get(a) for a in ("", address))
+        other = next((i for i in others if i is not None), None)
         if other is not None:
             at.add(
                 "published",
                 f"port {port.published_port}/{protocol} is published twice (also ports[{other}])",
             )
-        seen.setdefault(keys[-1], i)
-
-
-def _clash(seen: dict[tuple[str, int, str], int], key: tuple[str, int, str]) -> int | None:
-    """The index of a port that cannot be held beside this one."""
-    for (protocol, number, ip), i in seen.items():
-        if (protocol, number) == key[:2] and (not ip or not key[2] or ip == key[2]):
-            return i
-    return None
+        holders.setdefault(address, i)
 
 
 def _check_port(find: Finder, port: PortConfig) -> None:
