@@ -134,8 +134,9 @@ def _integer_or_text(at: At, style: Style) -> object:
 
 def _single(at: At, style: Style) -> object:
     """A number of 32 bits, whose digits are the fewest that tell it from others."""
-    del style
     value = at.number()
+    if style.exact:
+        return _number(value)
     near = struct.unpack("f", struct.pack("f", value))[0]
     for digits in range(1, 10):
         shorter = float(f"{near:.{digits}g}")
