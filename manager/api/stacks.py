@@ -519,7 +519,10 @@ def _prune_used(work: _Deploy) -> None:
 
 
 def _put_stack(work: _Deploy, old: Stack | None, wanted: Wanted, *, who: str) -> Stack:
-    """The Stack object and its history; a deploy that changed nothing leaves them as they are."""
+    """The Stack object and its history. A deploy that changed nothing leaves them as they are, also
+    where its files are not those of the last one: after a failed update was rolled back, the files
+    before it are what the cluster has already.
+    """
     spec = structs.replace(
         work.spec,
         secrets=tuple(structs.replace(s, data=b"") for s in work.spec.secrets),
@@ -527,12 +530,7 @@ def _put_stack(work: _Deploy, old: Stack | None, wanted: Wanted, *, who: str) ->
     )
     leftovers = tuple(sorted(work.leftovers))
     changes = [c for c in work.changes if c.action != UNCHANGED]
-    if (
-        old is not None
-        and not changes
-        and old.spec == spec
-        and tuple(sorted(old.leftover_ids)) == leftovers
-    ):
+    if old is not None and not changes and tuple(sorted(old.leftover_ids)) == leftovers:
         return old
     revision = old.revision + 1 if old is not None else 1
     base = old or Stack(id=work.stack_id)

@@ -1101,7 +1101,7 @@ class Stack(google.protobuf.message.Message):
     def meta(self) -> global___Meta: ...
     @property
     def spec(self) -> swarm.v1.specs_pb2.StackSpec:
-        """As last deployed, without the data of secrets and configs."""
+        """As last deployed with a change, without the data of secrets and configs."""
 
     @property
     def leftover_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:

@@ -416,6 +416,7 @@ async def test_deploy_after_a_failed_update_was_rolled_back(api: Api):
     await api.put(structs.replace(back, meta=api.one(Service, "app_web").meta))
     given_up = await api.deploy(StackSpec(name="app", services=(good,)))
     assert actions(given_up) == {"app_web": "unchanged"}
+    assert given_up.revision == tried_again.revision
     now = api.one(Service, "app_web")
     assert (now.spec_version, now.update_status) == (3, None), (
         "it is not rolled back, it is as asked"
