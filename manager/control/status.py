@@ -32,7 +32,7 @@ from manager.control.template import (
     state_of,
     update_config,
 )
-from manager.scheduler import requirement_of, unavailable, unsuitable
+from manager.scheduler import requirement_of, unavailable, unseen, unsuitable
 from manager.store import View
 from swarm import states
 from swarm.quantities import format_duration
@@ -123,6 +123,8 @@ class _Account:
         if service.pending_delete:
             self._because("the service is being removed", 1)
             return
+        if self._mode.per_node and not self.desired and self._unseen():
+            self._because("no node that it may run on has been seen yet", 1)
         self._held = holding(view, service, self._gates)
         self._slots(slots)
         self._roll_out()
@@ -194,6 +196,10 @@ class _Account:
                 # A paused node keeps the task it has.
                 kept = {str(s) for s, tasks in slots.items() if any(is_live(t) for t in tasks)}
                 return len(nodes | kept)
+
+    def _unseen(self) -> bool:
+        """Whether nodes are still to be heard, as in the first moments of a cluster."""
+        return any(unseen(n) and not n.revoked for n in self._view.all(Node))
 
     def _slots(self, slots: dict[Slot, list[Task]]) -> None:
         """Goes through the slots; each is running, done, or has its reason."""

@@ -1,8 +1,9 @@
 """When a service is stuck: what the cluster does by itself will not bring it further, and why.
 
 Worked out from the objects alone, and careful: as long as something may come by itself (a node that
-is down comes back, others make room, the next attempt is not known to fail) a service is not stuck,
-and waits for whoever waits to lose patience. The causes, most telling first:
+is down comes back, one that has just joined is heard, others make room, the next attempt is not
+known to fail) a service is not stuck, and waits for whoever waits to lose patience. The causes,
+most telling first:
 
 - its update was paused by a failure;
 - an image that no registry has, or that needs other credentials; something that none of the nodes
@@ -36,7 +37,7 @@ from manager.control.template import (
     state_of,
     update_config,
 )
-from manager.scheduler import ceiling, requirement_of, unavailable, unsuitable
+from manager.scheduler import ceiling, requirement_of, unavailable, unseen, unsuitable
 from manager.store import View
 from swarm import states
 from swarm.clock import SECOND_NS
@@ -228,7 +229,9 @@ def runs_well(facts: Facts, task: Task) -> bool:
 
 
 def _tried_everywhere(facts: Facts, slot: Slot) -> bool:
-    """Whether each node that is open to the slot has said that it cannot do it."""
+    """Whether each node that is open to the slot has said that it cannot do it, and none is still
+    to be heard.
+    """
     said = {
         t.node_id
         for tasks in facts.slots.values()
@@ -240,11 +243,10 @@ def _tried_everywhere(facts: Facts, slot: Slot) -> bool:
     }
     if facts.mode.per_node:
         return slot in said
-    need = requirement_of(facts.service.spec)
     return all(
         n.id in said
         for n in facts.view.all(Node)
-        if unavailable(n) is None and unsuitable(n, need) is None
+        if (unseen(n) and not n.revoked) or is_open(facts.view, facts.service, n.id)
     )
 
 

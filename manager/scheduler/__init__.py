@@ -8,7 +8,7 @@ from manager.scheduler.constraints import (
     parse_spread,
 )
 from manager.scheduler.explain import Account, account, ceiling, explain, reason
-from manager.scheduler.filters import FILTERS, Rejection, rejection, unavailable, unsuitable
+from manager.scheduler.filters import FILTERS, Rejection, rejection, unavailable, unseen, unsuitable
 from manager.scheduler.placement import ASSIGNED_MESSAGE, Group, Placement, place
 from manager.scheduler.requirement import NOTHING, Requirement, requirement_of
 from manager.scheduler.table import FAILURES_MAX, NodeInfo, NodeTable
@@ -38,5 +38,6 @@ __all__ = [
     "rejection",
     "requirement_of",
     "unavailable",
+    "unseen",
     "unsuitable",
 ]

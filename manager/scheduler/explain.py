@@ -16,6 +16,7 @@ from manager.scheduler.filters import (
     platforms_text,
     rejection,
     shortage,
+    unseen,
     unsuitable,
 )
 from manager.scheduler.requirement import Requirement
@@ -35,7 +36,8 @@ class Account:
     nodes_total: int
     nodes_fit: int
     filters: tuple[FilterResult, ...]
-    # No node could take the task even if nothing ran on it and every node were ready.
+    # No node could take the task even if nothing ran on it and every node were ready; nobody knows
+    # of one that was never heard.
     never: bool
 
 
@@ -46,8 +48,7 @@ def account(table: NodeTable, need: Requirement, service_id: str, node_id: str =
     never = True
     found: dict[tuple[str, str], list[tuple[Rejection, NodeInfo]]] = {}
     for info in infos:
-        if unsuitable(info.node, need) is None and shortage(info, need, empty=True) is None:
-            never = False
+        never = never and not _may_ever(info, need)
         rejected = rejection(info, need, service_id)
         if rejected is None:
             fit += 1
@@ -58,15 +59,26 @@ def account(table: NodeTable, need: Requirement, service_id: str, node_id: str =
     return Account(len(infos), fit, results, never and bool(infos))
 
 
+def _may_ever(info: NodeInfo, need: Requirement) -> bool:
+    if unseen(info.node):
+        return True
+    return unsuitable(info.node, need) is None and shortage(info, need, empty=True) is None
+
+
 def ceiling(nodes: Iterable[Node], need: Requirement, *, enough: int) -> int:
     """How many tasks with this need the nodes could hold if nothing else ran on them and every one
-    were ready, but not those that were removed; counted no further than `enough`. O(nodes).
+    were ready, but not those that were removed; counted no further than `enough`. One that was
+    never heard might hold any number. O(nodes).
     """
     count = 0
     for node in nodes:
         if count >= enough:
             break
-        if not node.revoked and unsuitable(node, need) is None:
+        if node.revoked:
+            continue
+        if unseen(node):
+            return enough
+        if unsuitable(node, need) is None:
             count += fits(NodeInfo(node), need, "")
     return min(count, enough)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from manager.scheduler.constraints import normal_arch
 from manager.scheduler.requirement import PROCESS_RUNTIME, GpuClaim, HostPort, Requirement
 from manager.scheduler.table import NodeInfo
-from swarm.v1 import Availability, GenericResource, Node, NodeState
+from swarm.v1 import Availability, GenericResource, Node, NodeDescription, NodeState
 
 FILTERS = (
     "ready",
@@ -70,6 +70,14 @@ def unsuitable(node: Node, need: Requirement) -> Rejection | None:
     else:
         fits = bool(runtimes)
     return None if fits else Rejection("runtime", need.runtime)
+
+
+def unseen(node: Node) -> bool:
+    """Whether the node has yet to say what it is: it has joined and was never heard. Then what it
+    could take is not known, whatever the filters make of it.
+    """
+    said = node.description
+    return said is None or said == NodeDescription(hostname=said.hostname)
 
 
 def platforms_text(need: Requirement) -> str:

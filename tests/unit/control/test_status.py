@@ -11,7 +11,10 @@ from swarm.v1 import (
     ContainerStatus,
     Dependency,
     HealthConfig,
+    Node,
+    NodeDescription,
     NodeState,
+    NodeStatus,
     Placement,
     RestartPolicy,
     ServiceSpec,
@@ -408,6 +411,44 @@ def test_a_cluster_without_nodes_waits_for_them() -> None:
     sid = world.create(make_spec())
     world.settle()
     assert not world.status(sid).stuck
+
+
+def unheard(node_id: str) -> Node:
+    """A node that has joined and was not heard yet."""
+    node = make_node(node_id)
+    status = NodeStatus(state=NodeState.UNKNOWN)
+    return structs.replace(node, description=NodeDescription(hostname=node_id), status=status)
+
+
+def test_a_node_that_was_not_seen_yet_may_take_anything() -> None:
+    world = World(0)
+    world.put(unheard("n1"))
+    web = world.create(
+        make_spec("web", replicas=3, cpu=2 * CPU, placement=Placement(max_replicas=1))
+    )
+    every = world.create(make_spec("every", mode=GLOBAL))
+    world.settle()
+    assert world.status(web).reasons == (
+        "3 of 3 replicas are not placed: no suitable node (1 node not seen yet)",
+    )
+    status = world.status(every)
+    assert status.reasons == ("no node that it may run on has been seen yet",)
+    assert not (world.status(web).stuck or status.stuck or status.converged)
+    world.put(make_node("n1"))
+    world.pass_time(6)
+    assert world.status(web).stuck
+    assert world.status(every).converged
+
+
+def test_what_no_node_can_do_so_far_one_not_seen_yet_may() -> None:
+    world = World(1)
+    world.put(unheard("n2"))
+    sid = world.create(make_spec(restart=FAST))
+    world.tick()
+    world.report(world.live(sid)[0], S.REJECTED, err="no", cause="program_missing")
+    assert not world.status(sid).stuck
+    world.remove_node("n2")
+    assert world.status(sid).stuck
 
 
 def test_more_replicas_than_all_nodes_may_have_can_never_run() -> None:
