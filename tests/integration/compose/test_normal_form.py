@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 
 from cli.compose import dump, normal_form
+from cli.compose.printing import plain
+from cli.compose.problems import Report, Source
+from cli.compose.tree import parse
 from tests.integration.compose.fake_engine import docker, docker_is_missing
 from tests.unit.compose.strategies import documents
 
@@ -400,13 +402,22 @@ def stack_config(paths: list[Path], *options: str) -> Any:
     named = [word for path in paths for word in ("-c", str(path))]
     done = docker("stack", "config", *named, *options, environment=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
-    return yaml.safe_load(done.stdout)
+    return read(done.stdout)
+
+
+def read(text: str) -> Any:
+    """YAML as gopkg.in/yaml.v3 types it: Docker prints what Python's reader refuses (`=`)."""
+    report = Report()
+    root = parse(Source("printed", text), report)
+    report.check()
+    assert root is not None
+    return plain(root)
 
 
 def ours(paths: list[Path], **options: bool) -> Any:
     """What swarmctl prints, parsed."""
     normal = normal_form([str(path) for path in paths], environment=ENVIRONMENT, **options)  # type: ignore[arg-type]  # bool options
-    return yaml.safe_load(dump(normal.document))
+    return read(dump(normal.document))
 
 
 def different(docker: Any, mine: Any, path: str = "") -> list[str]:
