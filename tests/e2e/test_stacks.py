@@ -305,12 +305,15 @@ def random_stack(rng: random.Random) -> dict[str, Any]:
 
 
 def observed(app: App) -> dict[str, dict[str, str]]:
-    """Each service's tasks that should run, with the node of each; '' for those without one."""
+    """Each service's tasks that should run, with the node of each; '' for those that wait."""
     found: dict[str, dict[str, str]] = {}
     for service in app.cluster.json("stack", "services", "app"):
         name = str(service["Name"])
         found[name] = {
-            t["ID"]: t["Node"] for t in app.cluster.tasks(name) if t["DesiredState"] == "Running"
+            # A global service's task names the node that it waits for.
+            t["ID"]: "" if str(t["CurrentState"]).startswith("Pending") else t["Node"]
+            for t in app.cluster.tasks(name)
+            if t["DesiredState"] == "Running"
         }
     return found
 
@@ -352,26 +355,32 @@ def test_a_dry_run_says_exactly_what_the_deploy_then_does(app: App, seed: int) -
         assert code == CONFLICT, said
 
 
+REST_S = 4.0  # longer than any step of these roll-outs takes: start, one second of watch, stop
+
+
 def settle(app: App) -> None:
-    """Until every service runs as many tasks as it can, and no roll-out is under way."""
+    """Until no task has changed for a while, and each that should run does, or waits for a place: a
+    roll-out whose new task fits nowhere goes on for ever.
+    """
+    seen: list[Any] = []
+    since_s = time.monotonic()
 
     def at_rest() -> bool:
-        for service in app.cluster.json("stack", "services", "app"):
-            name = str(service["Name"])
-            spec = json.loads(app.cluster.ctl("service", "inspect", name))[0]
-            if spec.get("UpdateStatus", {}).get("State") == "updating":
-                return False
-            for task in app.cluster.tasks(name):
-                state = str(task["CurrentState"])
-                if task["DesiredState"] == "Running" and not state.startswith(
-                    ("Running", "Pending")
-                ):
-                    return False
-                if task["DesiredState"] != "Running" and state.startswith("Running"):
-                    return False
-        return True
+        nonlocal seen, since_s
+        tasks = app.cluster.json("stack", "ps", "--no-trunc", "app")
+        states = {t["ID"]: str(t["CurrentState"]).split()[0] for t in tasks}
+        now = sorted((t["ID"], t["DesiredState"], states[t["ID"]], t["Node"]) for t in tasks)
+        done = all(
+            states[t["ID"]] in ("Running", "Pending")
+            if t["DesiredState"] == "Running"
+            else states[t["ID"]] != "Running"
+            for t in tasks
+        )
+        if now != seen or not done:
+            seen, since_s = now, time.monotonic()
+        return time.monotonic() - since_s > REST_S
 
-    wait_for("the stack is at rest", at_rest, timeout_s=60)
+    wait_for("the stack is at rest", at_rest, timeout_s=90, every_s=0.3)
 
 
 def test_exit_code_tells_whether_there_is_a_difference(app: App) -> None:
