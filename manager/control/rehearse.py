@@ -2,9 +2,10 @@
 
 `rehearse` takes a view that holds a change not yet committed (a deploy's draft), and runs the real
 Controller over a draft of it until nothing is left to do. Nodes are played: whatever a node that is
-up is told succeeds at once, so each task starts and stays healthy, each stop is over at once, each
-job's task completes. Time is played as well: it jumps to when the loop wants to look again, so that
-delays and monitor periods cost nothing. Nothing is written anywhere but in the draft.
+up is told succeeds: each task starts and stays healthy, each stop is over at once, and the tasks of
+jobs complete when there is nothing else to do. Time is played as well: it jumps to when the loop
+wants to look again, so that delays and monitor periods cost nothing. Nothing is written anywhere
+but in the draft.
 
 It knows nothing of what tasks would do in truth: one that crashes, or an image that is missing, is
 not foreseen. All nodes being equally fast, services whose roll-outs run side by side take turns.
