@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cli.compose.at import At, go_float
+from cli.compose.forms import pairs
 from cli.compose.tree import LITERAL_TAG, Node, go_time
 from swarm.quantities import format_duration
 
@@ -315,13 +316,9 @@ def _generic(at: At, style: Style) -> object:
     }
 
 
-def _cluster_spec(at: At, style: Style) -> object:
-    found = plain(at.node)
-    sizes = at.set_at("capacity_range")
-    if sizes is not None and isinstance(found, dict):
-        table = {"required_bytes": Field(_size), "limit_bytes": Field(_size)}
-        found["capacity_range"] = record(sizes, table, style)
-    return found
+def _segments(at: At, style: Style) -> object:
+    given = pairs(at)
+    return _mapping(At(given, at.path, at.report), style) if given is not None else {}
 
 
 _SPLITS: frozenset[Write] = frozenset((_strings,))
@@ -577,7 +574,20 @@ VOLUME: Table = {
     "external": TRUTH,
     "labels": MAPPING,
 }
-CLUSTER_VOLUME: Table = {"x-cluster-spec": Field(_cluster_spec)}
+_TOPOLOGIES = Field(_records({"segments": Field(_segments)}))
+CLUSTER_SPEC: Table = {
+    "group": TEXT,
+    "access_mode": ANY,
+    "accessibility_requirements": Field(
+        _one({"requisite": _TOPOLOGIES, "preferred": _TOPOLOGIES}), zero=True
+    ),
+    "capacity_range": Field(
+        _one({"required_bytes": Field(_size), "limit_bytes": Field(_size)}), zero=True
+    ),
+    "secrets": ANY,
+    "availability": TEXT,
+}
+CLUSTER_VOLUME: Table = {"x-cluster-spec": Field(_one(CLUSTER_SPEC), zero=True)}
 SECRET: Table = {
     **_texts("name file environment content"),
     "external": TRUTH,

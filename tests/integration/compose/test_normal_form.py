@@ -189,6 +189,8 @@ SERVICES: dict[str, str] = {
         """,
     "ports twice": "ports: ['80:80', '080:80']",
     "no ports": "ports: []",
+    "ranges of ports": 'ports: ["3001-3005", "9090-9091:8080-8081", "127.0.0.1:5000-5010:5000-5010"]',
+    "of another container": 'network_mode: "container:0cfe"\nipc: "service:x"\npid: "container:y"',
     "volumes": r"""
         volumes:
           - /anonymous
@@ -281,7 +283,11 @@ FILES: dict[str, list[str]] = {
           g: {name: n, driver: local, driver_opts: {a: 1, b: x}, labels: [a=b, c], x-foo: 1}
           i: {external: true, x-y: 2}
           j: {x-cluster-spec: {group: g, access_mode: {scope: single, mount_volume: {}},
+            accessibility_requirements: {requisite: [{segments: [region=R1, zone=Z1]}],
+              preferred: [{segments: {region: R1, zone: 2}}]},
+            secrets: [{key: k, secret: s}],
             capacity_range: {required_bytes: 1G, limit_bytes: 2G}, availability: active}}
+          k: {x-cluster-spec: {}}
         """
     ],
     "secrets": [
