@@ -3,7 +3,7 @@
 For files that the docker CLI takes it is the document that `docker stack config` prints: short
 forms written out, paths absolute, durations, sizes and numbers as Go spells them, maps sorted. What
 Docker does not know (profiles, include, extends, gpus ...) is applied, or printed in the
-Compose Specification's words. How a key is printed is in printing.py.
+Compose Specification's words. How each key is printed is in shapes.py.
 
 The exact form is for deploying: it loads to the same stack from any folder. It has all that a
 deploy reads, `$` as `$$`, and no files of variables, whose contents it holds.
@@ -20,22 +20,9 @@ from pathlib import Path
 
 from cli.compose.at import At
 from cli.compose.loader import Files, read_files, stack_of
-from cli.compose.printing import (
-    CLUSTER_VOLUME,
-    CONFIG,
-    NETWORK,
-    SECRET,
-    SERVICE,
-    VOLUME,
-    Style,
-    Table,
-    own_keys,
-    plain,
-    record,
-    truth,
-    written,
-)
+from cli.compose.printing import Style, Table, own_keys, plain, record, truth, written
 from cli.compose.problems import Report
+from cli.compose.shapes import CLUSTER_VOLUME, CONFIG, NETWORK, SECRET, SERVICE, VOLUME
 from swarm.errors import Invalid
 
 VERSION = "3.13"  # what Docker prints for a file without one
