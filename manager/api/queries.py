@@ -9,7 +9,7 @@ from manager.api.lookup import find, name_of, served
 from manager.api.present import present, present_revision
 from manager.api.services import previous_revision
 from manager.ca import manager_addrs
-from manager.control import service_status
+from manager.control import Causes, service_status
 from manager.scheduler import explain
 from manager.store import View
 from swarm.v1 import (
@@ -84,7 +84,8 @@ def list_objects(view: View, request: ListRequest, *, now_ns: int) -> ListRespon
     found.sort(key=_task_order(view) if request.kind == Kind.TASK else _order)
     statuses: tuple[ServiceStatus, ...] = ()
     if request.with_status and request.kind == Kind.SERVICE:
-        statuses = tuple(service_status(view, s, now_ns) for s in found)
+        causes = Causes(view, now_ns)
+        statuses = tuple(service_status(view, s, now_ns, causes) for s in found)
     return ListResponse(
         objects=tuple(present(o) for o in found),
         service_statuses=statuses,

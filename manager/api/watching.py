@@ -13,7 +13,7 @@ from manager.api.filters import merge, spec_labels, task_labels
 from manager.api.lookup import CLASSES, find, name_of, served
 from manager.api.present import present
 from manager.api.problems import nearest
-from manager.control import service_status
+from manager.control import Causes, service_status
 from manager.store import STACK_LABEL, Batch, Change, Store, Topic, WatchLost
 from swarm import errors
 from swarm.clock import SECOND_NS, Clock
@@ -221,8 +221,9 @@ class _Services:
         else:
             concerned = due | self._concerned(changes)
         differs = False
+        causes = Causes(self._store, now_ns)
         for service_id in concerned:
-            status = self._status(service_id, now_ns)
+            status = self._status(service_id, now_ns, causes)
             before = self._known.get(service_id)
             self._known[service_id] = status
             differs |= before is None or not _same(before, status)
@@ -262,7 +263,7 @@ class _Services:
         per_node = mode is not None and bool(mode.global_service or mode.global_job)
         return per_node or not status.converged or status.settles_in_ns > 0
 
-    def _status(self, service_id: str, now_ns: int) -> ServiceStatus:
+    def _status(self, service_id: str, now_ns: int, causes: Causes) -> ServiceStatus:
         service = self._store.get(Service, service_id)
         self._settles_ns.pop(service_id, None)
         self._note_reads(service_id, service)
@@ -270,7 +271,7 @@ class _Services:
             return ServiceStatus(
                 service_id=service_id, name=self._names[service_id], removed=True, converged=True
             )
-        status = service_status(self._store, service, now_ns)
+        status = service_status(self._store, service, now_ns, causes)
         if status.settles_in_ns:
             self._settles_ns[service_id] = now_ns + status.settles_in_ns
         return status

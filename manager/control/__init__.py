@@ -3,10 +3,11 @@
 from manager.control.controller import Controller, Tick
 from manager.control.loop import ControlLoop
 from manager.control.rehearse import Rehearsal, rehearse
-from manager.control.status import service_status, up_to_date
+from manager.control.status import Causes, service_status, up_to_date
 from manager.control.template import Templates
 
 __all__ = [
+    "Causes",
     "ControlLoop",
     "Controller",
     "Rehearsal",

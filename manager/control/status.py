@@ -4,7 +4,7 @@ waits for, what `service ls` shows, and what the API gives to clients that watch
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 
 from manager.control.gates import Gates, holding, words
 from manager.control.slots import Slot, is_live, is_lost, slot_of, slot_order
@@ -47,9 +47,11 @@ def up_to_date(view: View, service: Service, task: Task) -> bool:
     return Templates(view, service).up_to_date(task)
 
 
-def service_status(view: View, service: Service, now_ns: int) -> ServiceStatus:
+def service_status(
+    view: View, service: Service, now_ns: int, causes: Causes | None = None
+) -> ServiceStatus:
     """The account of one service. O(tasks of the service), for global ones O(nodes) besides, and
-    for one that waits (for a node, for another service) O(nodes) and that other's account.
+    for one that waits O(nodes), or that of all that it waits for, unless `causes` knows them.
 
     Converged: every slot has one task of the present template that runs and has run for as long as
     tasks are watched (for jobs: has completed; a task that ended well and is not to be restarted
@@ -58,7 +60,7 @@ def service_status(view: View, service: Service, now_ns: int) -> ServiceStatus:
     stuck, until the next change of its template.
     """
     account = _Account(view, service, now_ns)
-    stuck = troubles(account.facts, account.of_other)
+    stuck = troubles(account.facts, (causes or Causes(view, now_ns)).behind)
     reasons = list(dict.fromkeys([*(t.reason for t in stuck), *account.ordered(stuck)]))
     return ServiceStatus(
         service_id=service.id,
@@ -79,12 +81,56 @@ def service_status(view: View, service: Service, now_ns: int) -> ServiceStatus:
     )
 
 
+class Causes:
+    """What services are stuck with that others wait for. Each is looked at once, however many wait
+    for it, directly or behind each other. For as long as the view stays as it is.
+    """
+
+    def __init__(self, view: View, now_ns: int) -> None:
+        self._view = view
+        self._now_ns = now_ns
+        # Its own first reason, and ids of the services that it waits for itself.
+        self._seen: dict[str, tuple[str, tuple[str, ...]]] = {}
+
+    def behind(self, service_id: str) -> str | None:
+        """The end of a sentence on the service: what it is stuck with, or the nearest of those that
+        it waits for; None: it is not stuck.
+        """
+        ahead = deque([service_id])
+        met = {service_id}
+        while ahead:
+            id_ = ahead.popleft()
+            reason, waits_for = self._look(id_)
+            if reason:
+                if id_ == service_id:
+                    return f", which is stuck: {reason}"
+                return f", which is stuck behind service {self._name(id_)}: {reason}"
+            ahead.extend(i for i in waits_for if i not in met)
+            met.update(waits_for)
+        return None
+
+    def _look(self, service_id: str) -> tuple[str, tuple[str, ...]]:
+        found = self._seen.get(service_id)
+        if found is None:
+            service = self._view.get(Service, service_id)
+            if service is None:
+                return "", ()
+            facts = _Account(self._view, service, self._now_ns).facts
+            own = troubles(facts, lambda _: None)
+            reason = own[0].reason if own else ""
+            waits_for = tuple(dict.fromkeys(c.service_id for c in facts.held if c.service_id))
+            found = self._seen[service_id] = reason, waits_for
+        return found
+
+    def _name(self, service_id: str) -> str:
+        service = self._view.get(Service, service_id)
+        return service.spec.name if service is not None and service.spec is not None else service_id
+
+
 class _Account:
     """The sums, and what is in the way."""
 
-    def __init__(
-        self, view: View, service: Service, now_ns: int, above: frozenset[str] = frozenset()
-    ) -> None:
+    def __init__(self, view: View, service: Service, now_ns: int) -> None:
         self.reasons: list[str] = []
         self.weight: dict[str, int] = {}
         self.states: Counter[str] = Counter()
@@ -118,14 +164,13 @@ class _Account:
             },
             desired=self.desired,
             gates=self._gates,
-            above=above,
+            held=holding(view, service, self._gates),
         )
         if service.pending_delete:
             self._because("the service is being removed", 1)
             return
         if self._mode.per_node and not self.desired and self._unseen():
             self._because("no node that it may run on has been seen yet", 1)
-        self._held = holding(view, service, self._gates)
         self._slots(slots)
         self._roll_out()
         if self.stopping:
@@ -154,12 +199,6 @@ class _Account:
             wanted = [t for t in wanted if self._templates.up_to_date(t)]
         newest = newest_failure(wanted)
         return newest.id if newest is not None else ""
-
-    def of_other(self, service: Service, above: frozenset[str]) -> str:
-        """The first reason why another service is stuck; empty: it is not."""
-        account = _Account(self._view, service, self._now_ns, above)
-        found = troubles(account.facts, account.of_other)
-        return found[0].reason if found else ""
 
     # -------------------------------------------------------------- sums
 
@@ -263,7 +302,7 @@ class _Account:
         if self._mode.job and self.running:
             self._because(clause(self.running, f"{BE} running"), self.running)
             explained += self.running
-        for closed in self._held:
+        for closed in self.facts.held:
             if any(closed.what in reason for reason in self.reasons):
                 continue
             self._because(self.facts.waiting(closed), max(1, desired - explained))
@@ -274,7 +313,8 @@ class _Account:
             more = explained - desired
             verb = "is" if more == 1 else "are"
             self._because(f"there {verb} {more} {self._units(more)} more than wanted", more)
-        if self.watched:
+        if self.watched and not self.reasons:
+            # With more in the way it says little, and nobody would say when it is over.
             watched = format_duration(monitor_ns(update_config(self._service)))
             has = "has" if self.watched == 1 else "have"
             text = f"{has} just started and must keep running for {watched}"
@@ -292,7 +332,7 @@ class _Account:
             # What people must hear of first.
             self._because(status.message, self.desired + 1)
         elif status.state in UPDATING:
-            if not self._held:
+            if not self.facts.held:
                 self._because(status.message, 0)
                 self._passing.add(status.message)
         elif (

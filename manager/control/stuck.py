@@ -21,10 +21,10 @@ A service that was rolled back is not stuck: it is at rest, and its update_statu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import takewhile
 
-from manager.control.gates import Closed, Gates, holding, stays_ended, words
+from manager.control.gates import Closed, Gates, stays_ended, words
 from manager.control.slots import Slot, is_live, is_unplaced, slot_order
 from manager.control.template import (
     PAUSED,
@@ -68,8 +68,8 @@ class Facts:
     slots: Mapping[Slot, list[Task]]
     desired: int
     gates: Gates
-    # Ids of services whose gates are being looked at: two that wait for each other end here.
-    above: frozenset[str] = field(default_factory=frozenset)
+    # The closed gates that hold it back now.
+    held: tuple[Closed, ...]
 
     @property
     def unit(self) -> str:
@@ -101,9 +101,9 @@ class Trouble:
     task_id: str = ""
 
 
-def troubles(facts: Facts, explain: Callable[[Service, frozenset[str]], str]) -> list[Trouble]:
-    """Why the service is stuck, most telling first; empty: it is not. `explain`: the first reason
-    why another service is stuck, given the services above it; empty where it is not.
+def troubles(facts: Facts, behind: Callable[[str], str | None]) -> list[Trouble]:
+    """Why the service is stuck, most telling first; empty: it is not. `behind`: the end of a
+    sentence on the service of that id, which is waited for: what it is stuck with; None: it is not.
     """
     if facts.service.pending_delete:
         return []
@@ -113,7 +113,7 @@ def troubles(facts: Facts, explain: Callable[[Service, frozenset[str]], str]) ->
         found.append(Trouble(status.message))
     found += _failures(facts)
     found += _places(facts)
-    found += _gates(facts, explain)
+    found += _gates(facts, behind)
     return found
 
 
@@ -318,25 +318,14 @@ def _unplaced(waiting: Iterable[Task]) -> str:
 # ------------------------------------------------------------------ gates
 
 
-def _gates(facts: Facts, explain: Callable[[Service, frozenset[str]], str]) -> list[Trouble]:
+def _gates(facts: Facts, behind: Callable[[str], str | None]) -> list[Trouble]:
+    """Gates that never open: on a service that does not exist, or is stuck."""
     found = []
-    for closed in holding(facts.view, facts.service, facts.gates):
-        why = _never_opens(facts, closed, explain)
+    for closed in facts.held:
+        why = behind(closed.service_id) if closed.service_id else ""
         if why is not None:
             found.append(Trouble(f"{facts.waiting(closed)}{why}"))
     return found
-
-
-def _never_opens(
-    facts: Facts, closed: Closed, explain: Callable[[Service, frozenset[str]], str]
-) -> str | None:
-    if not closed.service_id:
-        return ""
-    other = facts.view.get(Service, closed.service_id)
-    if other is None or other.id in facts.above | {facts.service.id}:
-        return None
-    reason = explain(other, facts.above | {facts.service.id})
-    return f", which is stuck: {reason}" if reason else None
 
 
 # ------------------------------------------------------------------ words

@@ -137,7 +137,6 @@ def test_a_task_without_room_is_pending_with_the_reason_and_placed_when_there_is
     assert status.reasons == (
         "no more than 1 of 2 replicas can ever be placed: no suitable node (1 of 1 node short of "
         "CPU: need 3, best free 1 on n1)",
-        "1 of 2 replicas has just started and must keep running for 5s",
     )
     world.put(make_node("n2"))
     world.settle()

@@ -81,6 +81,18 @@ def test_tasks_must_have_run_for_the_monitor_time() -> None:
     assert (status.converged, status.settles_in_ns, status.reasons) == (True, 0, ())
 
 
+def test_the_watch_is_not_told_where_more_is_in_the_way() -> None:
+    """It would be told long after it is over: nothing else tells that time has passed."""
+    world = World(1)
+    world.create(make_spec("other", cpu=CPU))
+    world.settle()
+    sid = world.create(make_spec(replicas=4, cpu=CPU))
+    world.settle()
+    assert [r.partition(":")[0] for r in world.status(sid).reasons] == [
+        "1 of 4 replicas is not placed"
+    ]
+
+
 def test_a_replica_that_comes_later_is_watched_the_others_are_not_again() -> None:
     world = World(2)
     sid = world.create(make_spec(replicas=2))
@@ -300,7 +312,6 @@ def test_slots_with_the_same_story_are_told_together_the_commonest_first() -> No
     assert status.reasons == (
         "2 of 4 replicas ended and will not be restarted: exited with code 1",
         "1 of 4 replicas ended and will not be restarted: exited with code 2",
-        "1 of 4 replicas has just started and must keep running for 5s",
     )
     assert status.settles_in_ns == 0, "time alone does not help"
 
@@ -511,8 +522,28 @@ def test_a_service_behind_one_that_is_stuck_is_stuck_with_its_reason() -> None:
     front = world.status("s-front")
     assert front.stuck
     assert front.reasons == (
-        f"the service waits until service web has started (0 of 1 task so far), which is stuck: {web}",
+        "the service waits until service web has started (0 of 1 task so far), which is stuck "
+        f"behind service migrate: {why}",
     )
+
+
+@pytest.mark.parametrize(("wide", "deep"), [(1, 400), (4, 30)])
+def test_a_web_of_services_that_wait_costs_one_look_each(wide: int, deep: int) -> None:
+    """Neither a long chain nor many ways to the same one is too much."""
+    world = World(1)
+    world.create(make_spec("first", cpu=64 * CPU))
+    before = ["first"]
+    for row in range(deep):
+        gates = tuple(
+            Dependency(service=b, condition="service_started", required=True) for b in before
+        )
+        before = [f"x{row}-{i}" for i in range(wide)]
+        for name in before:
+            world.create(make_spec(name, depends_on=gates))
+    world.settle()
+    status = world.status(f"s-{before[0]}")
+    assert status.stuck
+    assert ", which is stuck behind service first: 1 of 1 replica can " in status.reasons[0]
 
 
 def test_services_that_wait_for_each_other_do_not_ask_for_ever() -> None:
