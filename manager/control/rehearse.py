@@ -81,8 +81,9 @@ class Rehearsal:
     def placement(self, service_id: str) -> ServicePlacement:
         """What became of the service's tasks. Kept and stopped are counted over the tasks that were
         to run before, created and pending over those that are to run now and did not exist then.
+        What had completed and is forgotten (a job that runs anew) is not stopped.
         """
-        before = {t.id for t in self._before.by(Task, "service", service_id) if _counts(t)}
+        before = {t.id: t for t in self._before.by(Task, "service", service_id) if _counts(t)}
         after = {t.id: t for t in self._after.by(Task, "service", service_id) if _counts(t)}
         made = [t for i, t in after.items() if i not in before]
         kept = len(after) - len(made)
@@ -90,7 +91,9 @@ class Rehearsal:
         return ServicePlacement(
             kept=kept,
             created=len(made),
-            stopped=len(before) - kept,
+            stopped=sum(
+                i not in after and not states.ended(state_of(t)) for i, t in before.items()
+            ),
             nodes=self._nodes(made),
             pending=self._pending(made),
             waits=tuple(closed_gates(self._after, service)) if service is not None else (),

@@ -134,6 +134,19 @@ def test_a_roll_out_is_gone_through_to_its_end_whatever_its_delays():
     assert where(web) == {"n1": 2, "n2": 2, "n3": 2}
 
 
+def test_a_job_that_runs_anew_stops_nothing():
+    world = World(1)
+    world.create(make_spec(mode=job(2)))
+    world.settle()
+    for task in world.running("s-web"):
+        world.report(task, S.COMPLETE)
+    world.settle()
+    service, revision = next_version(world, "s-web", image="web:2", mode=job(2))
+    again = structs.replace(service, job_iteration=1)
+    found = placement(world, draft_with(world, again, revision))
+    assert (found.kept, found.created, found.stopped) == (0, 2, 0)
+
+
 def test_a_removed_service_gives_its_room_to_who_waits_for_it():
     world = World(1)
     world.create(make_spec("old", replicas=1, cpu=4 * CPU))
