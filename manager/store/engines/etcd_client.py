@@ -4,7 +4,7 @@ It stands on the stubs and messages of `etcd3aio`. Its own client facade is not 
 channel options, so that answers end at 4 MiB, and asks for no fragmented watches.
 
 The one thing decided here is whether a failed call can have had an effect: `Unavailable` means that
-it had none, `TimedOut` that nobody knows.
+it had none and never will, `TimedOut` that nobody knows.
 """
 
 from __future__ import annotations
@@ -24,18 +24,35 @@ MESSAGE_BYTES_MAX: Final = 64 << 20
 CALL_S: Final = 5.0
 CONNECT_S: Final = 2.0
 
-# etcd's words for what it did not do (api/v3rpc/rpctypes/error.go).
+# Words for what was not done and never will be. Of etcd's own (api/v3rpc/rpctypes/errors.go) only
+# those that it says before it proposes anything: not "server stopped", nor "leader changed", nor
+# "request timed out".
 _REFUSED: Final = (
     "etcdserver: no leader",
     "etcdserver: too many requests",
     "etcdserver: not capable",
     "etcdserver: rpc not supported for learner",
-    "etcdserver: server stopped",
-    "etcdserver: mvcc: database space exceeded",
+    "raft proposal dropped",
+    # gRPC's, of calls that were not sent.
     "failed to connect to all addresses",
+    "connections to all backends failing",
 )
 _FULL: Final = "database space exceeded"
-_TOO_MANY: Final = ("too many operations in txn request", "request is too large")
+_TOO_MANY: Final = (
+    "too many operations in txn request",
+    "request is too large",
+    "grpc: received message larger than max",
+)
+
+
+class Full(errors.TimedOut):
+    """etcd has no room. It says so before it takes a change, and also after the one that made it
+    full; so the change was made or never will be, and a read tells.
+    """
+
+
+class Compacted(errors.Unavailable):
+    """The revision that was asked for is forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +80,9 @@ class EtcdClient:
             ("grpc.keepalive_time_ms", 5_000),
             ("grpc.keepalive_timeout_ms", 2_000),
             ("grpc.keepalive_permit_without_calls", 1),
+            # Without this an idle watch is pinged twice and then never again, so that a connection
+            # which went silent would not be noticed.
+            ("grpc.http2.max_pings_without_data", 0),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1_000),
@@ -149,6 +169,8 @@ class EtcdClient:
             answer = await call.read()
         except grpc.aio.AioRpcError as error:
             raise self._failed(error, writes=False) from error
+        except asyncio.InvalidStateError as error:  # it ended before it was written to
+            raise errors.Unavailable(f"{self.where} does not answer; try again later") from error
         finally:
             call.cancel()
         return 0 if answer is grpc.aio.EOF else int(answer.TTL)
@@ -166,14 +188,18 @@ class EtcdClient:
         details = error.details() or ""
         code = error.code()
         if _FULL in details:
-            return errors.Unavailable(
-                f"{self.where} is full ({details}); nothing was changed. Give it more room "
-                "(--quota-backend-bytes) or compact and defragment it"
+            return (Full if writes else errors.Unavailable)(
+                f"{self.where} is full ({details}). Give it more room (--quota-backend-bytes) or "
+                "compact and defragment it, and disarm its alarm"
             )
+        if "required revision has been compacted" in details:
+            return Compacted(f"{self.where} has forgotten what was asked for: {details}")
         if any(words in details for words in _TOO_MANY):
             return errors.Exhausted(f"{self.where} takes no change as large as this: {details}")
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             return errors.Denied(f"{self.where} refuses this manager: {details}")
+        if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED):
+            return errors.Internal(f"{self.where} does not take what it is asked: {details}")
         if not writes or any(words in details for words in _REFUSED):
             return errors.Unavailable(
                 f"{self.where} does not answer: {details or code.name}; try again later, or "

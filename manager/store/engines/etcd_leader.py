@@ -87,9 +87,10 @@ class Leadership:
                     await changed.wait()
 
     async def _attempt(self, node_id: str) -> Fence | None:
+        # One that a campaign which was cancelled has left may be nearly over.
+        await self._drop_lease()
         asked_s = self._clock.monotonic_s()
-        if not self._lease:
-            self._lease, _ = await self._client.grant(LEASE_S)
+        self._lease, _ = await self._client.grant(LEASE_S)
         answer = await self._client.txn(
             pb.TxnRequest(
                 compare=[
@@ -121,8 +122,14 @@ class Leadership:
                     return await self._attempt(node_id)
             return None
         fence = Fence(node_id, answer.header.revision)
+        if self._noted > fence.epoch and self.present != fence:
+            # It was over before the answer came.
+            await self._drop_lease()
+            return None
         self._mine = self.present = fence
-        self._noted = fence.epoch
+        self._noted = max(self._noted, fence.epoch)
+        if self._renewing is not None:
+            self._renewing.cancel()  # of an earlier leadership
         self._renewing = asyncio.get_running_loop().create_task(self._renew(fence, asked_s))
         return fence
 
@@ -137,8 +144,9 @@ class Leadership:
                 return
             again_s = self._clock.monotonic_s()
             try:
-                granted_s = await self._client.keep_alive(self._lease, timeout_s=left_s)
-            except errors.Unavailable as error:
+                # Not all the time that is left: a call may be lost, and the next one get through.
+                granted_s = await self._client.keep_alive(self._lease, timeout_s=left_s / 2)
+            except errors.SwarmError as error:
                 log.info("lease_not_renewed", reason=error.message)
                 continue
             if self._mine == fence and not granted_s:
@@ -174,8 +182,9 @@ class Leadership:
 
     async def close(self) -> None:
         """Resigns and ends the renewals."""
-        if self._mine is not None:
-            await self.resign(self._mine)
+        self._mine = None
+        self._wake()
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.gather(self._renewing, return_exceptions=True)
+        await self._drop_lease()

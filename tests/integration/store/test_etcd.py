@@ -17,8 +17,11 @@ from msgspec.structs import replace
 
 from manager.store import Corrupt, Deposed, Draft, Op, Stale, Store, codec
 from manager.store.engines import etcd as module
+from manager.store.engines import etcd_writer as writer_module
 from manager.store.engines.etcd import EtcdEngine
 from manager.store.engines.etcd_client import EtcdClient
+from manager.store.engines.etcd_requests import end_of
+from manager.store.engines.etcd_requests import put as put_key
 from swarm import errors
 from swarm.clock import SystemClock
 from swarm.v1 import Kind, Node, Service, ServiceSpec, Task
@@ -320,27 +323,189 @@ async def test_nothing_acknowledged_is_lost_when_etcd_is_killed_again_and_again(
     assert len(acknowledged) > 200
 
 
+Txn = Callable[[Any], Any]
+
+
+@pytest.fixture
+def through(monkeypatch: pytest.MonkeyPatch) -> Callable[[Store, Callable[[Txn, Any], Any]], None]:
+    """Puts a function between a store's engine and etcd; it gets what sends, and the request."""
+
+    def between(store: Store, work: Callable[[Txn, Any], Any]) -> None:
+        client = engine_of(store)._client
+        txn = client.txn
+
+        async def wrapped(request: Any, *, timeout_s: float = 5.0) -> Any:
+            return await work(lambda r: txn(r, timeout_s=timeout_s), request)
+
+        monkeypatch.setattr(client, "txn", wrapped)
+
+    return between
+
+
+def is_group(request: Any) -> bool:
+    return any(op.HasField("request_txn") for op in request.success)
+
+
 async def test_a_lost_answer_is_found_in_the_log(
-    own: Etcd, managers: Managers, prefix: str, monkeypatch: pytest.MonkeyPatch
+    own: Etcd, managers: Managers, prefix: str, through: Any
 ) -> None:
     store = await managers(own, prefix)
-    engine = engine_of(store)
-    txn = engine._client.txn
 
-    async def lose(request: Any, *, timeout_s: float = 5.0) -> Any:
-        await txn(request, timeout_s=timeout_s)
-        raise errors.TimedOut("the answer was lost")
+    async def lose(send: Txn, request: Any) -> Any:
+        answer = await send(request)
+        if is_group(request):
+            raise errors.TimedOut("the answer was lost")
+        return answer
 
-    monkeypatch.setattr(engine._client, "txn", lose)
+    through(store, lose)
     await store.update(put(Task(id="t")))
     assert store.get(Task, "t") is not None
+    draft = store.draft()
+    draft.put(Task(id="t2", slot=1))
+    await store.update(put(Task(id="t2", slot=2)))
+    with pytest.raises(Stale):
+        await store.commit(draft)
 
-    async def never(request: Any, *, timeout_s: float = 5.0) -> Any:
+
+async def test_a_lost_request_is_sent_again_and_its_late_arrival_changes_nothing(
+    own: Etcd, managers: Managers, prefix: str, through: Any
+) -> None:
+    """The create arrives after its repetition and after the object's deletion."""
+    store = await managers(own, prefix)
+    late: list[Callable[[], Any]] = []
+
+    async def lose_the_first(send: Txn, request: Any) -> Any:
+        if is_group(request) and not late:
+            late.append(lambda: send(request))
+            raise errors.TimedOut("the request was lost")
+        return await send(request)
+
+    through(store, lose_the_first)
+    await store.update(put(Task(id="t", slot=1)))
+    await store.update(lambda d: d.delete(Task, "t"))
+    answer = await late[0]()
+    assert not answer.succeeded
+    await engine_of(store).barrier()
+    assert store.get(Task, "t") is None
+
+
+async def test_an_earlier_life_of_a_manager_writes_nothing_once_the_next_has_begun(
+    own: Etcd, managers: Managers, prefix: str, through: Any
+) -> None:
+    store = await managers(own, prefix)
+    late: list[Callable[[], Any]] = []
+
+    async def lose(send: Txn, request: Any) -> Any:
+        late.append(lambda: send(request))
         raise errors.TimedOut("the request was lost")
 
-    monkeypatch.setattr(engine._client, "txn", never)
+    through(store, lose)
+    writing = asyncio.create_task(store.update(put(Task(id="t"))))
+    await until(lambda: late)
+    writing.cancel()
+    engine = EtcdEngine(EtcdClient([own.endpoint]), clock=SystemClock(), writer="m0", prefix=prefix)
+    await engine.load()
+    try:
+        assert not (await late[0]()).succeeded
+    finally:
+        await engine.close()
+
+
+async def test_what_became_of_a_change_is_unknown_only_where_etcd_does_not_come_back(
+    own: Etcd, managers: Managers, prefix: str, through: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "COMMIT_S", 1.0)
+    store = await managers(own, prefix)
+
+    async def never(send: Txn, request: Any) -> Any:
+        raise errors.TimedOut("the request was lost")
+
+    through(store, never)
     with pytest.raises(errors.TimedOut):
         await store.update(put(Task(id="t2")))
+
+
+async def test_an_engine_is_closed_in_time_though_nobody_waits_for_what_is_under_way(
+    own: Etcd, managers: Managers, prefix: str, through: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "COMMIT_S", 0.5)
+    store = await managers(own, prefix)
+    held = asyncio.Event()
+
+    async def hold(send: Txn, request: Any) -> Any:
+        held.set()
+        await asyncio.Event().wait()
+
+    through(store, hold)
+    cancelled = asyncio.create_task(store.update(put(Task(id="t1"))))
+    await held.wait()
+    cancelled.cancel()
+    kept = asyncio.create_task(store.update(put(Task(id="t2"))))
+    await until(lambda: len(engine_of(store)._writer._sent) == 2)
+    async with asyncio.timeout(WAIT_S):
+        await store.close()
+    with pytest.raises(errors.TimedOut, match="before it was told"):
+        await kept
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+
+
+async def test_commits_go_in_smaller_groups_where_etcd_takes_no_large_ones(
+    tmp_path: Path, managers: Managers, prefix: str
+) -> None:
+    etcd = Etcd(tmp_path, "--max-txn-ops", "16")
+    etcd.start()
+    try:
+        store = await managers(etcd, prefix)
+        await asyncio.gather(*(store.update(put(Task(id=f"t{i}"))) for i in range(200)))
+        assert store.count(Task) == 200
+        with pytest.raises(errors.Exhausted):
+            await store.update(put(*(Task(id=f"u{i}") for i in range(20))))
+    finally:
+        etcd.kill()
+
+
+async def test_a_full_etcd_changes_nothing_that_it_says_it_did_not(
+    tmp_path: Path, managers: Managers, prefix: str
+) -> None:
+    """The transaction that makes it full is refused in words, and made all the same."""
+    etcd = Etcd(tmp_path, "--quota-backend-bytes", str(8 << 20))
+    etcd.start()
+    try:
+        store = await managers(etcd, prefix)
+        done: set[str] = set()
+        refused: dict[str, str] = {}
+
+        async def write(number: int) -> None:
+            for i in itertools.count():
+                id_ = f"{number}-{i}"
+                try:
+                    await store.update(put(Task(id=id_, node_id="x" * 100_000)))
+                    done.add(id_)
+                except errors.Unavailable as error:
+                    refused[id_] = error.message
+                    return
+
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(write(n) for n in range(8)))
+        assert done and all("is full" in message for message in refused.values())
+        late = await tasks_in(etcd, prefix)
+        assert set(late) == done
+    finally:
+        etcd.kill()
+
+
+async def tasks_in(etcd: Etcd, prefix: str) -> list[str]:
+    """The ids of all tasks, as etcd has them."""
+    client = EtcdClient([etcd.endpoint])
+    try:
+        start = f"{prefix}/r/{Kind.TASK:d}/".encode()
+        answer = await client.range(
+            pb.RangeRequest(key=start, range_end=end_of(start), keys_only=True)
+        )
+        return [kv.key.decode().rsplit("/", 1)[1] for kv in answer.kvs]
+    finally:
+        await client.close()
 
 
 async def test_a_compaction_that_was_slept_through_loses_nothing(
@@ -376,7 +541,7 @@ async def test_a_foreign_state_is_refused_by_name(
 ) -> None:
     client = EtcdClient([shared.endpoint])
     try:
-        await client.txn(pb.TxnRequest(success=[module._put(f"{prefix}/format".encode(), b"7")]))
+        await client.txn(pb.TxnRequest(success=[put_key(f"{prefix}/format".encode(), b"7")]))
         with pytest.raises(Corrupt, match="upgrade swarmd"):
             await managers(shared, prefix)
     finally:
