@@ -253,9 +253,10 @@ def _placement(placement: ServicePlacement, paint: _Painter, *, created: bool) -
 
 
 def _where(nodes: Sequence[NodePlacement]) -> str:
-    """Nodes with the number of tasks of each, the first ones by name."""
+    """Nodes with the number of tasks of each where it is not one, the first ones by name."""
     text = ", ".join(
-        f"{node.hostname or node.node_id} \N{MULTIPLICATION SIGN}{node.tasks}"
+        f"{node.hostname or node.node_id}"
+        + (f" \N{MULTIPLICATION SIGN}{node.tasks}" if node.tasks != 1 else "")
         for node in nodes[:NODES_MAX]
     )
     more = len(nodes) - NODES_MAX

@@ -160,11 +160,11 @@ WIDE = """\
     tasks: 5 start on n1 ×3, n2 ×2; 5 stop
 ~ service app_db       scaled: no running task is replaced
     ~ deploy.replicas: 2 -> 3
-    tasks: 1 starts on n2 ×1; 2 stay
+    tasks: 1 starts on n2; 2 stay
 ~ service app_cache    kept: no task is touched
     ~ deploy.labels.tier: a -> b
 + service app_new      redis:7, 2 replicas, *:6379->6379/tcp
-    tasks: 2 start on n1 ×1, n2 ×1
+    tasks: 2 start on n1, n2
 + service app_huge     redis:7, 1 replica
     ! 1 stays without a node, and no node could ever take it: no suitable node (2 of 2 nodes short of memory: need 900 GiB, best free 23 GiB on n2)
 + service app_after
@@ -199,12 +199,12 @@ NARROW = """\
 ~ service app_db
     scaled: no running task is replaced
     ~ deploy.replicas: 2 -> 3
-    tasks: 1 starts on n2 ×1; 2 stay
+    tasks: 1 starts on n2; 2 stay
 ~ service app_cache    kept: no task is touched
     ~ deploy.labels.tier: a -> b
 + service app_new
     redis:7, 2 replicas, *:6379->6379/tcp
-    tasks: 2 start on n1 ×1, n2 ×1
+    tasks: 2 start on n1, n2
 + service app_huge     redis:7, 1 replica
     ! 1 stays without a node, and no node could
       ever take it: no suitable node (2 of 2 nodes
