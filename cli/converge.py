@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 import click
@@ -187,9 +188,11 @@ async def wait_and_report(
     interrupted: str,
     goal: Goal = Goal.UPDATED,
     quiet: bool = False,
+    advice: Mapping[int, str] = MappingProxyType({}),
 ) -> int:
     """`wait` with the display that fits stderr; then, on stderr, what went wrong and the last lines
-    of the tasks that failed. The exit code. `interrupted` is said when Ctrl-C ends the wait.
+    of the tasks that failed. The exit code. `interrupted` is said when Ctrl-C or the deadline ends
+    the wait, `advice` after another end with its exit code.
     """
     display = make_display(
         settings.terminal("stderr"),
@@ -215,6 +218,10 @@ async def wait_and_report(
             goal=goal,
             width=settings.terminal("stderr").width,
         )
+        if verdict.timed_out:
+            click.echo(interrupted, err=True)
+        elif verdict.exit_code in advice:
+            click.echo(advice[verdict.exit_code], err=True)
     except asyncio.CancelledError:
         click.echo(f"\n{interrupted}", err=True)
         raise
@@ -242,4 +249,4 @@ async def report(
             for piece in wrapped(f"  {line}", width):
                 click.echo(piece, err=True)
         if id_ in with_lines and goal is not Goal.REMOVED:
-            await print_last_lines(connection, verdict.failing[id_], indent="    ")
+            await print_last_lines(connection, verdict.failing[id_], told=lines, indent="    ")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.verdict import done
 from swarm.clock import SECOND_NS
 from swarm.v1 import ServiceStatus, TaskState, UpdateState
 
@@ -38,6 +39,7 @@ _COUNTED = re.compile(
 )
 _NUMBER = re.compile(r"\d+")
 _RUNNING = TaskState.RUNNING.name.lower()
+_COMPLETE = TaskState.COMPLETE.name.lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Row:
     # "2 starting, 1 preparing"
     states: str
     reasons: tuple[str, ...]
-    # What `done` counts: running, or updated while tasks of an earlier version run as well.
+    # What `done` counts: running, completed, or updated.
     unit: str = "running"
     # Seconds until it counts as converged if its tasks go on running; 0: that is not what it waits
     # for.
@@ -80,12 +82,10 @@ def rows(
 
 
 def _row(status: ServiceStatus, progress: str, elapsed_s: float, *, removing: bool) -> Row:
+    number, unit = done(status)
+    already = _COMPLETE if unit == "completed" else _RUNNING
     counted = sorted(
-        (
-            (state, number)
-            for state, number in status.states.items()
-            if number and state != _RUNNING
-        ),
+        ((state, number) for state, number in status.states.items() if number and state != already),
         key=lambda pair: (
             TaskState[pair[0].upper()] if pair[0].upper() in TaskState.__members__ else 0
         ),
@@ -97,7 +97,6 @@ def _row(status: ServiceStatus, progress: str, elapsed_s: float, *, removing: bo
         return Row(status.name, 0, 0, progress, f"{left} {noun} left" if left else "", ())
     if status.stopping:
         states = ", ".join(filter(None, (states, f"{status.stopping} stopping")))
-    done = max(status.up_to_date, status.completed)
     # "2 of 3 replicas starting" says what the states say already.
     update = status.update_status
     under_way = update.message if update and update.state is UpdateState.UPDATING else ""
@@ -106,12 +105,11 @@ def _row(status: ServiceStatus, progress: str, elapsed_s: float, *, removing: bo
         for reason in status.reasons
         if not _COUNTED.fullmatch(reason) and reason != under_way
     )
-    unit = "updated" if status.running > status.up_to_date else "running"
     settles_in_s = 0
     if status.settles_in_ns:
         # It is over when the manager says so, not before.
         settles_in_s = max(1, math.ceil(status.settles_in_ns / SECOND_NS - elapsed_s))
-    return Row(status.name, done, status.desired, progress, states, reasons, unit, settles_in_s)
+    return Row(status.name, number, status.desired, progress, states, reasons, unit, settles_in_s)
 
 
 class NoDisplay:
@@ -167,7 +165,7 @@ class PlainDisplay:
 
 
 def plain_line(row: Row, *, removing: bool = False) -> str:
-    """ "app_web: 3/5 running, 2 starting (no suitable node …)"."""
+    """ "app_web: 3/5 running, 2 starting; no suitable node …"."""
     if row.progress == "removed":
         return f"{row.name}: removed"
     if removing:
@@ -182,7 +180,7 @@ def plain_line(row: Row, *, removing: bool = False) -> str:
         line += ", verifying"
     elif row.states:
         line += f", {row.states}"
-    return f"{line} ({row.reasons[0]})" if row.reasons and not row.settles_in_s else line
+    return f"{line}; {row.reasons[0]}" if row.reasons and not row.settles_in_s else line
 
 
 def _watched(row: Row) -> bool:

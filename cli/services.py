@@ -139,6 +139,11 @@ def published_ports(ports: Iterable[PortConfig]) -> str:
     )
 
 
+def subject_of(names: Sequence[str]) -> str:
+    """Services as messages name them: "service 'web'", "services db, web"."""
+    return f"service {names[0]!r}" if len(names) == 1 else f"services {', '.join(names)}"
+
+
 def warn(warnings: Iterable[str]) -> None:
     """Warnings go to stderr, once each."""
     for warning in dict.fromkeys(warnings):

@@ -9,13 +9,14 @@ the change says nothing about it (`before`). Pure; cli/converge.py waits.
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass, field
 
 from swarm.errors import EXIT_NOT_CONVERGED, EXIT_ROLLED_BACK
 from swarm.quantities import format_duration
 from swarm.v1 import Service, ServiceStatus, UpdateState
 
-__all__ = ["Goal", "Progress", "StuckServices", "Verdict", "count", "judge", "started"]
+__all__ = ["Goal", "Progress", "StuckServices", "Verdict", "done", "judge", "started"]
 
 STUCK_GRACE_S = 10.0  # for the others, once a service is stuck
 STUCK_HOLD_S = 1.0  # how long a service is stuck before it counts: what helps may be under way
@@ -45,6 +46,9 @@ class Goal(enum.Enum):
 
 _PAUSED = (UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED)
 _GOING = (UpdateState.UPDATING, UpdateState.ROLLBACK_STARTED)
+# To run is a reason for not having converged only for the tasks of a job.
+_AT_WORK = re.compile(r"\d+ of \d+ tasks? (is|are) running")
+_ROLLED_BACK = "the last update failed and was rolled back"
 
 
 def started(service: Service) -> int:
@@ -131,18 +135,25 @@ class Verdict:
 
     def headline(self, subject: str, *, timeout_ns: int, goal: Goal) -> str:
         """What went wrong, in one line; empty: nothing."""
-        names = [self.statuses[id_].name for id_ in self.of(Progress.STUCK)]
         if self.timed_out:
             return (
                 f"{subject} {'is not gone' if goal is Goal.REMOVED else 'has not converged'} "
-                f"within {format_duration(timeout_ns)}; it goes on in the background"
+                f"within {format_duration(timeout_ns)}"
             )
-        if names:
-            stuck = f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} stuck"
-            return f"{subject} does not converge: {stuck}"
-        if self.of(Progress.PAUSED):
-            return f"{subject} does not converge: an update is paused"
-        return f"{subject} was rolled back" if self.of(Progress.ROLLED_BACK) else ""
+        if names := self._names(Progress.STUCK):
+            are = "are" if len(names) > 1 else "is"
+            return f"{subject} does not converge: {', '.join(names)} {are} stuck"
+        if names := self._names(Progress.PAUSED):
+            updates = "the updates of {} are" if len(names) > 1 else "the update of {} is"
+            return f"{subject} does not converge: {updates.format(', '.join(names))} paused"
+        if names := self._names(Progress.ROLLED_BACK):
+            were = "were" if len(names) > 1 else "was"
+            told = "" if subject == f"service {names[0]!r}" else f": {', '.join(names)}"
+            return f"{subject}{told} {were} rolled back"
+        return ""
+
+    def _names(self, progress: Progress) -> list[str]:
+        return [self.statuses[id_].name for id_ in self.of(progress)]
 
     def explain(self) -> dict[str, list[str]]:
         """By service that is not where it should be: a line on it, then its reasons."""
@@ -152,20 +163,21 @@ class Verdict:
             message = status.update_status.message if status.update_status else ""
             match progress:
                 case Progress.PAUSED:
-                    known = message.startswith("update paused")
+                    known = "paused" in message
                     text = message if known else f"update paused: {message}"
                 case Progress.ROLLED_BACK:
-                    text = self.causes.get(id_, "")
-                    text = f"rolled back: {text}" if text else "rolled back"
+                    # What the manager says of a rollback that is over, this says already.
+                    found[id_] = [f"{status.name}: {self.causes.get(id_) or _ROLLED_BACK}"]
+                    continue
                 case Progress.GOING if status.stopping and not status.desired:
                     noun = "task is" if status.stopping == 1 else "tasks are"
                     text = f"{status.stopping} {noun} not gone yet"
                 case Progress.GOING if not self.timed_out:
-                    text = f"{count(status)} running, not converged yet; it goes on"
+                    text = f"{_count(status)}, not converged yet; it goes on"
                 case Progress.GOING:
-                    text = f"{count(status)} running"
+                    text = _count(status)
                 case Progress.STUCK:
-                    text = f"{count(status)} running, stuck"
+                    text = f"{_count(status)}, stuck"
                 case _:
                     continue
             reasons = [reason for reason in status.reasons if reason != message]
@@ -213,7 +225,23 @@ class StuckServices:
             verdict.note(status, Progress.STUCK)
 
 
-def count(status: ServiceStatus) -> str:
-    """ "3/5": tasks of the current spec that run, or have completed, of those wanted."""
-    done = max(status.up_to_date, status.completed) if status.desired else status.running
-    return f"{done}/{status.desired}"
+def done(status: ServiceStatus) -> tuple[int, str]:
+    """How many tasks are where they are wanted, and what that is: running, completed, or updated
+    while tasks of an earlier version run as well.
+    """
+    if any(_AT_WORK.fullmatch(reason) for reason in status.reasons):
+        return status.completed, "completed"
+    if status.completed and status.converged and status.up_to_date:
+        # No job: of its tasks some have ended well and are not to be restarted.
+        return status.completed + status.up_to_date, "running or completed"
+    if status.completed:
+        return status.completed, "completed"
+    if not status.desired:
+        return status.running, "running"
+    return status.up_to_date, "updated" if status.running > status.up_to_date else "running"
+
+
+def _count(status: ServiceStatus) -> str:
+    """ "3/5 running": of the tasks that are wanted."""
+    number, unit = done(status)
+    return f"{number}/{status.desired} {unit}"

@@ -25,7 +25,7 @@ from cli.options import (
     make_filters,
     read_input,
 )
-from cli.services import interruptible
+from cli.services import interruptible, subject_of
 from cli.settings import settings
 from cli.times import ago
 from cli.verdict import started
@@ -204,7 +204,6 @@ async def _roll(
         click.echo(f"Updating service {name} (id: {id_})")
     if detach:
         return 0
-    names = ", ".join(answer.services)
     return await wait_and_report(
         connection,
         settings(),
@@ -212,7 +211,7 @@ async def _roll(
         revision=answer.revision,
         before=before,
         timeout_ns=timeout_ns,
-        subject=f"service {names!r}",
+        subject=subject_of(answer.services),
         interrupted=(
             "The rotation goes on; `swarmctl service wait "
             f"{' '.join(answer.services)}` waits for it."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -22,11 +22,11 @@ from cli.service_flags import (
     references,
     update_options,
 )
-from cli.services import interruptible, warn
+from cli.services import interruptible, subject_of, warn
 from cli.settings import settings
 from cli.spec_paths import put
 from cli.verdict import Goal, started
-from swarm.errors import Conflict, Invalid
+from swarm.errors import EXIT_NOT_CONVERGED, Conflict, Invalid
 from swarm.ids import new_id, system_rng
 from swarm.v1 import (
     ContainerSpec,
@@ -75,7 +75,7 @@ def create(image: str, arguments: tuple[str, ...], **flags: Any) -> int:
         click.echo(answer.id)
         if flags["detach"]:
             return 0
-        return await _wait(connection, {answer.id: 0}, answer.version, flags, wanted.name)
+        return await _wait(connection, {answer.id: 0}, answer.version, flags, (wanted.name,))
 
     return interruptible(work)
 
@@ -159,7 +159,7 @@ def scale(scales: tuple[str, ...], **flags: Any) -> int:
             click.echo(f"{name} scaled to {number}")
         if flags["detach"]:
             return 0
-        return await _wait(connection, before, version, flags, ", ".join(wanted))
+        return await _wait(connection, before, version, flags, tuple(wanted))
 
     return interruptible(work)
 
@@ -267,8 +267,15 @@ async def _apply(
     click.echo(ref)
     if flags["detach"]:
         return 0
+    undo = f"Update it again, or undo this update with `swarmctl service rollback {ref}`."
     return await _wait(
-        connection, {found.id: started(found)}, version, flags, ref, rollback=rollback
+        connection,
+        {found.id: started(found)},
+        version,
+        flags,
+        (ref,),
+        rollback=rollback,
+        advice="" if rollback else undo,
     )
 
 
@@ -277,9 +284,10 @@ async def _wait(
     before: Mapping[str, int],
     version: int,
     flags: Mapping[str, Any],
-    names: str,
+    names: Sequence[str],
     *,
     rollback: bool = False,
+    advice: str = "",
 ) -> int:
     return await wait_and_report(
         connection,
@@ -288,11 +296,12 @@ async def _wait(
         revision=version,
         before=before,
         timeout_ns=flags["timeout_ns"],
-        subject=f"service {names!r}",
+        subject=subject_of(names),
         interrupted=(
-            f"The change goes on; `swarmctl service ps {names.replace(',', '')}` shows how far it "
-            "is."
+            f"The change goes on; `swarmctl service wait {' '.join(names)}` waits for it, "
+            f"`swarmctl service ps {' '.join(names)}` shows how far it is."
         ),
         goal=Goal.ROLLED_BACK if rollback else Goal.UPDATED,
         quiet=flags["quiet"],
+        advice={EXIT_NOT_CONVERGED: advice} if advice else {},
     )

@@ -19,7 +19,7 @@ from cli.settings import settings
 from cli.stack_files import compose_options, load_spec, request_for
 from cli.stack_plan import plan_and_show, plan_options
 from cli.verdict import started
-from swarm.errors import Conflict
+from swarm.errors import EXIT_NOT_CONVERGED, EXIT_ROLLED_BACK, Conflict
 from swarm.v1 import (
     DeployStackRequest,
     DeployStackResponse,
@@ -212,7 +212,18 @@ async def _deploy(
             f"{stack}` shows how far it is."
         ),
         quiet=flags["quiet"],
+        advice=_advice(request, answer, stack),
     )
+
+
+def _advice(request: DeployStackRequest, answer: DeployStackResponse, stack: str) -> dict[int, str]:
+    """What to do about a deploy that does not become what it should, by exit code."""
+    if request.spec is None:
+        return {}
+    undo = "undo this deploy with" if answer.revision > 1 else "remove the stack with"
+    command = "rollback" if answer.revision > 1 else "rm"
+    text = f"Correct the file and deploy again, or {undo} `swarmctl stack {command} {stack}`."
+    return dict.fromkeys((EXIT_NOT_CONVERGED, EXIT_ROLLED_BACK), text)
 
 
 async def _updates_of(connection: Connection, stack: str) -> dict[str, int]:

@@ -184,7 +184,7 @@ def _history_row(found: StackRevision, present: int, now_ns: int) -> Record:
         Deployed=ago(created_ns, now_ns),
         CreatedAt=rfc3339(created_ns),
         By=found.who,
-        Changes=counts(found.changes),
+        Changes=counts(found.changes) or "none",
         Note=", ".join(notes),
         RollbackTo=found.rollback_to,
         Services=len(found.spec.services) if found.spec else 0,

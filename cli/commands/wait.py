@@ -8,7 +8,7 @@ from cli.connection import Connection
 from cli.converge import wait_and_report
 from cli.lazy import Command
 from cli.options import Ref, timeout_option
-from cli.services import interruptible
+from cli.services import interruptible, subject_of
 from cli.settings import settings
 from cli.verdict import Goal
 from swarm.v1 import WatchServicesRequest
@@ -41,8 +41,7 @@ def service(services: tuple[str, ...], *, quiet: bool, timeout_ns: int) -> int:
     last update of one was rolled back.
     """
     request = WatchServicesRequest(services=services)
-    names = ", ".join(services)
-    return _wait(request, f"service {names!r}", timeout_ns=timeout_ns, quiet=quiet)
+    return _wait(request, subject_of(services), timeout_ns=timeout_ns, quiet=quiet)
 
 
 def _wait(request: WatchServicesRequest, subject: str, *, timeout_ns: int, quiet: bool) -> int:

@@ -260,7 +260,7 @@ def test_create_waits_until_the_service_has_converged(cli: Cli, cluster: FakeClu
     assert answer.code == 0
     assert answer.out == "new101\n"
     assert answer.err == (
-        "x: 0/3 running, 3 preparing\nx: 2/3 running, 1 starting (1 task starts)\n"
+        "x: 0/3 running, 3 preparing\nx: 2/3 running, 1 starting; 1 task starts\n"
         "x: 3/3 running, converged\n"
     )
     assert cluster.last(WatchServicesRequest).services == ("new101",)
@@ -272,8 +272,12 @@ def test_a_deadline_ends_with_6_and_the_reasons(cli: Cli, cluster: FakeCluster) 
     cluster.watch_script = [[status(made, 1, 3, reasons=(reason,), states={"pending": 2})]]
     answer = cli("service", "create", "--name", "x", "--timeout", "300ms", "busybox")
     assert answer.code == 6
-    assert "service 'x' has not converged within 300ms; it goes on in the background" in answer.err
-    assert reason in answer.err.splitlines()[-1]
+    assert "service 'x' has not converged within 300ms\n" in answer.err
+    assert reason in answer.err.splitlines()[-2]
+    assert answer.err.endswith(
+        "The change goes on; `swarmctl service wait x` waits for it, `swarmctl service ps x` shows "
+        "how far it is.\n"
+    )
 
 
 def test_a_paused_update_ends_with_6(cli: Cli, cluster: FakeCluster, web: Service) -> None:
@@ -283,7 +287,32 @@ def test_a_paused_update_ends_with_6(cli: Cli, cluster: FakeCluster, web: Servic
     cluster.watch_script = [[status(web, 2, 3, update_status=paused)]]
     answer = cli("service", "update", "--image", "bad:1", "web")
     assert answer.code == 6
-    assert "update paused due to failure" in answer.err
+    assert "service 'web' does not converge: the update of web is paused\n" in answer.err
+    assert "  web: update paused due to failure\n" in answer.err
+    assert answer.err.endswith("undo this update with `swarmctl service rollback web`.\n")
+
+
+def test_a_paused_rollback_is_no_paused_update(
+    cli: Cli, cluster: FakeCluster, web: Service
+) -> None:
+    paused = UpdateStatus(
+        state=UpdateState.ROLLBACK_PAUSED, started_at_ns=5, message="rollback paused due to failure"
+    )
+    cluster.watch_script = [[status(web, 2, 3, update_status=paused)]]
+    answer = cli("service", "rollback", "web")
+    assert answer.code == 6
+    assert answer.err.endswith("  web: rollback paused due to failure\n"), "nothing to undo it with"
+
+
+def test_several_services_are_told_apart_from_the_one_that_fails(
+    cli: Cli, cluster: FakeCluster, web: Service
+) -> None:
+    db = cluster.add(service("db", id_="db1"))
+    back = UpdateStatus(state=UpdateState.ROLLBACK_COMPLETED, started_at_ns=5)
+    cluster.watch_script = [[status(db, 1, 1), status(web, 3, 3, update_status=back)]]
+    answer = cli("service", "scale", "db=1", "web=3")
+    assert answer.code == 7
+    assert "Error: services db, web: web was rolled back\n" in answer.err
 
 
 def test_a_rolled_back_update_ends_with_7(cli: Cli, cluster: FakeCluster, web: Service) -> None:
@@ -293,7 +322,7 @@ def test_a_rolled_back_update_ends_with_7(cli: Cli, cluster: FakeCluster, web: S
     cluster.watch_script = [[status(web, 3, 3, update_status=back)]]
     answer = cli("service", "update", "--image", "bad:1", "web")
     assert answer.code == 7
-    assert "was rolled back" in answer.err
+    assert "Error: service 'web' was rolled back\n" in answer.err
 
 
 def test_a_rollback_that_was_asked_for_is_a_success(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from msgspec.structs import replace
 
 from swarm.errors import Conflict, Invalid, NotFound, Unavailable
 from swarm.v1 import (
@@ -31,11 +32,13 @@ from swarm.v1 import (
     PlanStackResponse,
     Service,
     ServicePlacement,
+    ServiceRevision,
     Stack,
     StackChange,
     StackRevision,
     StackRollback,
     StackSpec,
+    Task,
     TaskState,
     TaskStatus,
     UpdateState,
@@ -45,7 +48,7 @@ from swarm.v1 import (
 )
 from tests.integration.cli.conftest import Cli
 from tests.integration.cli.fake import STORE_REVISION, FakeCluster
-from tests.integration.cli.samples import ago_ns, service, status, task
+from tests.integration.cli.samples import ago_ns, node, service, status, task
 from tests.integration.cli.test_terminal import on_terminal
 
 VERSION = "3.71.16644a611f7f4f81.2c9a0bc0cc1c2c17"
@@ -250,23 +253,25 @@ def test_watched_tasks_are_verified_and_said_once(
     )
 
 
+def failed(cluster: FakeCluster, web: Service, status: TaskStatus) -> Task:
+    """A task that failed."""
+    cluster.add(node("beta", id_="n2"))
+    found = task(web, "t1" + "0" * 23, slot=2, node_id="n2", state=status.state)
+    cluster.revisions[(web.id, found.spec_version)] = ServiceRevision(id="r", spec=web.spec)
+    cluster.add(replace(found, status=status))
+    return found
+
+
+ENDED = TaskStatus(state=TaskState.FAILED, container=ContainerStatus(container_id="c", exit_code=3))
+
+
 def broken(cluster: FakeCluster, web: Service) -> None:
     """A task that failed, and what it printed."""
-    failed = task(web, "t1" + "0" * 23, slot=2, node_id="n2", state=TaskState.FAILED)
-    cluster.add(
-        type(failed)(
-            **{
-                name: getattr(failed, name) for name in failed.__struct_fields__ if name != "status"
-            },
-            status=TaskStatus(
-                state=TaskState.FAILED, container=ContainerStatus(container_id="c", exit_code=3)
-            ),
-        )
-    )
+    task_id = failed(cluster, web, ENDED).id
     said = [b"one", b"it is \x1b[31mbroken\x1b[0m here"]
     lines = tuple(
         LogLine(
-            task_id=failed.id, timestamp_ns=n, data=data, service_name="app_web", slot=2, node_name="beta"
+            task_id=task_id, timestamp_ns=n, data=data, service_name="app_web", slot=2, node_name="beta"
         )
         for n, data in enumerate(said)
     )  # fmt: skip
@@ -285,13 +290,14 @@ def test_a_stuck_service_ends_the_wait_with_6_its_reasons_and_its_last_lines(
     assert time.monotonic() - begun < 20, "it does not sit out the deadline"
     assert answer.code == 6
     assert answer.err == (
-        "app_web: 1/2 running, stuck (1 of 2 replicas is in a crash loop: exited with code 3)\n"
+        "app_web: 1/2 running, stuck; 1 of 2 replicas is in a crash loop: exited with code 3\n"
         "Error: stack 'app' does not converge: app_web is stuck\n"
         "  app_web: 1/2 running, stuck\n"
         "    1 of 2 replicas is in a crash loop: exited with code 3\n"
         "    last lines of app_web.2 (t10000000000 on beta, exit code 3):\n"
         "    | one\n"
         "    | it is \ufffd[31mbroken\ufffd[0m here\n"
+        "Correct the file and deploy again, or remove the stack with `swarmctl stack rm app`.\n"
     )
     request = cluster.last(LogsRequest)
     assert request.options and (request.options.tail, request.options.follow) == (10, False)
@@ -337,9 +343,29 @@ def test_a_rolled_back_deploy_ends_with_7_its_reason_and_the_last_lines(
     ]
     answer = cli("stack", "deploy", "-c", compose, "app")
     assert answer.code == 7
-    assert "Error: stack 'app' was rolled back\n" in answer.err
-    assert "  app_web: rolled back: update failed: 2 tasks ended\n" in answer.err
+    assert "Error: stack 'app': app_web was rolled back\n" in answer.err
+    assert "  app_web: update failed: 2 tasks ended\n    last lines of app_web.2" in answer.err
     assert "rollback completed" not in answer.err and "| one\n" in answer.err
+
+
+def test_a_task_that_printed_nothing_is_told_with_its_exit_code(
+    cli: Cli, cluster: FakeCluster, compose: str, web: Service
+) -> None:
+    failed(cluster, web, ENDED)
+    cluster.watch_script = [[status(web, 1, 2, stuck=True, reasons=("why",), failing_task_id="t1")]]
+    answer = cli("stack", "deploy", "-c", compose, "app")
+    assert "    app_web.2 (t10000000000 on beta, exit code 3) printed nothing\n" in answer.err
+
+
+@pytest.mark.parametrize(("reason", "times"), [("why", 1), ("1 of 2 replicas: no such user", 0)])
+def test_the_error_of_a_task_without_a_container_is_told_once(
+    cli: Cli, cluster: FakeCluster, compose: str, web: Service, reason: str, times: int
+) -> None:
+    failed(cluster, web, TaskStatus(state=TaskState.REJECTED, err="no such user"))
+    stuck = status(web, 1, 2, stuck=True, reasons=(reason,), failing_task_id="t1")
+    cluster.watch_script = [[stuck]]
+    answer = cli("stack", "deploy", "-c", compose, "app")
+    assert answer.err.count("    app_web.2 (t10000000000 on beta): no such user\n") == times
 
 
 @pytest.mark.parametrize(
@@ -424,8 +450,9 @@ def test_a_deadline_ends_with_6(cli: Cli, cluster: FakeCluster, web: Service) ->
     answer = cli("service", "wait", "-q", "--timeout", "200ms", "app_web")
     assert answer.code == 6
     assert answer.err == (
-        "Error: service 'app_web' has not converged within 200ms; it goes on in the background\n"
+        "Error: service 'app_web' has not converged within 200ms\n"
         "  app_web: 1/2 running\n    the image is pulled\n"
+        "Stopped waiting; nothing was changed.\n"
     )
     assert cluster.last(WatchServicesRequest).services == ("app_web",)
 
@@ -474,6 +501,16 @@ def test_history_lists_deploys_newest_first(cli: Cli, history: GetStackHistoryRe
     assert rows[0]["RollbackTo"] == 2 and rows[0]["Present"] is True and "_Revision" not in rows[0]
     table = cli.ok("stack", "history", "--format", "table {{.Revision}}\t{{.By}}", "app")
     assert table.splitlines()[0].split() == ["REVISION", "BY"]
+
+
+def test_a_deploy_of_what_ran_already_says_so_in_history(
+    cli: Cli, cluster: FakeCluster, history: GetStackHistoryResponse
+) -> None:
+    # After a rollback by failure, a deploy of the file before it asks for what runs.
+    same = StackRevision(revision=4, meta=Meta(created_at_ns=ago_ns(30)), who="local")
+    cluster.history = replace(history, revisions=(same,))
+    [line] = cli.ok("stack", "history", "app").splitlines()[1:]
+    assert line.split() == ["4", "*", "30", "seconds", "ago", "local", "none"]
 
 
 def test_history_shows_what_a_deploy_asked_for(cli: Cli, history: GetStackHistoryResponse) -> None:

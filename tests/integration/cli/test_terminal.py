@@ -140,7 +140,7 @@ def test_ctrl_c_leaves_the_change_going_and_says_so(cli: Cli, cluster: FakeClust
         process.expect(b"1/4")
         process.interrupt()
         assert process.wait() == 130
-        assert b"The change goes on; `swarmctl service ps web`" in process.screen
+        assert b"The change goes on; `swarmctl service wait web`" in process.screen
         assert b"Traceback" not in process.screen and b"Aborted" not in process.screen
 
 

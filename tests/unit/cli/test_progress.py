@@ -172,7 +172,7 @@ def test_an_empty_verdict_is_not_over() -> None:
         (
             {"states": {"pending": 3, "assigned": 1}, "reasons": ("no suitable node",)},
             Progress.GOING,
-            "web: 0/3 running, 3 pending, 1 assigned (no suitable node)",
+            "web: 0/3 running, 3 pending, 1 assigned; no suitable node",
         ),
         (
             {"reasons": ("3 of 3 replicas starting",), "states": {"starting": 3}},
@@ -189,9 +189,24 @@ def test_an_empty_verdict_is_not_over() -> None:
         (
             {"reasons": ("image nope is missing",)},
             Progress.STUCK,
-            "web: 0/3 running, stuck (image nope is missing)",
+            "web: 0/3 running, stuck; image nope is missing",
         ),
-        ({"completed": 3}, Progress.DONE, "web: 3/3 running, converged"),
+        (
+            {"completed": 1, "up_to_date": 2, "states": {"running": 2, "complete": 1}},
+            Progress.GOING,
+            "web: 1/3 completed, 2 running",
+        ),
+        (
+            {"up_to_date": 3, "states": {"running": 3}, "reasons": ("3 of 3 tasks are running",)},
+            Progress.GOING,
+            "web: 0/3 completed, 3 running",
+        ),
+        ({"completed": 3, "converged": True}, Progress.DONE, "web: 3/3 completed, converged"),
+        (
+            {"completed": 1, "up_to_date": 2, "converged": True},
+            Progress.DONE,
+            "web: 3/3 running or completed, converged",
+        ),
         ({"up_to_date": 1}, Progress.ROLLED_BACK, "web: 1/3 running, rolled back"),
         ({"removed": True, "desired": 0}, Progress.GONE, "web: removed"),
     ],
