@@ -158,8 +158,8 @@ class _Comparison:
     ) -> tuple[str, tuple[FieldChange, ...]]:
         after = self._after.get(cls, done.id)
         before = self._before.get(cls, done.id)
-        if before is None:
-            # A secret or config with new content is a new object that takes the name.
+        if before is None or getattr(before, "superseded", False):
+            # A secret or config with other content is another object that takes the name.
             before = next(iter(self._before.by(cls, "name", done.name)), None)
         if isinstance(before, Service) and isinstance(after, Service):
             assert placement is not None

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec import structs
 
@@ -48,7 +48,7 @@ from manager.api.services import (
     update_service,
 )
 from manager.api.stack_request import Wanted, resolve_request
-from manager.api.superseding import newer, supersede
+from manager.api.superseding import newer, revive, supersede
 from manager.api.validate import warnings_of
 from manager.api.validate_objects import (
     check_config,
@@ -80,6 +80,8 @@ from swarm.v1 import (
 
 SERVICES_MAX = 1000  # of one stack
 CREATED, UPDATED, UNCHANGED, REMOVED = "created", "updated", "unchanged", "removed"
+
+_C = TypeVar("_C", Secret, Config)
 
 
 @dataclass(slots=True)
@@ -349,17 +351,15 @@ def _deploy_secret(work: _Deploy, spec: SecretSpec) -> None:
     old: Secret | None = work.mine(Secret, spec.name, find)
     if len(work.problems.found) > before:
         return
-    if old is not None:
-        assert old.spec is not None
-        same = work.sealer.digest(spec.data) == old.digest
-        if same and old.spec.templating == spec.templating:
-            work.leftovers.discard(old.id)
-            _put_labels(work, Kind.SECRET, old, spec)
-            return
-        supersede(work.draft, old)
-        work.leftovers.add(old.id)
-    made = create_secret(work.draft, spec, new_id=work.new_id(), sealer=work.sealer)
-    work.note(Kind.SECRET, spec.name, made.id, CREATED if old is None else UPDATED)
+    digest = work.sealer.digest(spec.data)
+
+    def same(o: Secret) -> bool:
+        assert o.spec is not None
+        return o.digest == digest and o.spec.templating == spec.templating
+
+    if not _take(work, Kind.SECRET, old, spec, same):
+        made = create_secret(work.draft, spec, new_id=work.new_id(), sealer=work.sealer)
+        work.note(Kind.SECRET, spec.name, made.id, CREATED if old is None else UPDATED)
 
 
 def _deploy_config(work: _Deploy, spec: ConfigSpec) -> None:
@@ -369,16 +369,39 @@ def _deploy_config(work: _Deploy, spec: ConfigSpec) -> None:
     old: Config | None = work.mine(Config, spec.name, find)
     if len(work.problems.found) > before:
         return
-    if old is not None:
-        assert old.spec is not None
-        if old.spec.data == spec.data and old.spec.templating == spec.templating:
-            work.leftovers.discard(old.id)
-            _put_labels(work, Kind.CONFIG, old, spec)
-            return
-        supersede(work.draft, old)
-        work.leftovers.add(old.id)
-    made = create_config(work.draft, spec, new_id=work.new_id())
-    work.note(Kind.CONFIG, spec.name, made.id, CREATED if old is None else UPDATED)
+
+    def same(o: Config) -> bool:
+        assert o.spec is not None
+        return o.spec.data == spec.data and o.spec.templating == spec.templating
+
+    if not _take(work, Kind.CONFIG, old, spec, same):
+        made = create_config(work.draft, spec, new_id=work.new_id())
+        work.note(Kind.CONFIG, spec.name, made.id, CREATED if old is None else UPDATED)
+
+
+def _take(
+    work: _Deploy,
+    kind: Kind,
+    old: _C | None,
+    spec: SecretSpec | ConfigSpec,
+    same: Callable[[_C], bool],
+) -> bool:
+    """Lets the object that is there, or an earlier version of it, stand for the spec; False: a new
+    one has to be made, for which the name is free.
+    """
+    if old is None:
+        return False
+    if same(old):
+        work.leftovers.discard(old.id)
+        _put_labels(work, kind, old, spec)
+        return True
+    supersede(work.draft, old)
+    work.leftovers.add(old.id)
+    revived = revive(work.draft, old, spec, same)
+    if revived:
+        work.leftovers.discard(revived)
+        work.note(kind, spec.name, revived, UPDATED)
+    return bool(revived)
 
 
 def _deploy_volume(work: _Deploy, spec: VolumeSpec) -> None:

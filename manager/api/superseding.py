@@ -8,14 +8,17 @@ leftovers.finish removes it, whoever made it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from msgspec import structs
 
 from manager.api.lookup import quoted
-from manager.store import Draft, View
+from manager.store import STACK_LABEL, Draft, View
 from swarm import errors
-from swarm.v1 import Config, Secret
+from swarm.v1 import Config, ConfigSpec, Secret, SecretSpec
+
+_C = TypeVar("_C", Secret, Config)
 
 _NAME_CHARS_MAX = 64
 _SUFFIX_CHARS = 8
@@ -28,6 +31,24 @@ def supersede(draft: Draft, old: Secret | Config) -> None:
     name = f"{old.spec.name[:_KEPT_CHARS]}.{old.id[:_SUFFIX_CHARS]}"
     renamed = structs.replace(old.spec, name=name)
     draft.put(structs.replace(old, spec=renamed, superseded=True))
+
+
+def revive(draft: Draft, old: _C, spec: SecretSpec | ConfigSpec, same: Callable[[_C], bool]) -> str:
+    """Lets an earlier version of `old`, which has just given its name up, have the name again; its
+    id, or "" where there is none that is the `same`. Services that use it (their update was rolled
+    back) then have what is asked for, and are not rolled.
+    """
+    if len(spec.name) > _KEPT_CHARS:
+        return ""  # two names may have been cut to the same
+    owner = spec.labels.get(STACK_LABEL, "")
+    for o in sorted(draft.by(type(old), "stack", owner), key=lambda o: o.id):
+        assert o.spec is not None
+        earlier = o.superseded and o.spec.name == f"{spec.name}.{o.id[:_SUFFIX_CHARS]}"
+        if earlier and o.id != old.id and same(o):
+            named = structs.replace(o.spec, name=spec.name, labels=spec.labels)
+            draft.put(structs.replace(o, spec=named, superseded=False))
+            return o.id
+    return ""
 
 
 def newer(view: View, old: Secret | Config) -> str:

@@ -258,4 +258,6 @@ async def test_stack_cannot_take_the_name_of_an_earlier_version(api: Api):
     old = api.one(Secret, "app_key").id
     await rotate(api, "app_key", b"new")
     with pytest.raises(errors.Invalid, match="an earlier version of 'app_key' is kept under"):
-        await api.deploy(app(secrets=(*app().secrets, secret(f"app_key.{old[:8]}"))))
+        await api.deploy(
+            app(secrets=(secret("app_key", b"new"), secret(f"app_key.{old[:8]}", b"mine")))
+        )

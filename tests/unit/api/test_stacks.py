@@ -423,6 +423,31 @@ async def test_deploy_after_a_failed_update_was_rolled_back(api: Api):
     )
 
 
+async def test_content_that_comes_back_is_the_object_that_has_it(api: Api):
+    """So services that were rolled back to it are not rolled again."""
+    await api.deploy(app())
+    old = [api.one(Secret, "app_key").id, api.one(Config, "app_conf").id]
+    other = app(secrets=(secret("app_key", b"2"),), configs=(config("app_conf", b"2"),))
+    await api.deploy(other)
+    web = api.one(Service, "app_web")
+    await api.update(web, rollback=True)
+    back = api.one(Service, "app_web")
+    said = await api.control.plan_stack(DeployStackRequest(spec=app()), CONTEXT)
+    response = await api.deploy(app())
+    assert {n: a for n, a in actions(response).items() if a != "unchanged"} == {
+        "app_key": "updated",
+        "app_conf": "updated",
+    }
+    assert [api.one(Secret, "app_key").id, api.one(Config, "app_conf").id] == old
+    assert api.one(Service, "app_web").spec_version == back.spec_version
+    planned = {c.change.name: c for c in said.changes if c.change and c.change.action == "updated"}
+    assert planned.keys() == {"app_key", "app_conf"}
+    assert {c.effect for c in planned.values()} == {"replaced"}
+    assert [(f.before, f.after) for f in planned["app_conf"].fields] == [('"2"', '"x=1"')]
+    again = await api.deploy(app())
+    assert set(actions(again).values()) == {"unchanged"}
+
+
 async def test_failed_commit_of_an_update_leaves_the_earlier_stack(api: Api):
     await api.deploy(app())
     before = {o.id: o for o in everything(api)}
