@@ -298,7 +298,8 @@ def _learn(m: Machine, event: Event) -> Machine:
         case Unhealthy(message):
             if not _alive(m):
                 return m
-            return replace(m, failure=Refused(f"unhealthy: {message}", rejected=False))
+            said = f"unhealthy: {message}" if message else "unhealthy"
+            return replace(m, failure=Refused(said, rejected=False))
         case _:
             assert_never(event)
 

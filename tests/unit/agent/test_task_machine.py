@@ -94,6 +94,11 @@ def test_health_told_before_the_start_was_answered_counts() -> None:
     assert run.state() == S.RUNNING
 
 
+def test_a_check_that_says_nothing_leaves_no_colon_behind() -> None:
+    run = running().feed(tm.Unhealthy(""), tm.DidStop(137))
+    assert run.machine.status.err == "unhealthy"
+
+
 def test_unhealthy_task_is_stopped_then_failed() -> None:
     run = running().feed(tm.Unhealthy("probe said no"))
     assert tm.Hide() in run.effects
