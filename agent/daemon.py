@@ -27,7 +27,7 @@ import uvloop
 
 from agent import identity as ids
 from agent import local, metrics
-from agent.membership import Membership, Settings, found
+from agent.membership import Membership, Settings, found, save
 from swarm import __version__, errors, logs, rpc
 from swarm.clock import Clock, SystemClock
 from swarm.ids import Rng, system_rng
@@ -40,6 +40,8 @@ from swarm.v1 import (
     NodeRole,
 )
 from swarm.v1.services import CERTIFICATES_METHODS, CONTROL_METHODS, LOCAL_METHODS
+from swarm.vault import FILE as VAULT_FILE
+from swarm.vault import Vault
 
 log = structlog.get_logger("swarmd")
 
@@ -153,6 +155,9 @@ class Swarmd:
         self._rng = rng
         self._socket_group = group
         self._member: Membership | None = None
+        # A manager whose keys need the unlock key: who it is, while nothing of it runs.
+        self._locked: ids.Identity | None = None
+        self._vault: Vault  # once the state folder is ours
         self._running: asyncio.Task[None] | None = None
         self._error = ""  # why the node is not what its identity says
         self._changing = asyncio.Lock()
@@ -165,6 +170,7 @@ class Swarmd:
         options = self._options
         options.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         async with _locked(options.state_dir):
+            self._vault = Vault(options.state_dir / VAULT_FILE)
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop.set)
@@ -173,11 +179,14 @@ class Swarmd:
             lag = asyncio.create_task(metrics.watch_lag())
             server = await self._serve()
             try:
-                identity = ids.load(options.state_dir)
+                identity = ids.load(options.state_dir, self._vault)
                 log.info(
                     "swarmd_started", socket=str(options.socket), node=identity and identity.node_id
                 )
-                if identity is not None:
+                if identity is not None and identity.locked:
+                    self._locked = identity
+                    log.warning("swarmd_locked", what_to_do="run `swarmctl swarm unlock`")
+                elif identity is not None:
                     await self._enter(identity)
                 await self._stop.wait()
                 log.info("swarmd_stopping")
@@ -226,6 +235,8 @@ class Swarmd:
         """The manager on this node. Raises NotManager with what to do."""
         if self._error:
             raise errors.Unavailable(self._error)
+        if self._locked is not None:
+            raise errors.Unavailable(local.LOCKED)
         if self._member is None:
             raise errors.NotManager(local.NOT_IN_SWARM)
         if self._member.identity.role != NodeRole.MANAGER:
@@ -242,7 +253,9 @@ class Swarmd:
         await begun.wait()
 
     def _make_member(self, identity: ids.Identity) -> Membership:
-        self._member = Membership(self._options.settings, identity, self._clock, self._rng)
+        self._member = Membership(
+            self._options.settings, identity, self._clock, self._rng, vault=self._vault
+        )
         return self._member
 
     async def _be(self, member: Membership, begun: asyncio.Event) -> None:
@@ -290,6 +303,19 @@ class Swarmd:
 
     def info(self) -> GetNodeInfoResponse:
         member = self._member
+        if member is None and self._locked is not None:
+            locked = self._locked
+            return GetNodeInfoResponse(
+                node_id=locked.node_id,
+                cluster_id=locked.cluster_id,
+                state="locked",
+                error=local.LOCKED,
+                role=locked.role,
+                node_addr=locked.data_path_addr,
+                managers=locked.managers,
+                hostname=self._options.settings.hostname,
+                version=__version__,
+            )
         if member is None:
             return GetNodeInfoResponse(
                 state="inactive", hostname=self._options.settings.hostname, version=__version__
@@ -318,6 +344,7 @@ class Swarmd:
         async with self._changing:
             self._check_free()
             _set_aside(self._options.state_dir / "manager")
+            self._new_vault()
             listen = local.listen_address(request.listen_addr)
             identity = await found(
                 self._options.settings,
@@ -331,8 +358,9 @@ class Swarmd:
                 ),
                 clock=self._clock,
                 rng=self._rng,
+                vault=self._vault,
             )
-            ids.save(self._options.state_dir, identity)
+            save(self._options.state_dir, identity, self._vault)
             await self._enter(identity)
             if self._error:
                 reason = self._error
@@ -352,6 +380,7 @@ class Swarmd:
         """Joins a cluster and waits until the manager has taken the node."""
         async with self._changing:
             self._check_free()
+            self._new_vault()
             listen = local.listen_address(request.listen_addr)
             if request.advertise_addr:
                 advertise = local.advertise_address(request.advertise_addr, listen, ())
@@ -369,7 +398,7 @@ class Swarmd:
                 advertise_addr=advertise,
                 data_path_addr=request.data_path_addr or local.host_of(advertise),
             )
-            ids.save(self._options.state_dir, identity)
+            save(self._options.state_dir, identity, self._vault)
             await self._enter(identity)
             assert self._member is not None
             try:
@@ -387,6 +416,12 @@ class Swarmd:
         """Leaves the cluster: stops and removes the node's tasks, and forgets all of it."""
         async with self._changing:
             member = self._member
+            if self._locked is not None:
+                if not force:
+                    raise errors.Unavailable(local.LOCKED_LEAVE)
+                await self._empty(self._locked, force=True)
+                await self._forget()
+                return
             if member is None:
                 raise errors.Conflict("This node is not part of a swarm")
             if member.identity.role == NodeRole.MANAGER and not force:
@@ -401,6 +436,20 @@ class Swarmd:
                 await member.leave()
             await self._forget()
             log.info("left_cluster", node_id=member.identity.node_id)
+
+    async def unlock(self, unlock_key: str) -> None:
+        """Opens the keys at rest and becomes a member. Raises Denied for another key."""
+        async with self._changing:
+            if self._locked is None:
+                raise errors.Conflict(
+                    "swarm is not locked" if self._member else "This node is not part of a swarm"
+                )
+            self._vault.unlock(unlock_key)
+            identity = ids.load(self._options.state_dir, self._vault)
+            assert identity is not None
+            self._locked = None
+            log.info("swarmd_unlocked", node_id=identity.node_id)
+            await self._enter(identity)
 
     async def _empty(self, identity: ids.Identity, *, force: bool) -> None:
         """Ends the tasks of a membership that has failed. What keeps them from ending is an error
@@ -419,12 +468,20 @@ class Swarmd:
                 ) from None
 
     def _check_free(self) -> None:
-        if self._member is not None:
+        if self._member is not None or self._locked is not None:
             raise errors.Conflict(local.ALREADY)
+
+    def _new_vault(self) -> None:
+        """An earlier membership's key would not be this one's, and might be locked."""
+        if self._vault.exists:
+            _set_aside(self._vault.path)
+            self._vault = Vault(self._vault.path)
 
     async def _forget(self) -> None:
         await self._exit()
         ids.forget(self._options.state_dir)
+        self._vault.forget()
+        self._locked = None
         for name in ("manager", "worker"):
             shutil.rmtree(self._options.state_dir / name, ignore_errors=True)
         self._error = ""

@@ -6,9 +6,11 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cryptography import x509
 from msgspec import structs
 
 from agent.runtime.base import Description
+from swarm import tls
 from swarm.v1 import EngineDescription, NodeDescription, Platform, Resources
 
 
@@ -25,8 +27,25 @@ class About:
     engine_labels: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """Who issued the certificate that the node uses, DER."""
+
+    subject: bytes = b""
+    public_key: bytes = b""
+
+    @classmethod
+    def of(cls, root: x509.Certificate | None) -> Issuer:
+        """None: a root that the node does not know."""
+        return cls() if root is None else cls(tls.subject_der(root), tls.public_key_der(root))
+
+
 def describe(
-    about: About, runtimes: Sequence[Description], *, warnings: Iterable[str] = ()
+    about: About,
+    runtimes: Sequence[Description],
+    *,
+    warnings: Iterable[str] = (),
+    issuer: Issuer = Issuer(),  # frozen
 ) -> NodeDescription:
     """The node's description; the first runtime's first value is the default.
 
@@ -45,6 +64,8 @@ def describe(
         data_path_addr=about.data_path_addr,
         data_path_port=about.data_path_port,
         warnings=tuple(said),
+        cert_issuer_subject=issuer.subject,
+        cert_issuer_public_key=issuer.public_key,
     )
 
 

@@ -7,11 +7,13 @@ Owns the file's format and the renewal of the node's certificate. Joins go throu
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import structlog
+from cryptography import x509
 
 from swarm import errors, tls
 from swarm.clock import SECOND_NS, Clock
@@ -25,6 +27,8 @@ from swarm.v1 import (
     NodeRole,
 )
 from swarm.v1.services import CertificatesClient
+from swarm.vault import FILE as VAULT_FILE
+from swarm.vault import Vault
 
 log = structlog.get_logger("identity")
 
@@ -36,13 +40,21 @@ JOIN_TIMEOUT_S = 10.0
 _RENEW_FROM, _RENEW_TO = 0.5, 0.8
 # The clock is looked at this often, because a sleeping machine's timers do not run.
 _RENEW_CHECK_S = 60.0
-_RENEW_RETRY_S = 30.0
+# After a renewal that failed; doubles. The first pauses are short, since the end of a rotation of
+# the root waits for this node.
+_RENEW_RETRY_S_MIN, _RENEW_RETRY_S_MAX = 1.0, 30.0
+_PURPOSE = b"swarm node private key"
 
 Issue = Callable[[IssueNodeCertificateRequest], Awaitable[IssueNodeCertificateResponse]]
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """A node's membership. Addresses are host:port, data_path_addr a host."""
+    """A node's membership. Addresses are host:port, data_path_addr a host.
+
+    In the file of a manager the key lies sealed with the node's own (swarm.vault): `sealed_key` in
+    place of `key_pem`. While that is locked, `key_pem` is empty, and nothing can be done as the
+    node.
+    """
 
     format: int
     node_id: str
@@ -55,6 +67,22 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     advertise_addr: str
     data_path_addr: str
     managers: tuple[str, ...] = ()
+    sealed_key: str = ""  # base 64
+
+    @property
+    def locked(self) -> bool:
+        return not self.key_pem
+
+    @property
+    def issuer(self) -> x509.Certificate | None:
+        """The root that issued the certificate; None: none of those that are trusted."""
+        return tls.issuer_of(self.certificate_pem, self.root_ca_pem)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether another root than the certificate's signs by now."""
+        signing = tls.load_certificates(self.root_ca_pem)[0]
+        return not tls.issued_by(tls.load_certificates(self.certificate_pem)[0], signing)
 
     def channel(self, address: str) -> Channel:
         """A connection to a manager as this node."""
@@ -62,8 +90,10 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         return Channel.tls(address, credentials, server_name=tls.SERVER_NAME)
 
 
-def load(state_dir: Path) -> Identity | None:
-    """The node's identity; None when it is in no cluster. Raises Invalid for a damaged file."""
+def load(state_dir: Path, vault: Vault | None = None) -> Identity | None:
+    """The node's identity; None when it is in no cluster. `vault`: the node's key, if it was read
+    already. Raises Invalid for a damaged file.
+    """
     path = state_dir / FILE
     try:
         data = path.read_bytes()
@@ -71,10 +101,13 @@ def load(state_dir: Path) -> Identity | None:
         return None
     try:
         identity = msgspec.json.decode(data, type=Identity)
-        tls.load_key(identity.key_pem)
+        if identity.sealed_key:
+            identity = _opened(identity, vault or Vault(state_dir / VAULT_FILE))
+        if not identity.locked:
+            tls.load_key(identity.key_pem)
         tls.load_certificates(identity.certificate_pem)
         tls.load_certificates(identity.root_ca_pem)
-    except (msgspec.DecodeError, UnicodeDecodeError, errors.Invalid) as error:
+    except (msgspec.DecodeError, ValueError, errors.Invalid) as error:
         raise errors.Invalid(
             f"{path} is damaged: {error}. Restore it from a backup; or, to join again as a new "
             "node, remove the file, remove the old node with `swarmctl node rm` on a manager, and "
@@ -88,8 +121,21 @@ def load(state_dir: Path) -> Identity | None:
     return identity
 
 
-def save(state_dir: Path, identity: Identity) -> None:
-    """Replaces the file; it is on the disk when this returns."""
+def _opened(identity: Identity, vault: Vault) -> Identity:
+    if vault.locked:
+        return identity
+    if not vault.exists:
+        raise errors.Invalid(f"its key is sealed, and {vault.path} is gone")
+    sealed = base64.b64decode(identity.sealed_key, validate=True)
+    key_pem = vault.open(sealed, purpose=_PURPOSE).decode()
+    return msgspec.structs.replace(identity, key_pem=key_pem, sealed_key="")
+
+
+def save(state_dir: Path, identity: Identity, vault: Vault | None = None) -> None:
+    """Replaces the file; it is on the disk when this returns. With a vault, the key is sealed."""
+    if vault is not None:
+        sealed = base64.b64encode(vault.seal(identity.key_pem.encode(), purpose=_PURPOSE)).decode()
+        identity = msgspec.structs.replace(identity, key_pem="", sealed_key=sealed)
     write_private(state_dir / FILE, msgspec.json.format(msgspec.json.encode(identity)))
 
 
@@ -179,8 +225,9 @@ async def keep_renewed(
     issue: Issue | None = None,
 ) -> None:
     """Renews the node's certificate for as long as it runs; `wake` asks for a renewal at once (the
-    role has changed). `issue`: see `renew`.
+    role has changed, or another root signs). `issue`: see `renew`.
     """
+    retry_s = _RENEW_RETRY_S_MIN
     while True:
         facts = tls.facts(tls.load_certificates(current().certificate_pem)[0])
         life_ns = facts.not_after_ns - facts.not_before_ns
@@ -188,12 +235,17 @@ async def keep_renewed(
         due_ns = facts.not_before_ns + int(life_ns * share)
         while clock.now_ns() < due_ns and not wake.is_set():
             await _wait(wake, min(_RENEW_CHECK_S, max(0.0, (due_ns - clock.now_ns()) / SECOND_NS)))
+        asked = wake.is_set()
         wake.clear()
         try:
             await replace(await renew(current(), issue=issue))
+            retry_s = _RENEW_RETRY_S_MIN
         except errors.SwarmError as error:
-            log.warning("certificate_not_renewed", reason=error.message, retry_s=_RENEW_RETRY_S)
-            await _wait(wake, _RENEW_RETRY_S)
+            log.warning("certificate_not_renewed", reason=error.message, retry_s=retry_s)
+            await _wait(wake, retry_s)
+            retry_s = min(_RENEW_RETRY_S_MAX, retry_s * 2)
+            if asked:
+                wake.set()  # what it was asked for is still wanted
 
 
 async def renew(identity: Identity, *, issue: Issue | None = None) -> Identity:

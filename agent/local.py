@@ -1,5 +1,5 @@
-"""What every swarmd answers on its unix socket: who am I, init, join, leave; and the manager's
-services where one runs.
+"""What every swarmd answers on its unix socket: who am I, init, join, leave, unlock; and the
+manager's services where one runs.
 
 On a node without a manager the control API answers what Docker answers: that this is no manager,
 and what to do.
@@ -26,6 +26,8 @@ from swarm.v1 import (
     JoinResponse,
     LeaveRequest,
     LeaveResponse,
+    UnlockRequest,
+    UnlockResponse,
 )
 
 log = structlog.get_logger("local")
@@ -42,6 +44,14 @@ IS_WORKER = (
 ALREADY = (
     'This node is already part of a swarm. Use "swarmctl swarm leave" to leave this swarm and join '
     "another one."
+)
+
+LOCKED = (
+    "Swarm is encrypted and needs to be unlocked before it can be used. "
+    'Please use "swarmctl swarm unlock" to unlock it.'
+)
+LOCKED_LEAVE = (
+    "Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message."
 )
 
 
@@ -101,6 +111,10 @@ class LocalService:
         await self._daemon.leave(force=request.force)
         return LeaveResponse()
 
+    async def unlock(self, request: UnlockRequest, context: Context) -> UnlockResponse:
+        await self._daemon.unlock(request.unlock_key)
+        return UnlockResponse()
+
 
 class Daemon(Protocol):
     """What the service asks of the daemon."""
@@ -109,6 +123,7 @@ class Daemon(Protocol):
     async def init(self, request: InitRequest) -> InitResponse: ...
     async def join(self, request: JoinRequest) -> JoinResponse: ...
     async def leave(self, *, force: bool) -> None: ...
+    async def unlock(self, unlock_key: str) -> None: ...
 
 
 def listen_address(given: str) -> str:

@@ -18,7 +18,7 @@ from msgspec import structs
 
 from agent import identity as ids
 from agent import metrics
-from agent.description import About
+from agent.description import About, Issuer
 from agent.proxy import Proxy
 from agent.runtime.base import Runtime
 from agent.runtime.docker import DockerRuntime
@@ -32,6 +32,7 @@ from swarm.clock import SECOND_NS, Clock
 from swarm.ids import Rng
 from swarm.rpc import Channel
 from swarm.v1 import ClusterInfo, InitRequest, NodeRole
+from swarm.vault import Vault
 
 log = structlog.get_logger("membership")
 
@@ -58,11 +59,14 @@ async def found(
     advertise_addr: str,
     clock: Clock,
     rng: Rng,
+    vault: Vault,
 ) -> ids.Identity:
     """Makes a new cluster's state; the node's identity as its first manager."""
+    make_vault(vault)
     new = await manager_main.bootstrap(
         settings.state_dir / "manager",
         request,
+        vault=vault,
         hostname=settings.hostname,
         advertise_addr=advertise_addr,
         clock=clock,
@@ -83,11 +87,33 @@ async def found(
     )
 
 
+def make_vault(vault: Vault) -> None:
+    """Makes the node's key at rest, unless it has one. Raises Unavailable when the disk refuses."""
+    try:
+        vault.make()
+    except OSError as error:
+        raise errors.Unavailable(
+            f"{vault.path} cannot be written: {error.strerror or error}; free space on its disk"
+        ) from error
+
+
+def save(state_dir: Path, identity: ids.Identity, vault: Vault) -> None:
+    """Writes the identity, a manager's with its key sealed. Raises OSError."""
+    sealing = identity.role == NodeRole.MANAGER
+    if sealing:
+        vault.make()
+    ids.save(state_dir, identity, vault if sealing else None)
+
+
 class Membership:
     """See the module."""
 
-    def __init__(self, settings: Settings, identity: ids.Identity, clock: Clock, rng: Rng) -> None:
+    def __init__(
+        self, settings: Settings, identity: ids.Identity, clock: Clock, rng: Rng, *, vault: Vault
+    ) -> None:
+        """`vault`: the node's key at rest, not locked; only managers have one."""
         self._settings = settings
+        self._vault = vault
         self._clock = clock
         self._rng = rng
         self.identity = identity
@@ -113,6 +139,7 @@ class Membership:
                 engine_labels=settings.engine_labels,
             ),
             clock=clock,
+            issuer=Issuer.of(identity.issuer),
         )
         self._session = Session(
             self._worker,
@@ -176,6 +203,7 @@ class Membership:
 
     async def _start_manager(self) -> None:
         identity = self.identity
+        make_vault(self._vault)
         manager = manager_main.Manager(
             manager_main.Settings(
                 state_dir=self._settings.state_dir / "manager",
@@ -188,6 +216,7 @@ class Membership:
             ),
             self._clock,
             self._rng,
+            vault=self._vault,
         )
         await manager.start()
         self._manager = manager
@@ -245,13 +274,14 @@ class Membership:
     async def _replace(self, identity: ids.Identity) -> None:
         """Raises Unavailable when the disk refuses; then all is as it was."""
         try:
-            ids.save(self._settings.state_dir, identity)
+            save(self._settings.state_dir, identity, self._vault)
         except OSError as error:
             raise errors.Unavailable(
                 f"the node's identity cannot be written to {self._settings.state_dir}: "
                 f"{error.strerror or error}; free space on its disk"
             ) from error
         self.identity = identity
+        self._worker.use_issuer(Issuer.of(identity.issuer))
         if self._manager is not None:
             self._manager.use_certificate(identity.key_pem, identity.certificate_pem)
         self._show_expiry()
@@ -273,7 +303,8 @@ class Membership:
             except errors.Unavailable as error:
                 # The session knows them, and the next one brings them again.
                 log.warning("cluster_facts_not_written", reason=error.message)
-        if info.role not in (NodeRole.UNSPECIFIED, self.identity.role):
+        changed = info.role not in (NodeRole.UNSPECIFIED, self.identity.role)
+        if changed or self.identity.outdated:
             self._renew.set()
 
     def _removed(self) -> None:
@@ -298,6 +329,11 @@ class Membership:
 
     @property
     def problem(self) -> str:
+        facts = tls.facts(tls.load_certificates(self.identity.certificate_pem)[0])
+        if facts.not_after_ns <= self._clock.now_ns():
+            return (
+                "Swarm certificates have expired. To replace them, leave the swarm and join again."
+            )
         return self._session.problem
 
     @property

@@ -119,11 +119,13 @@ class Worker:
         state: StateFile,
         about: description.About,
         clock: Clock,
+        issuer: description.Issuer = description.Issuer(),  # noqa: B008  # frozen
     ) -> None:
         self._hosts = [Host(r) for r in runtimes]
         self._ingress = ingress
         self._state = state
         self._about = about
+        self._issuer = issuer
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
         self._supplies = _Supplies()
@@ -295,6 +297,12 @@ class Worker:
         if info.relay_key:
             self._ingress.set_key(info.relay_key)
 
+    def use_issuer(self, issuer: description.Issuer) -> None:
+        """Takes who issued the certificate that the node uses from now on."""
+        if issuer != self._issuer:
+            self._issuer = issuer
+            self.on_change()
+
     async def empty(self, *, timeout_s: float) -> bool:
         """Stops and removes all tasks, as when no manager wants them; whether that was done in
         time.
@@ -330,6 +338,7 @@ class Worker:
             self._about,
             [h.description for h in self._hosts if h.ready],
             warnings=(*warnings, *self._ingress_problems),
+            issuer=self._issuer,
         )
 
     def runtime_of(self, task_id: str) -> Runtime:

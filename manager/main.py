@@ -18,7 +18,15 @@ import structlog
 from prometheus_client import REGISTRY
 
 from manager.api import ControlService, NodeFacts
-from manager.ca import Authority, NewCluster, Sealer, load_or_make_key, new_cluster
+from manager.ca import (
+    Authority,
+    Autolock,
+    NewCluster,
+    Rotations,
+    Sealer,
+    load_or_make_key,
+    new_cluster,
+)
 from manager.control import ControlLoop
 from manager.dispatcher import Dispatcher
 from manager.metrics import ClusterCollector
@@ -34,6 +42,7 @@ from swarm.v1 import (
     IssueNodeCertificateResponse,
 )
 from swarm.v1.services import CERTIFICATES_METHODS, CONTROL_METHODS, DISPATCHER_METHODS
+from swarm.vault import Vault
 
 log = structlog.get_logger("manager")
 
@@ -65,6 +74,7 @@ async def bootstrap(
     state_dir: Path,
     request: InitRequest,
     *,
+    vault: Vault,
     hostname: str,
     advertise_addr: str,
     clock: Clock,
@@ -97,8 +107,8 @@ async def bootstrap(
         subnet_size=request.subnet_size or SUBNET_SIZE,
     )
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    load_or_make_key(state_dir / SEAL_FILE)
-    store = Store(EmbeddedEngine(state_dir / STORE_FILE, clock), clock)
+    sealer = Sealer(load_or_make_key(state_dir / SEAL_FILE, vault))
+    store = Store(EmbeddedEngine(state_dir / STORE_FILE, clock), clock, seal=sealer)
     await store.open()
     try:
 
@@ -116,13 +126,15 @@ async def bootstrap(
 class Manager:
     """A manager that serves. `start`, then `run` until cancelled, then `stop`."""
 
-    def __init__(self, settings: Settings, clock: Clock, rng: Rng) -> None:
+    def __init__(self, settings: Settings, clock: Clock, rng: Rng, *, vault: Vault) -> None:
+        """`vault`: the key of its node, not locked."""
         self._settings = settings
         self._clock = clock
         self._rng = rng
         state_dir = settings.state_dir
-        self.store = Store(EmbeddedEngine(state_dir / STORE_FILE, clock), clock)
-        sealer = Sealer(load_or_make_key(state_dir / SEAL_FILE))
+        sealer = Sealer(load_or_make_key(state_dir / SEAL_FILE, vault))
+        self.store = Store(EmbeddedEngine(state_dir / STORE_FILE, clock), clock, seal=sealer)
+        self._autolock = Autolock(self.store, vault, report=self._report_lock)
         self.authority = Authority(self.store, clock, rng)
         self._dispatcher = Dispatcher(self.store, clock, rng, sealer=sealer)
         self.control = ControlService(
@@ -132,6 +144,7 @@ class Manager:
             sealer=sealer,
             relays=self._dispatcher.relays,
             tokens=self.authority,
+            unlock_keys=self._autolock,
             facts=NodeFacts(
                 node_id=settings.node_id,
                 advertise_addr=settings.advertise_addr,
@@ -140,7 +153,7 @@ class Manager:
         )
         self._certificate = (settings.key_pem, settings.certificate_pem)
         self._server: Any = None
-        # What does not work, by part; empty: all does.
+        # What does not work, or wants somebody's attention, by part; empty: nothing.
         self.problems: dict[str, str] = {}
         self._collector = ClusterCollector(self.store)
         # What the TLS server presents and trusts, and whether it knows; read on gRPC's threads.
@@ -199,6 +212,12 @@ class Manager:
         """Called by gRPC for each new connection; None: nothing has changed."""
         return None if self._current() == self._offered else self._fetch()
 
+    def _report_lock(self, problem: str) -> None:
+        if problem:
+            self.problems["autolock"] = problem
+        else:
+            self.problems.pop("autolock", None)
+
     async def run(self, ready: Callable[[], None]) -> None:
         """Serves agents and, while this manager leads, runs the control loop; until cancelled.
 
@@ -208,6 +227,8 @@ class Manager:
             group.create_task(self._keep("dispatcher", self._dispatcher.run))
             group.create_task(self._keep("api", self.control.run))
             group.create_task(self._keep("control loop", self._lead))
+            group.create_task(self._keep("root rotation", Rotations(self.store).run))
+            group.create_task(self._keep("autolock", self._autolock.run))
             group.create_task(self._watch_store())
             ready()
 

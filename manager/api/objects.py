@@ -22,7 +22,7 @@ from manager.api.names import check_labels
 from manager.api.problems import Finder, Problems
 from manager.api.references import users
 from manager.api.validate_objects import check_cluster, check_node
-from manager.ca import Sealer
+from manager.ca import Sealer, autolock, rotation
 from manager.store import Draft, View
 from swarm import errors
 from swarm.v1 import (
@@ -201,16 +201,26 @@ def _is_manager(node: Node) -> bool:
 
 
 def update_cluster(draft: Draft, cluster: Cluster, spec: ClusterSpec) -> None:
-    """The cluster's settings. A signing key that was given is kept when the caller, who never sees
-    it, sends none. Raises Invalid.
+    """The cluster's settings. A root of one's own goes with its key, which is kept in the keyring
+    and never in the settings. Raises Invalid.
     """
     old = cluster.spec or ClusterSpec()
-    if not spec.signing_ca_key:
-        spec = structs.replace(spec, signing_ca_key=old.signing_ca_key)
     problems = Problems()
     check_cluster(problems.of("cluster"), spec, cluster)
     problems.raise_any()
+    key_pem = spec.signing_ca_key
+    spec = structs.replace(spec, signing_ca_key="")
     draft.put(structs.replace(cluster, spec=spec))
+    if spec.autolock_managers != old.autolock_managers:
+        autolock.switch(draft, on=spec.autolock_managers)
+    own = spec.signing_ca_cert if spec.signing_ca_cert != old.signing_ca_cert or key_pem else ""
+    if own or spec.ca_force_rotate != old.ca_force_rotate:
+        try:
+            rotation.begin(draft, root_pem=own, root_key_pem=key_pem)
+        except errors.Invalid as error:
+            problems.of("cluster").add("ca_cert", error.message)
+            problems.raise_any()
+            raise
 
 
 # ---------------------------------------------------------------- removing

@@ -53,6 +53,8 @@ from swarm.v1 import (
     GetResponse,
     GetStackHistoryRequest,
     GetStackHistoryResponse,
+    GetUnlockKeyRequest,
+    GetUnlockKeyResponse,
     Kind,
     ListRequest,
     ListResponse,
@@ -94,6 +96,15 @@ class Tokens(Protocol):
     async def rotate(self, *, worker: bool, manager: bool) -> None: ...
 
 
+class UnlockKeys(Protocol):
+    """What opens managers after a restart; see manager.ca.Autolock."""
+
+    async def settle(self) -> None: ...
+    async def key(self) -> tuple[str, bool]: ...
+    async def rotate(self) -> None: ...
+    async def received(self, key: str) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
     """The node that answers. `advertise_addr` is host:port."""
@@ -119,6 +130,7 @@ class ControlService:
         sealer: Sealer,
         relays: Relays,
         tokens: Tokens,
+        unlock_keys: UnlockKeys,
         facts: NodeFacts,
         barrier: Callable[[], Awaitable[None]] = _no_barrier,
         removal_wait_s: float = REMOVAL_WAIT_S,
@@ -129,6 +141,7 @@ class ControlService:
         self._sealer = sealer
         self._relays = relays
         self._tokens = tokens
+        self._unlock_keys = unlock_keys
         self._facts = facts
         # Waits until this manager's tables have reached the cluster's present revision, so that
         # reads are linearizable.
@@ -221,6 +234,8 @@ class ControlService:
             done = await self._apply(
                 lambda draft: mutations.update(draft, request, sealer=self._sealer)
             )
+            if request.kind == Kind.CLUSTER:
+                await self._unlock_keys.settle()
             restarted = {"restarted": done.restarted} if done.restarted else {}
             self._audit(context, done, **restarted)
             return UpdateResponse(version=self._version(done), warnings=done.warnings)
@@ -298,6 +313,25 @@ class ControlService:
                 manager=self._tokens.manager(),
                 addr=self._facts.advertise_addr or next(iter(manager_addrs(self._store)), ""),
             )
+
+    async def get_unlock_key(
+        self, request: GetUnlockKeyRequest, context: Context
+    ) -> GetUnlockKeyResponse:
+        async with measured(self._clock, "GetUnlockKey"):
+            if request.received:
+                await self._unlock_keys.received(request.received)
+            if request.rotate:
+                await self._unlock_keys.rotate()
+            if request.rotate or request.received:
+                log.info(
+                    "change",
+                    who=_who(context.identity),
+                    what="rotate" if request.rotate else "receive",
+                    kind="unlock_key",
+                    revision=self._store.revision,
+                )
+            key, in_force = await self._unlock_keys.key()
+            return GetUnlockKeyResponse(unlock_key=key, in_force=in_force)
 
     # -------------------------------------------------------------- streams
 

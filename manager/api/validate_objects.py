@@ -187,12 +187,12 @@ def check_cluster(find: Finder, spec: ClusterSpec, before: Cluster) -> None:
         find.add("heartbeat_period", "a heartbeat period is at least 100ms, or 0 to have it chosen")
     if 0 < spec.node_cert_expiry_ns < NODE_CERT_EXPIRY_NS_MIN or spec.node_cert_expiry_ns < 0:
         find.add("cert_expiry", "certificates live for at least 1h")
-    for field, new, was, what in (
-        ("autolock", spec.autolock_managers, old.autolock_managers, "locking managers"),
-        ("external_ca", spec.external_cas, old.external_cas, "external CAs"),
-        ("ca_rotate", spec.ca_force_rotate, old.ca_force_rotate, "rotating the root CA"),
-        ("ca_cert", spec.signing_ca_cert, old.signing_ca_cert, "a root CA of your own"),
-        ("ca_key", spec.signing_ca_key, old.signing_ca_key, "a root CA of your own"),
-    ):
-        if new != was:
-            find.add(field, f"{what} is not offered yet; leave it as it is")
+    if spec.external_cas != old.external_cas:
+        find.add("external_ca", "external CAs are not offered; leave it as it is")
+    if spec.ca_force_rotate < old.ca_force_rotate:
+        find.add("ca_rotate", f"it is counted up only, and is {old.ca_force_rotate} already")
+    if spec.signing_ca_key and not spec.signing_ca_cert:
+        find.add("ca_cert", "the certificate that belongs to the key is missing")
+    changed = spec.signing_ca_cert and spec.signing_ca_cert != old.signing_ca_cert
+    if changed and not spec.signing_ca_key:
+        find.add("ca_key", "the private key that belongs to the certificate is missing")

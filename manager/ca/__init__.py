@@ -1,14 +1,23 @@
-"""Root CA, join tokens, certificates, sealing of secrets."""
+"""Root CA and its rotation, join tokens, certificates, sealing of secrets, autolock."""
 
-from manager.ca.authority import Authority, NewCluster, manager_addrs, new_cluster, objects
-from manager.ca.seal import Sealer, load_or_make_key
+from manager.ca import autolock, rotation
+from manager.ca.authority import Authority, NewCluster, manager_addrs, new_cluster
+from manager.ca.autolock import Autolock
+from manager.ca.objects import objects
+from manager.ca.rotation import Rotations
+from manager.ca.seal import Sealer, load_key, load_or_make_key
 
 __all__ = [
     "Authority",
+    "Autolock",
     "NewCluster",
+    "Rotations",
     "Sealer",
+    "autolock",
+    "load_key",
     "load_or_make_key",
     "manager_addrs",
     "new_cluster",
     "objects",
+    "rotation",
 ]

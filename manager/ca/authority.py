@@ -14,10 +14,11 @@ from typing import Any
 import structlog
 from msgspec import structs
 
+from manager.ca.objects import objects
 from manager.store import Draft, Store, View
 from swarm import errors, tls
 from swarm.clock import SECOND_NS, Clock
-from swarm.ids import Rng, base36, new_id
+from swarm.ids import Rng, new_id
 from swarm.rpc import Context, Identity, Method
 from swarm.v1 import (
     Availability,
@@ -39,6 +40,7 @@ from swarm.v1 import (
     RaftConfig,
     Reachability,
 )
+from swarm.vault import new_unlock_key
 
 log = structlog.get_logger("ca")
 
@@ -106,9 +108,10 @@ def new_cluster(
         keyring=Keyring(
             id=cluster_id,
             root_ca_key_pem=root_key_pem,
-            worker_token_secret=_token_secret(rng),
-            manager_token_secret=_token_secret(rng),
+            worker_token_secret=tls.new_token_secret(),
+            manager_token_secret=tls.new_token_secret(),
             relay_key=rng.getrandbits(256).to_bytes(32, "big"),
+            unlock_key=new_unlock_key() if spec.autolock_managers else "",
         ),
         node=Node(
             id=node_id,
@@ -146,10 +149,6 @@ def _cluster_spec(spec: ClusterSpec) -> ClusterSpec:
     )
 
 
-def _token_secret(rng: Rng) -> str:
-    return base36(rng.getrandbits(128), length=25)
-
-
 class Authority:
     """Trust and certificates of one manager; implements the contract's Certificates service."""
 
@@ -158,6 +157,8 @@ class Authority:
         self._clock = clock
         self._rng = rng
         # Certificates seen, by PEM: checking a signature costs 0.2 ms, and a node makes many calls.
+        # TLS decides at the handshake which roots count, so what was good on a connection stays so
+        # on that one when its root is dropped; no new connection gets this far with it.
         self._identified: dict[bytes, Identity] = {}
 
     # -------------------------------------------------------------- trust
@@ -192,7 +193,7 @@ class Authority:
         A join token's CA may sign anything, so its certificates are never taken for more than
         knowledge of the token.
         """
-        if (known := self._identified.get(pem)) is not None and known.node_id:
+        if (known := self._identified.get(pem)) is not None:
             return known
         if not pem:
             raise errors.Denied("the connection has no client certificate")
@@ -212,7 +213,8 @@ class Authority:
             if tls.issued_by(certificate, ca):
                 return Identity(caller, cluster_id=cluster.id)
         raise errors.Denied(
-            "the certificate was issued by another cluster, or with a join token that was rotated"
+            "the certificate was issued by another cluster, with a join token that was rotated, or "
+            "by a root CA that was"
         )
 
     def _member(self, facts: tls.Facts, cluster: Cluster) -> Identity:
@@ -256,9 +258,9 @@ class Authority:
         def change(draft: Draft) -> None:
             _, keyring = objects(draft)
             if worker:
-                keyring = structs.replace(keyring, worker_token_secret=_token_secret(self._rng))
+                keyring = structs.replace(keyring, worker_token_secret=tls.new_token_secret())
             if manager:
-                keyring = structs.replace(keyring, manager_token_secret=_token_secret(self._rng))
+                keyring = structs.replace(keyring, manager_token_secret=tls.new_token_secret())
             draft.put(keyring)
 
         if worker or manager:
@@ -292,19 +294,10 @@ class Authority:
 
         role = await self._store.update(enter)
         log.info("certificate_issued", node_id=node_id, role=role.name.lower(), joined=joining)
-        cluster, keyring = objects(self._store)
+        cluster, _ = objects(self._store)
         return IssueNodeCertificateResponse(
             node_id=node_id,
-            certificate_pem=tls.sign(
-                csr,
-                root_pem=cluster.root_ca_pem,
-                root_key_pem=keyring.root_ca_key_pem,
-                common_name=node_id,
-                unit=_UNITS[role],
-                organization=cluster.id,
-                now_ns=self._clock.now_ns(),
-                lifetime_ns=_expiry_ns(cluster),
-            ),
+            certificate_pem=self._sign(csr, node_id, _UNITS[role], _expiry_ns(cluster)),
             root_ca_pem=cluster.root_ca_pem,
             role=role,
             cluster_id=cluster.id,
@@ -327,32 +320,28 @@ class Authority:
     ) -> IssueClientCertificateResponse:
         if not request.name or len(request.name) > 64:
             raise errors.Invalid("name the person the certificate is for, in 1 to 64 characters")
-        cluster, keyring = objects(self._store)
+        csr = tls.load_csr(request.csr_pem)
         log.info(
             "client_certificate_issued", name=request.name, by=_spoken(context.identity.caller)
         )
         return IssueClientCertificateResponse(
-            certificate_pem=tls.sign(
-                tls.load_csr(request.csr_pem),
-                root_pem=cluster.root_ca_pem,
-                root_key_pem=keyring.root_ca_key_pem,
-                common_name=request.name,
-                unit=tls.OU_ADMIN,
-                organization=cluster.id,
-                now_ns=self._clock.now_ns(),
-                lifetime_ns=CLIENT_CERT_EXPIRY_NS,
-            ),
-            root_ca_pem=cluster.root_ca_pem,
+            certificate_pem=self._sign(csr, request.name, tls.OU_ADMIN, CLIENT_CERT_EXPIRY_NS),
+            root_ca_pem=objects(self._store)[0].root_ca_pem,
         )
 
-
-def objects(view: View) -> tuple[Cluster, Keyring]:
-    """The cluster and its keys."""
-    cluster = next(iter(view.all(Cluster)), None)
-    keyring = next(iter(view.all(Keyring)), None)
-    if cluster is None or keyring is None:
-        raise errors.Internal("the store holds no cluster; restore it from a backup")
-    return cluster, keyring
+    def _sign(self, csr: Any, name: str, unit: str, lifetime_ns: int) -> str:
+        cluster, keyring = objects(self._store)
+        return tls.sign(
+            csr,
+            root_pem=tls.split_pem(cluster.root_ca_pem)[0],
+            root_key_pem=keyring.root_ca_key_pem,
+            common_name=name,
+            unit=unit,
+            organization=cluster.id,
+            now_ns=self._clock.now_ns(),
+            lifetime_ns=lifetime_ns,
+            cross_pem=cluster.root_cross_pem,
+        )
 
 
 def manager_addrs(view: View) -> tuple[str, ...]:

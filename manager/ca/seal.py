@@ -1,8 +1,9 @@
-"""Sealing of what must not lie readable in the store: secrets and registry credentials.
+"""Sealing of what must not lie readable in the store: secrets, registry credentials, the keyring.
 
 AES-256-GCM with a random nonce; the first byte is the format's version. The key is a file beside
-the manager's state, not in the store, so that a copy of the store alone tells nothing. `digest`
-lets one see whether two secrets hold the same without opening them.
+the manager's state, not in the store, so that a copy of the store alone tells nothing; the file in
+turn is sealed with the node's key (swarm.vault), which an unlock key may lock. `digest` lets one
+see whether two secrets hold the same without opening them.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from swarm import errors
 from swarm.files import write_private
+from swarm.vault import Vault
 
 _VERSION = b"\x01"
 _NONCE_BYTES = 12
 _KEY_BYTES = 32
 _CONTEXT = b"swarm seal 1"
+_PURPOSE = b"swarm seal key"
 
 
 class Sealer:
@@ -57,18 +60,41 @@ class Sealer:
         return hmac.new(self._digest_key, data, hashlib.sha256).hexdigest()
 
 
-def load_or_make_key(path: Path) -> bytes:
-    """The key in the file, made on first use, readable by its owner only. Raises Invalid for a
-    damaged file.
+def load_key(path: Path, vault: Vault | None = None) -> bytes:
+    """The key in the file. With a vault the file holds it sealed; one that lies in clear, as a
+    restored backup leaves it, is replaced. Raises Invalid for a damaged file, and for one that is
+    gone.
     """
+    try:
+        found = path.read_bytes()
+    except FileNotFoundError:
+        raise errors.Invalid(
+            f"{path} is gone, and without it stored secrets cannot be read; put the file back, or "
+            "restore a backup with `swarmctl swarm restore`"
+        ) from None
+    try:
+        if len(found) > _KEY_BYTES and vault is not None:
+            return vault.open(found, purpose=_PURPOSE)
+        if len(found) != _KEY_BYTES:
+            raise errors.Invalid(f"a sealing key has {_KEY_BYTES} bytes, it has {len(found)}")
+    except errors.Invalid as error:
+        raise errors.Invalid(
+            f"{path} is damaged: {error.message}; restore it from a backup (without it, stored "
+            "secrets cannot be read)"
+        ) from None
+    if vault is not None:
+        _write(path, found, vault)
+    return found
+
+
+def load_or_make_key(path: Path, vault: Vault | None = None) -> bytes:
+    """As `load_key`, but the key is made on first use. Its file is readable by its owner only."""
     if path.exists():
-        key = path.read_bytes()
-        if len(key) != _KEY_BYTES:
-            raise errors.Invalid(
-                f"{path} is damaged: a sealing key has {_KEY_BYTES} bytes, it has {len(key)}; "
-                "restore it from a backup (without it, stored secrets cannot be read)"
-            )
-        return key
+        return load_key(path, vault)
     key = secrets.token_bytes(_KEY_BYTES)
-    write_private(path, key)
+    _write(path, key, vault)
     return key
+
+
+def _write(path: Path, key: bytes, vault: Vault | None) -> None:
+    write_private(path, key if vault is None else vault.seal(key, purpose=_PURPOSE))

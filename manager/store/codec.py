@@ -6,6 +6,9 @@ never wrote read as their defaults. So the format only grows. An object's Meta.v
 from its bytes but from its row (the revision of the commit that wrote it), for the revision is not
 known when the bytes are made.
 
+Rows of `SEALED` tables lie sealed where the store was given a seal: then a copy of the engine's
+files tells none of the cluster's keys, and no earlier version of them either.
+
 A table's number is its Kind. Beside them `NAMES` holds one row for each name that must be unique,
 "<kind>/<name>" with the owner's id as value: two writers who create the same name at once both put
 that row as new, and any engine lets only one of them through.
@@ -13,35 +16,52 @@ that row as new, and any engine lets only one of them through.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 from msgspec import structs
 
 from manager.store.engine import Corrupt, Row
-from manager.store.tables import BY_KIND, SCHEMAS
+from manager.store.tables import BY_CLASS, BY_KIND, SCHEMAS
 from swarm.v1 import Kind, Message, Meta
 
 FORMAT: Final = 1
 NAMES: Final = 128  # far above any Kind, below what one byte holds
+SEALED: Final = frozenset({Kind.KEYRING})
 
 _PREFIX: Final = bytes([FORMAT])
+_SEALED_PREFIX: Final = b"\xfe"  # before the sealed bytes of a row; no format will have this number
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Any]]] = {
     s.kind: msgspec.msgpack.Decoder(s.cls) for s in SCHEMAS
 }
 
 
-def encode(o: Message) -> bytes:
+class Seal(Protocol):
+    """What seals rows; manager.ca.Sealer is one."""
+
+    def seal(self, data: bytes) -> bytes: ...
+    def open(self, sealed: bytes) -> bytes: ...
+
+
+def encode(o: Message, seal: Seal | None = None) -> bytes:
     """The object as a row's value."""
-    return _PREFIX + _ENCODER.encode(o)
+    value = _PREFIX + _ENCODER.encode(o)
+    if seal is not None and BY_CLASS[type(o)].kind in SEALED:
+        return _SEALED_PREFIX + seal.seal(value)
+    return value
 
 
-def decode(kind: Kind, value: bytes) -> Message:
+def decode(kind: Kind, value: bytes, seal: Seal | None = None) -> Message:
     """The object in a row's value, with the version that its writer had read; see `stamped`.
 
-    Raises ValueError with what is wrong; `decode_row` names the row as well.
+    Raises ValueError with what is wrong, and what the seal raises; `decode_row` names the row as
+    well.
     """
+    if value[:1] == _SEALED_PREFIX:
+        if seal is None:
+            raise ValueError("it is sealed, and the store was opened without the key")
+        value = seal.open(value[1:])
     if value[:1] != _PREFIX:
         raise ValueError(_wrong_format(value))
     # Without its first byte, and without copying the rest.
@@ -64,11 +84,11 @@ def stamped(o: Any, version: int) -> Any:
     )
 
 
-def decode_row(row: Row, *, where: str) -> tuple[Kind, Message]:
+def decode_row(row: Row, *, where: str, seal: Seal | None = None) -> tuple[Kind, Message]:
     """One row's object. Raises Corrupt that names the row; `where` says which state it is in."""
     try:
         kind = Kind(row.table)
-        o: Any = decode(kind, row.value)
+        o: Any = decode(kind, row.value, seal)
         if o.id != row.id:
             raise ValueError(f"it holds the object {o.id!r}")
     except (ValueError, KeyError) as error:  # msgspec's errors are ValueErrors

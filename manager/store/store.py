@@ -41,8 +41,10 @@ class Store:
     one go is consistent.
     """
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
+    def __init__(self, engine: Engine, clock: Clock, *, seal: codec.Seal | None = None) -> None:
+        """`seal`: what keeps the cluster's keys unreadable below the store; see codec.SEALED."""
         self.engine = engine
+        self._seal = seal
         # Held around draft and commit by those who write many tasks at a time, so that they do not
         # make each other's large drafts Stale.
         self.task_writer = asyncio.Lock()
@@ -98,7 +100,7 @@ class Store:
             if row.table == codec.NAMES:
                 names[row.id] = _owner(row.id, row.value, where)
                 continue
-            kind, o = codec.decode_row(row, where=where)
+            kind, o = codec.decode_row(row, where=where, seal=self._seal)
             chunk.append((kind, row.id, o))
             if len(chunk) == LOAD_CHUNK_ROWS:
                 tables.apply(revision, chunk)
@@ -221,7 +223,7 @@ class Store:
             kind, id_, new = change.kind, change.id, change.new
             value = None
             if new is not None:
-                value = codec.encode(new)
+                value = codec.encode(new, self._seal)
                 self._sent[value] = new
             ops.append(Op(kind, id_, value, expected[kind, id_]))
             if BY_KIND[kind].unique_name:
@@ -260,7 +262,7 @@ class Store:
                 incoming.append((BY_CLASS[type(sent)].kind, op.id, codec.stamped(sent, revision)))
             else:
                 kind, o = codec.decode_row(
-                    Row(table, op.id, revision, value), where=self.engine.where
+                    Row(table, op.id, revision, value), where=self.engine.where, seal=self._seal
                 )
                 incoming.append((kind, op.id, o))
         changes = self._tables.apply(revision, incoming)

@@ -20,6 +20,7 @@ import datetime
 import hashlib
 import ipaddress
 import re
+import secrets
 import select
 import socket
 import time
@@ -156,17 +157,89 @@ def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 
 def new_root(*, now_ns: int, cluster_id: str) -> tuple[str, str]:
-    """A root CA for a new cluster, valid for 20 years: (certificate, private key)."""
+    """A root CA for a cluster, valid for 20 years: (certificate, private key)."""
     key = ec.generate_private_key(_CURVE)
     certificate = _authority(
         key,
-        name="swarm-ca",
+        # A name of its own: TLS finds issuers by name, and during a rotation there are several.
+        name=f"swarm-ca-{secrets.token_hex(8)}",
         organization=cluster_id,
         serial=x509.random_serial_number(),
         # Nodes whose clock is behind must trust it as well.
         valid=(_time(now_ns - 3600 * SECOND_NS), _time(now_ns + 20 * 365 * 86400 * SECOND_NS)),
+        path_length=1,  # room for `cross_signed`
     )
     return _pem(certificate), _key_pem(key)
+
+
+def cross_signed(root_pem: str, *, by_pem: str, by_key_pem: str, now_ns: int) -> str:
+    """A root's name and key in a certificate that another root has signed. Whoever trusts only the
+    other one is led by it to what the first one issues.
+    """
+    root, by = load_certificates(root_pem)[0], load_certificates(by_pem)[0]
+    until = min(root.not_valid_after_utc, by.not_valid_after_utc)
+    return _pem(
+        x509.CertificateBuilder()
+        .subject_name(root.subject)
+        .issuer_name(by.subject)
+        .public_key(root.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(_time(now_ns - 3600 * SECOND_NS))
+        .not_valid_after(until)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(ca=True), critical=True)
+        .sign(load_key(by_key_pem), hashes.SHA256())
+    )
+
+
+def check_root(root_pem: str, key_pem: str, *, now_ns: int) -> str:
+    """A root CA that somebody brings along, in the form in which it is kept. Raises Invalid with
+    the reason why it cannot be a cluster's.
+    """
+    found = load_certificates(root_pem)
+    if len(found) != 1:
+        raise errors.Invalid(f"it must hold one certificate, it holds {len(found)}")
+    root = found[0]
+    if not isinstance(root.public_key(), ec.EllipticCurvePublicKey):
+        raise errors.Invalid("its key must be an elliptic-curve key, such as EC P-256")
+    if load_key(key_pem).public_key() != root.public_key():
+        raise errors.Invalid("the private key is not that of the certificate")
+    if not issued_by(root, root):
+        raise errors.Invalid("it must be a root, signed with its own key")
+    try:
+        limits = root.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except x509.ExtensionNotFound:
+        limits = x509.BasicConstraints(ca=False, path_length=None)
+    if not limits.ca:
+        raise errors.Invalid("it is not the certificate of a CA (basicConstraints CA:TRUE)")
+    if limits.path_length == 0:
+        raise errors.Invalid(
+            "its path length is 0, so that a later rotation could not lead from it to the next "
+            "root; use pathlen:1, or none"
+        )
+    if not _ns(root.not_valid_before_utc) <= now_ns < _ns(root.not_valid_after_utc):
+        raise errors.Invalid(
+            f"it is valid from {root.not_valid_before_utc:%Y-%m-%d} to "
+            f"{root.not_valid_after_utc:%Y-%m-%d} only"
+        )
+    return _pem(root)
+
+
+def split_pem(pem: str) -> tuple[str, ...]:
+    """Each certificate of a PEM text on its own, in order. Raises Invalid when there is none."""
+    return tuple(_pem(certificate) for certificate in load_certificates(pem))
+
+
+def subject_der(certificate: x509.Certificate) -> bytes:
+    """The name of whom the certificate is for."""
+    return certificate.subject.public_bytes()
+
+
+def issuer_of(pem: str, roots_pem: str) -> x509.Certificate | None:
+    """The one of the roots that issued the first certificate; None: another did."""
+    certificate = load_certificates(pem)[0]
+    roots = load_certificates(roots_pem)
+    return next((root for root in roots if issued_by(certificate, root)), None)
 
 
 def sign(
@@ -180,10 +253,12 @@ def sign(
     now_ns: int,
     lifetime_ns: int,
     host: str = "",
+    cross_pem: str = "",
 ) -> str:
     """A certificate for the request's key: PEM of the certificate followed by the root's. `host`:
     the address or name that a peer which checks it will have dialled; none: only the role is
-    checked, as this project's own clients do.
+    checked, as this project's own clients do. `cross_pem`: the root as another one signed it; it
+    comes before the root, for TLS takes the first issuer that fits.
     """
     root = load_certificates(root_pem)[0]
     names: list[x509.GeneralName] = [x509.DNSName(common_name), x509.DNSName(unit)]
@@ -209,7 +284,7 @@ def sign(
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .sign(load_key(root_key_pem), hashes.SHA256())
     )
-    return _pem(certificate) + root_pem
+    return _pem(certificate) + cross_pem + root_pem
 
 
 def _general_name(host: str) -> x509.GeneralName:
@@ -251,6 +326,11 @@ class JoinToken:
         return f"SWMTKN-1-{self.digest}-{self.secret}"
 
 
+def new_token_secret() -> str:
+    """The secret half of a new join token."""
+    return base36(secrets.randbits(128), length=_SECRET_LENGTH)
+
+
 def token_ca(secret: str) -> tuple[str, str]:
     """The CA that the knowers of a token's secret share: (certificate, private key)."""
     key = _token_key(secret)
@@ -286,8 +366,22 @@ def fetch_root(address: str, token: JoinToken, *, timeout_s: float) -> str:
     Blocking: call it in a thread. Raises Unavailable (nobody answers), Denied (another cluster's
     root).
     """
+    for pem in presented(address, timeout_s=timeout_s):
+        if root_digest(pem) == token.digest:
+            return pem
+    raise errors.Denied(
+        f"the manager at {address} belongs to another cluster than the join token, or its root "
+        "certificate was rotated since; get a fresh token with `swarmctl swarm join-token worker`"
+    )
+
+
+def presented(address: str, *, timeout_s: float) -> tuple[str, ...]:
+    """The certificates that whoever listens at host:port presents, each as PEM, unchecked.
+
+    Blocking: call it in a thread. Raises Unavailable.
+    """
     # Python's ssl module gives the peer's chain from 3.13 on only.
-    from OpenSSL import SSL  # needed when joining only
+    from OpenSSL import SSL  # needed when joining, and for messages, only
 
     host, port = split_address(address)
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
@@ -314,14 +408,7 @@ def fetch_root(address: str, token: JoinToken, *, timeout_s: float) -> str:
             f"no manager answers at {address}: {error or type(error).__name__}; check the address, "
             "that swarmd runs there, and that the port is open"
         ) from None
-    for certificate in chain:
-        pem = _pem(certificate.to_cryptography())
-        if root_digest(pem) == token.digest:
-            return pem
-    raise errors.Denied(
-        f"the manager at {address} belongs to another cluster than the join token, or its root "
-        "certificate was rotated since; get a fresh token with `swarmctl swarm join-token worker`"
-    )
+    return tuple(_pem(certificate.to_cryptography()) for certificate in chain)
 
 
 # ------------------------------------------------------------------ gRPC credentials
@@ -379,6 +466,7 @@ def _authority(
     organization: str,
     serial: int,
     valid: tuple[datetime.datetime, datetime.datetime],
+    path_length: int = 0,
 ) -> x509.Certificate:
     subject = _subject(name, "", organization)
     return (
@@ -389,7 +477,7 @@ def _authority(
         .serial_number(serial)
         .not_valid_before(valid[0])
         .not_valid_after(valid[1])
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
         .add_extension(_usage(ca=True), critical=True)
         .sign(key, hashes.SHA256())
     )

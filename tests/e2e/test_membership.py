@@ -14,6 +14,7 @@ from agent.membership import Settings, found
 from swarm.clock import SECOND_NS, ManualClock, SystemClock
 from swarm.ids import seeded_rng
 from swarm.v1 import InitRequest
+from swarm.vault import Vault
 from tests.e2e.cluster import wait_for
 from tests.e2e.local import Node, free_port
 
@@ -99,8 +100,9 @@ async def test_manager_that_was_off_past_its_certificates_end_issues_itself_a_ne
         advertise_addr=address,
         clock=long_ago,
         rng=seeded_rng(1),
+        vault=(vault := Vault(state / "node.key")),
     )
-    ids.save(state, identity)
+    ids.save(state, identity, vault)
     try:
         node.start()
         wait_for("the node is ready", lambda: "Ready" in node.run("node", "ls").stdout)

@@ -1129,3 +1129,44 @@ class GetJoinTokensResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["addr", b"addr", "manager", b"manager", "worker", b"worker"]) -> None: ...
 
 global___GetJoinTokensResponse = GetJoinTokensResponse
+
+@typing.final
+class GetUnlockKeyRequest(google.protobuf.message.Message):
+    """A key locks nothing before somebody has been given it: who asks for it, shows it, and then says so with `received`."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROTATE_FIELD_NUMBER: builtins.int
+    RECEIVED_FIELD_NUMBER: builtins.int
+    rotate: builtins.bool
+    """Make a new one. The present one opens as well until the new one was received."""
+    received: builtins.str
+    """The key that has been shown to a person: from now on managers are locked, with it alone."""
+    def __init__(
+        self,
+        *,
+        rotate: builtins.bool = ...,
+        received: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["received", b"received", "rotate", b"rotate"]) -> None: ...
+
+global___GetUnlockKeyRequest = GetUnlockKeyRequest
+
+@typing.final
+class GetUnlockKeyResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    UNLOCK_KEY_FIELD_NUMBER: builtins.int
+    IN_FORCE_FIELD_NUMBER: builtins.int
+    unlock_key: builtins.str
+    in_force: builtins.bool
+    """True once it was received, and locks."""
+    def __init__(
+        self,
+        *,
+        unlock_key: builtins.str = ...,
+        in_force: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["in_force", b"in_force", "unlock_key", b"unlock_key"]) -> None: ...
+
+global___GetUnlockKeyResponse = GetUnlockKeyResponse

@@ -242,6 +242,32 @@ class LeaveResponse(google.protobuf.message.Message):
 global___LeaveResponse = LeaveResponse
 
 @typing.final
+class UnlockRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    UNLOCK_KEY_FIELD_NUMBER: builtins.int
+    unlock_key: builtins.str
+    """SWMKEY-1-…"""
+    def __init__(
+        self,
+        *,
+        unlock_key: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["unlock_key", b"unlock_key"]) -> None: ...
+
+global___UnlockRequest = UnlockRequest
+
+@typing.final
+class UnlockResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___UnlockResponse = UnlockResponse
+
+@typing.final
 class IssueNodeCertificateRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -279,8 +305,11 @@ class IssueNodeCertificateResponse(google.protobuf.message.Message):
     MANAGERS_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     certificate_pem: builtins.str
-    """PEM of the certificate, then of the root."""
+    """PEM of the certificate, then of what leads from it to a root: during a rotation the new root as the old one signed it,
+    then the root itself.
+    """
     root_ca_pem: builtins.str
+    """What to trust from now on, as Cluster.root_ca_pem."""
     role: swarm.v1.specs_pb2.NodeRole.ValueType
     cluster_id: builtins.str
     @property

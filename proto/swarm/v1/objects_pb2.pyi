@@ -240,14 +240,21 @@ class Cluster(google.protobuf.message.Message):
     SUBNET_SIZE_FIELD_NUMBER: builtins.int
     DATA_PATH_PORT_FIELD_NUMBER: builtins.int
     STORE_ENGINE_FIELD_NUMBER: builtins.int
+    ROOT_CROSS_PEM_FIELD_NUMBER: builtins.int
     id: builtins.str
     root_ca_pem: builtins.str
-    """PEM of the root certificates that members trust; during a rotation two."""
+    """PEM of the root certificates that members trust. The first one signs; during a rotation the one that is being replaced
+    follows, then those that an earlier rotation, not over yet, had begun to introduce.
+    """
     root_rotation_in_progress: builtins.bool
     subnet_size: builtins.int
     data_path_port: builtins.int
     store_engine: builtins.str
     """The leader's, "embedded" or "etcd"."""
+    root_cross_pem: builtins.str
+    """During a rotation: PEM of the new root's key and name, signed by the old root. It leads whoever knows only the old root
+    to certificates of the new one.
+    """
     @property
     def meta(self) -> global___Meta: ...
     @property
@@ -268,9 +275,10 @@ class Cluster(google.protobuf.message.Message):
         subnet_size: builtins.int = ...,
         data_path_port: builtins.int = ...,
         store_engine: builtins.str = ...,
+        root_cross_pem: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["meta", b"meta", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["data_path_port", b"data_path_port", "default_addr_pool", b"default_addr_pool", "id", b"id", "meta", b"meta", "root_ca_pem", b"root_ca_pem", "root_rotation_in_progress", b"root_rotation_in_progress", "spec", b"spec", "store_engine", b"store_engine", "subnet_size", b"subnet_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data_path_port", b"data_path_port", "default_addr_pool", b"default_addr_pool", "id", b"id", "meta", b"meta", "root_ca_pem", b"root_ca_pem", "root_cross_pem", b"root_cross_pem", "root_rotation_in_progress", b"root_rotation_in_progress", "spec", b"spec", "store_engine", b"store_engine", "subnet_size", b"subnet_size"]) -> None: ...
 
 global___Cluster = Cluster
 
@@ -287,15 +295,25 @@ class Keyring(google.protobuf.message.Message):
     MANAGER_TOKEN_SECRET_FIELD_NUMBER: builtins.int
     RELAY_KEY_FIELD_NUMBER: builtins.int
     UNLOCK_KEY_FIELD_NUMBER: builtins.int
+    UNLOCK_KEY_RECEIVED_FIELD_NUMBER: builtins.int
+    PREVIOUS_UNLOCK_KEY_FIELD_NUMBER: builtins.int
+    OLD_ROOT_CA_KEY_PEM_FIELD_NUMBER: builtins.int
     id: builtins.str
     root_ca_key_pem: builtins.str
-    """PEM of the root CA's private key."""
+    """PEM of the private key of the root that signs."""
     worker_token_secret: builtins.str
     """Secret halves of the join tokens."""
     manager_token_secret: builtins.str
     relay_key: builtins.bytes
     """32 bytes with which a node proves to another that it may reach its tasks (agent/proxy)."""
     unlock_key: builtins.str
+    """What opens managers after a restart; empty: autolock is off."""
+    unlock_key_received: builtins.bool
+    """False until somebody was given it: nothing is locked with it alone before."""
+    previous_unlock_key: builtins.str
+    """The one before, which opens as well until then; empty: there was none, managers are not locked yet."""
+    old_root_ca_key_pem: builtins.str
+    """During a rotation: the key of the root that is being replaced, should a further rotation need its signature."""
     @property
     def meta(self) -> global___Meta: ...
     def __init__(
@@ -308,9 +326,12 @@ class Keyring(google.protobuf.message.Message):
         manager_token_secret: builtins.str = ...,
         relay_key: builtins.bytes = ...,
         unlock_key: builtins.str = ...,
+        unlock_key_received: builtins.bool = ...,
+        previous_unlock_key: builtins.str = ...,
+        old_root_ca_key_pem: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["meta", b"meta"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "manager_token_secret", b"manager_token_secret", "meta", b"meta", "relay_key", b"relay_key", "root_ca_key_pem", b"root_ca_key_pem", "unlock_key", b"unlock_key", "worker_token_secret", b"worker_token_secret"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "manager_token_secret", b"manager_token_secret", "meta", b"meta", "old_root_ca_key_pem", b"old_root_ca_key_pem", "previous_unlock_key", b"previous_unlock_key", "relay_key", b"relay_key", "root_ca_key_pem", b"root_ca_key_pem", "unlock_key", b"unlock_key", "unlock_key_received", b"unlock_key_received", "worker_token_secret", b"worker_token_secret"]) -> None: ...
 
 global___Keyring = Keyring
 
@@ -387,7 +408,7 @@ class NodeDescription(google.protobuf.message.Message):
     """Where other nodes reach its relay for published ports."""
     data_path_port: builtins.int
     cert_issuer_subject: builtins.bytes
-    """Certificate facts that Docker shows: issuer subject and public key, DER."""
+    """Who issued the certificate that the node uses: subject and public key, DER. A rotation of the root waits for these."""
     cert_issuer_public_key: builtins.bytes
     @property
     def platform(self) -> swarm.v1.specs_pb2.Platform: ...

@@ -29,6 +29,8 @@ from swarm.v1.structs import (
     GetResponse,
     GetStackHistoryRequest,
     GetStackHistoryResponse,
+    GetUnlockKeyRequest,
+    GetUnlockKeyResponse,
     InitRequest,
     InitResponse,
     IssueClientCertificateRequest,
@@ -50,6 +52,8 @@ from swarm.v1.structs import (
     RemoveResponse,
     RotateRequest,
     RotateResponse,
+    UnlockRequest,
+    UnlockResponse,
     UpdateRequest,
     UpdateResponse,
     WatchRequest,
@@ -123,6 +127,10 @@ CONTROL_METHODS: tuple[Method, ...] = (
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
         without_manager=False),
+    Method('/swarm.v1.Control/GetUnlockKey', 'get_unlock_key', GetUnlockKeyRequest, GetUnlockKeyResponse,
+        client_streams=False, server_streams=False,
+        callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
+        without_manager=False),
 )
 
 
@@ -192,6 +200,10 @@ class ControlClient:
         """The join tokens, after rotating them where asked."""
         return await self._channel.unary_unary(CONTROL_METHODS[15], GetJoinTokensResponse, request, timeout_s)
 
+    async def get_unlock_key(self, request: GetUnlockKeyRequest, *, timeout_s: float | None = 60.0) -> GetUnlockKeyResponse:
+        """The key that opens this cluster's managers after a restart; autolock must be on."""
+        return await self._channel.unary_unary(CONTROL_METHODS[16], GetUnlockKeyResponse, request, timeout_s)
+
 
 class ControlServicer(Protocol):
     async def get_info(self, request: GetInfoRequest, context: Context) -> GetInfoResponse:
@@ -256,6 +268,10 @@ class ControlServicer(Protocol):
         """The join tokens, after rotating them where asked."""
         ...
 
+    async def get_unlock_key(self, request: GetUnlockKeyRequest, context: Context) -> GetUnlockKeyResponse:
+        """The key that opens this cluster's managers after a restart; autolock must be on."""
+        ...
+
 DISPATCHER_METHODS: tuple[Method, ...] = (
     Method('/swarm.v1.Dispatcher/Session', 'session', AgentMessage, ManagerMessage,
         client_streams=True, server_streams=True,
@@ -307,6 +323,10 @@ LOCAL_METHODS: tuple[Method, ...] = (
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL}),
         without_manager=True),
+    Method('/swarm.v1.Local/Unlock', 'unlock', UnlockRequest, UnlockResponse,
+        client_streams=False, server_streams=False,
+        callers=frozenset({Caller.LOCAL}),
+        without_manager=True),
 )
 
 
@@ -327,6 +347,10 @@ class LocalClient:
     async def leave(self, request: LeaveRequest, *, timeout_s: float | None = 60.0) -> LeaveResponse:
         return await self._channel.unary_unary(LOCAL_METHODS[3], LeaveResponse, request, timeout_s)
 
+    async def unlock(self, request: UnlockRequest, *, timeout_s: float | None = 60.0) -> UnlockResponse:
+        """Opens the keys at rest of a manager that was started locked, and starts it."""
+        return await self._channel.unary_unary(LOCAL_METHODS[4], UnlockResponse, request, timeout_s)
+
 
 class LocalServicer(Protocol):
     async def get_node_info(self, request: GetNodeInfoRequest, context: Context) -> GetNodeInfoResponse:
@@ -340,6 +364,10 @@ class LocalServicer(Protocol):
         ...
 
     async def leave(self, request: LeaveRequest, context: Context) -> LeaveResponse:
+        ...
+
+    async def unlock(self, request: UnlockRequest, context: Context) -> UnlockResponse:
+        """Opens the keys at rest of a manager that was started locked, and starts it."""
         ...
 
 CERTIFICATES_METHODS: tuple[Method, ...] = (

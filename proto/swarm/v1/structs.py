@@ -578,6 +578,7 @@ class Cluster(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     subnet_size: int = 0
     data_path_port: int = 0
     store_engine: str = ""
+    root_cross_pem: str = ""
 
 
 class Keyring(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -590,6 +591,9 @@ class Keyring(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     manager_token_secret: str = ""
     relay_key: bytes = b""
     unlock_key: str = ""
+    unlock_key_received: bool = False
+    previous_unlock_key: str = ""
+    old_root_ca_key_pem: str = ""
 
 
 class EnginePlugin(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -1178,6 +1182,18 @@ class GetJoinTokensResponse(Message, frozen=True, kw_only=True, omit_defaults=Tr
     addr: str = ""
 
 
+class GetUnlockKeyRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """A key locks nothing before somebody has been given it: who asks for it, shows it, and then says so with `received`."""
+
+    rotate: bool = False
+    received: str = ""
+
+
+class GetUnlockKeyResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    unlock_key: str = ""
+    in_force: bool = False
+
+
 class TaskReport(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     task_id: str = ""
     status: TaskStatus | None = None
@@ -1406,6 +1422,14 @@ class LeaveRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
 
 
 class LeaveResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    pass
+
+
+class UnlockRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    unlock_key: str = ""
+
+
+class UnlockResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     pass
 
 
@@ -2690,6 +2714,8 @@ def _fill_cluster(s: Cluster, m: Any) -> None:
         m.data_path_port = s.data_path_port
     if s.store_engine:
         m.store_engine = s.store_engine
+    if s.root_cross_pem:
+        m.root_cross_pem = s.root_cross_pem
 
 
 def _read_cluster(m: Any) -> Cluster:
@@ -2703,6 +2729,7 @@ def _read_cluster(m: Any) -> Cluster:
         subnet_size=m.subnet_size,
         data_path_port=m.data_path_port,
         store_engine=m.store_engine,
+        root_cross_pem=m.root_cross_pem,
     )
 
 
@@ -2722,6 +2749,12 @@ def _fill_keyring(s: Keyring, m: Any) -> None:
         m.relay_key = s.relay_key
     if s.unlock_key:
         m.unlock_key = s.unlock_key
+    if s.unlock_key_received:
+        m.unlock_key_received = s.unlock_key_received
+    if s.previous_unlock_key:
+        m.previous_unlock_key = s.previous_unlock_key
+    if s.old_root_ca_key_pem:
+        m.old_root_ca_key_pem = s.old_root_ca_key_pem
 
 
 def _read_keyring(m: Any) -> Keyring:
@@ -2733,6 +2766,9 @@ def _read_keyring(m: Any) -> Keyring:
         manager_token_secret=m.manager_token_secret,
         relay_key=m.relay_key,
         unlock_key=m.unlock_key,
+        unlock_key_received=m.unlock_key_received,
+        previous_unlock_key=m.previous_unlock_key,
+        old_root_ca_key_pem=m.old_root_ca_key_pem,
     )
 
 
@@ -4373,6 +4409,34 @@ def _read_get_join_tokens_response(m: Any) -> GetJoinTokensResponse:
     )
 
 
+def _fill_get_unlock_key_request(s: GetUnlockKeyRequest, m: Any) -> None:
+    if s.rotate:
+        m.rotate = s.rotate
+    if s.received:
+        m.received = s.received
+
+
+def _read_get_unlock_key_request(m: Any) -> GetUnlockKeyRequest:
+    return GetUnlockKeyRequest(
+        rotate=m.rotate,
+        received=m.received,
+    )
+
+
+def _fill_get_unlock_key_response(s: GetUnlockKeyResponse, m: Any) -> None:
+    if s.unlock_key:
+        m.unlock_key = s.unlock_key
+    if s.in_force:
+        m.in_force = s.in_force
+
+
+def _read_get_unlock_key_response(m: Any) -> GetUnlockKeyResponse:
+    return GetUnlockKeyResponse(
+        unlock_key=m.unlock_key,
+        in_force=m.in_force,
+    )
+
+
 def _fill_task_report(s: TaskReport, m: Any) -> None:
     if s.task_id:
         m.task_id = s.task_id
@@ -5022,6 +5086,26 @@ def _read_leave_response(m: Any) -> LeaveResponse:
     )
 
 
+def _fill_unlock_request(s: UnlockRequest, m: Any) -> None:
+    if s.unlock_key:
+        m.unlock_key = s.unlock_key
+
+
+def _read_unlock_request(m: Any) -> UnlockRequest:
+    return UnlockRequest(
+        unlock_key=m.unlock_key,
+    )
+
+
+def _fill_unlock_response(s: UnlockResponse, m: Any) -> None:
+    pass
+
+
+def _read_unlock_response(m: Any) -> UnlockResponse:
+    return UnlockResponse(
+    )
+
+
 def _fill_issue_node_certificate_request(s: IssueNodeCertificateRequest, m: Any) -> None:
     if s.csr_pem:
         m.csr_pem = s.csr_pem
@@ -5220,6 +5304,8 @@ _MODULE: dict[type[Message], str] = {
     ExplainTaskResponse: 'control_pb2',
     GetJoinTokensRequest: 'control_pb2',
     GetJoinTokensResponse: 'control_pb2',
+    GetUnlockKeyRequest: 'control_pb2',
+    GetUnlockKeyResponse: 'control_pb2',
     TaskReport: 'dispatcher_pb2',
     Hello: 'dispatcher_pb2',
     Heartbeat: 'dispatcher_pb2',
@@ -5249,6 +5335,8 @@ _MODULE: dict[type[Message], str] = {
     JoinResponse: 'node_pb2',
     LeaveRequest: 'node_pb2',
     LeaveResponse: 'node_pb2',
+    UnlockRequest: 'node_pb2',
+    UnlockResponse: 'node_pb2',
     IssueNodeCertificateRequest: 'node_pb2',
     IssueNodeCertificateResponse: 'node_pb2',
     IssueClientCertificateRequest: 'node_pb2',
@@ -5378,6 +5466,8 @@ _FILL: dict[type[Message], Any] = {
     ExplainTaskResponse: _fill_explain_task_response,
     GetJoinTokensRequest: _fill_get_join_tokens_request,
     GetJoinTokensResponse: _fill_get_join_tokens_response,
+    GetUnlockKeyRequest: _fill_get_unlock_key_request,
+    GetUnlockKeyResponse: _fill_get_unlock_key_response,
     TaskReport: _fill_task_report,
     Hello: _fill_hello,
     Heartbeat: _fill_heartbeat,
@@ -5407,6 +5497,8 @@ _FILL: dict[type[Message], Any] = {
     JoinResponse: _fill_join_response,
     LeaveRequest: _fill_leave_request,
     LeaveResponse: _fill_leave_response,
+    UnlockRequest: _fill_unlock_request,
+    UnlockResponse: _fill_unlock_response,
     IssueNodeCertificateRequest: _fill_issue_node_certificate_request,
     IssueNodeCertificateResponse: _fill_issue_node_certificate_response,
     IssueClientCertificateRequest: _fill_issue_client_certificate_request,
@@ -5536,6 +5628,8 @@ _READ: dict[type[Message], Any] = {
     ExplainTaskResponse: _read_explain_task_response,
     GetJoinTokensRequest: _read_get_join_tokens_request,
     GetJoinTokensResponse: _read_get_join_tokens_response,
+    GetUnlockKeyRequest: _read_get_unlock_key_request,
+    GetUnlockKeyResponse: _read_get_unlock_key_response,
     TaskReport: _read_task_report,
     Hello: _read_hello,
     Heartbeat: _read_heartbeat,
@@ -5565,6 +5659,8 @@ _READ: dict[type[Message], Any] = {
     JoinResponse: _read_join_response,
     LeaveRequest: _read_leave_request,
     LeaveResponse: _read_leave_response,
+    UnlockRequest: _read_unlock_request,
+    UnlockResponse: _read_unlock_response,
     IssueNodeCertificateRequest: _read_issue_node_certificate_request,
     IssueNodeCertificateResponse: _read_issue_node_certificate_response,
     IssueClientCertificateRequest: _read_issue_client_certificate_request,
@@ -5602,4 +5698,4 @@ def decode(cls: type[M], data: bytes) -> M:
     return _READ[cls](m)  # type: ignore[no-any-return]  # the table pairs each class with its reader
 
 
-__all__ = ['AgentMessage', 'AppArmorOpts', 'Assignment', 'Assignments', 'Availability', 'Backend', 'BindOptions', 'Caller', 'Cluster', 'ClusterInfo', 'ClusterSpec', 'Config', 'ConfigData', 'ConfigReference', 'ConfigSpec', 'ContainerSpec', 'ContainerStatus', 'CreateRequest', 'CreateResponse', 'CredentialSpec', 'Dependency', 'DeployStackRequest', 'DeployStackResponse', 'DeviceMapping', 'DeviceRequest', 'DnsConfig', 'Driver', 'Endpoint', 'EndpointSpec', 'EngineDescription', 'EnginePlugin', 'Event', 'ExecInput', 'ExecOutput', 'ExecStart', 'ExplainTaskRequest', 'ExplainTaskResponse', 'ExternalCa', 'FieldChange', 'FileTarget', 'Filter', 'FilterResult', 'GenericResource', 'GetInfoRequest', 'GetInfoResponse', 'GetJoinTokensRequest', 'GetJoinTokensResponse', 'GetNodeInfoRequest', 'GetNodeInfoResponse', 'GetRequest', 'GetResponse', 'GetStackHistoryRequest', 'GetStackHistoryResponse', 'Global', 'GlobalJob', 'Goodbye', 'Gpu', 'HealthConfig', 'Heartbeat', 'HeartbeatAck', 'Hello', 'IngressService', 'InitRequest', 'InitResponse', 'IpamConfig', 'IpamOptions', 'IssueClientCertificateRequest', 'IssueClientCertificateResponse', 'IssueNodeCertificateRequest', 'IssueNodeCertificateResponse', 'JoinRequest', 'JoinResponse', 'Keyring', 'Kind', 'LeaveRequest', 'LeaveResponse', 'Leaving', 'ListRequest', 'ListResponse', 'LogLine', 'LogOptions', 'LogStream', 'LogsRequest', 'LogsResponse', 'ManagerMessage', 'ManagerStatus', 'Message', 'Meta', 'Mount', 'Network', 'NetworkAttachment', 'NetworkAttachmentSpec', 'NetworkSpec', 'Node', 'NodeDescription', 'NodePlacement', 'NodeRole', 'NodeSpec', 'NodeState', 'NodeStatus', 'Object', 'PendingPlacement', 'Placement', 'PlacementPreference', 'PlanStackResponse', 'PlannedChange', 'Platform', 'PortConfig', 'Privileges', 'RaftConfig', 'Reachability', 'RelayFrame', 'RelayRequest', 'RemoveRequest', 'RemoveResponse', 'Replicated', 'ReplicatedJob', 'ResourceRequirements', 'Resources', 'RestartPolicy', 'RotateRequest', 'RotateResponse', 'SeLinuxContext', 'SeccompOpts', 'Secret', 'SecretData', 'SecretReference', 'SecretSpec', 'Service', 'ServiceMode', 'ServicePlacement', 'ServiceRevision', 'ServiceSpec', 'ServiceStatus', 'Spec', 'Stack', 'StackChange', 'StackRevision', 'StackRollback', 'StackSpec', 'StatusAck', 'StatusBatch', 'Task', 'TaskReport', 'TaskSpec', 'TaskState', 'TaskStats', 'TaskStatus', 'TmpfsOption', 'TmpfsOptions', 'Ulimit', 'UpdateConfig', 'UpdateRequest', 'UpdateResponse', 'UpdateState', 'UpdateStatus', 'VirtualIp', 'Volume', 'VolumeOptions', 'VolumeSpec', 'WatchRequest', 'WatchResponse', 'WatchServicesRequest', 'WatchServicesResponse', 'Welcome', 'WindowSize', 'decode', 'encode']
+__all__ = ['AgentMessage', 'AppArmorOpts', 'Assignment', 'Assignments', 'Availability', 'Backend', 'BindOptions', 'Caller', 'Cluster', 'ClusterInfo', 'ClusterSpec', 'Config', 'ConfigData', 'ConfigReference', 'ConfigSpec', 'ContainerSpec', 'ContainerStatus', 'CreateRequest', 'CreateResponse', 'CredentialSpec', 'Dependency', 'DeployStackRequest', 'DeployStackResponse', 'DeviceMapping', 'DeviceRequest', 'DnsConfig', 'Driver', 'Endpoint', 'EndpointSpec', 'EngineDescription', 'EnginePlugin', 'Event', 'ExecInput', 'ExecOutput', 'ExecStart', 'ExplainTaskRequest', 'ExplainTaskResponse', 'ExternalCa', 'FieldChange', 'FileTarget', 'Filter', 'FilterResult', 'GenericResource', 'GetInfoRequest', 'GetInfoResponse', 'GetJoinTokensRequest', 'GetJoinTokensResponse', 'GetNodeInfoRequest', 'GetNodeInfoResponse', 'GetRequest', 'GetResponse', 'GetStackHistoryRequest', 'GetStackHistoryResponse', 'GetUnlockKeyRequest', 'GetUnlockKeyResponse', 'Global', 'GlobalJob', 'Goodbye', 'Gpu', 'HealthConfig', 'Heartbeat', 'HeartbeatAck', 'Hello', 'IngressService', 'InitRequest', 'InitResponse', 'IpamConfig', 'IpamOptions', 'IssueClientCertificateRequest', 'IssueClientCertificateResponse', 'IssueNodeCertificateRequest', 'IssueNodeCertificateResponse', 'JoinRequest', 'JoinResponse', 'Keyring', 'Kind', 'LeaveRequest', 'LeaveResponse', 'Leaving', 'ListRequest', 'ListResponse', 'LogLine', 'LogOptions', 'LogStream', 'LogsRequest', 'LogsResponse', 'ManagerMessage', 'ManagerStatus', 'Message', 'Meta', 'Mount', 'Network', 'NetworkAttachment', 'NetworkAttachmentSpec', 'NetworkSpec', 'Node', 'NodeDescription', 'NodePlacement', 'NodeRole', 'NodeSpec', 'NodeState', 'NodeStatus', 'Object', 'PendingPlacement', 'Placement', 'PlacementPreference', 'PlanStackResponse', 'PlannedChange', 'Platform', 'PortConfig', 'Privileges', 'RaftConfig', 'Reachability', 'RelayFrame', 'RelayRequest', 'RemoveRequest', 'RemoveResponse', 'Replicated', 'ReplicatedJob', 'ResourceRequirements', 'Resources', 'RestartPolicy', 'RotateRequest', 'RotateResponse', 'SeLinuxContext', 'SeccompOpts', 'Secret', 'SecretData', 'SecretReference', 'SecretSpec', 'Service', 'ServiceMode', 'ServicePlacement', 'ServiceRevision', 'ServiceSpec', 'ServiceStatus', 'Spec', 'Stack', 'StackChange', 'StackRevision', 'StackRollback', 'StackSpec', 'StatusAck', 'StatusBatch', 'Task', 'TaskReport', 'TaskSpec', 'TaskState', 'TaskStats', 'TaskStatus', 'TmpfsOption', 'TmpfsOptions', 'Ulimit', 'UnlockRequest', 'UnlockResponse', 'UpdateConfig', 'UpdateRequest', 'UpdateResponse', 'UpdateState', 'UpdateStatus', 'VirtualIp', 'Volume', 'VolumeOptions', 'VolumeSpec', 'WatchRequest', 'WatchResponse', 'WatchServicesRequest', 'WatchServicesResponse', 'Welcome', 'WindowSize', 'decode', 'encode']

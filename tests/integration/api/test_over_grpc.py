@@ -58,7 +58,15 @@ from swarm.v1 import (
     WatchServicesRequest,
 )
 from swarm.v1.services import CONTROL_METHODS, ControlClient
-from tests.unit.api.harness import FakeRelays, FakeTokens, network, node, port, service
+from tests.unit.api.harness import (
+    FakeRelays,
+    FakeTokens,
+    FakeUnlockKeys,
+    network,
+    node,
+    port,
+    service,
+)
 from tests.unit.api.test_relays import END, lines
 
 DEADLINE_S = 20
@@ -136,6 +144,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Running]:
         sealer=Sealer(b"k" * 32),
         relays=relays,
         tokens=FakeTokens(),
+        unlock_keys=FakeUnlockKeys(),
         facts=NodeFacts(node_id="n1", advertise_addr="127.0.0.1:2377", version="test"),
     )
     server = rpc.server()

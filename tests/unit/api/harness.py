@@ -29,6 +29,7 @@ from swarm.v1 import (
     EndpointSpec,
     Filter,
     GetRequest,
+    Keyring,
     Kind,
     ListRequest,
     Message,
@@ -58,6 +59,28 @@ from swarm.v1 import (
 )
 
 CONTEXT = Context(Identity(Caller.ADMIN, name="ada"), "ipv4:127.0.0.1:1")
+
+
+class FakeUnlockKeys:
+    """Keys that lock nothing."""
+
+    def __init__(self) -> None:
+        self.in_force = False
+        self.made = 1
+
+    async def settle(self) -> None:
+        """Nothing is locked."""
+
+    async def key(self) -> tuple[str, bool]:
+        return f"SWMKEY-1-{self.made}", self.in_force
+
+    async def rotate(self) -> None:
+        self.made, self.in_force = self.made + 1, False
+
+    async def received(self, key: str) -> None:
+        if key != f"SWMKEY-1-{self.made}":
+            raise errors.Conflict("another key")
+        self.in_force = True
 
 
 class FakeTokens:
@@ -140,6 +163,7 @@ class Api:
             sealer=self.sealer,
             relays=self.relays,
             tokens=self.tokens,
+            unlock_keys=FakeUnlockKeys(),
             facts=NodeFacts(node_id="m", advertise_addr="10.9.0.1:2377", version="1.2.3"),
             **self._options,
         )
@@ -148,6 +172,7 @@ class Api:
         await self.store.open()
         await self.put(
             Cluster(id="c", spec=ClusterSpec(name="default"), store_engine="embedded"),
+            Keyring(id="c"),
         )
 
     async def put(self, *objects: Message) -> None:

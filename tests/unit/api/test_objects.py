@@ -8,7 +8,7 @@ import pytest
 from msgspec import structs
 from structlog.testing import capture_logs
 
-from swarm import errors
+from swarm import errors, tls
 from swarm.v1 import (
     Availability,
     Cluster,
@@ -17,10 +17,12 @@ from swarm.v1 import (
     ConfigSpec,
     CreateRequest,
     Driver,
+    ExternalCa,
     GetInfoRequest,
     GetJoinTokensRequest,
     IpamConfig,
     IpamOptions,
+    Keyring,
     Kind,
     ManagerStatus,
     Network,
@@ -262,8 +264,10 @@ CLUSTER_BAD = {
     "history": (ClusterSpec(name="default", task_history_limit=-1), "task_history_limit: a number of tasks"),
     "heartbeat": (ClusterSpec(name="default", heartbeat_period_ns=1), "at least 100ms"),
     "name": (ClusterSpec(name="other"), "a cluster keeps its name ('default')"),
-    "autolock": (ClusterSpec(name="default", autolock_managers=True), "autolock: locking managers is not offered yet"),
-    "rotation": (ClusterSpec(name="default", ca_force_rotate=1), "ca_rotate: rotating the root CA is not offered yet"),
+    "external CA": (ClusterSpec(name="default", external_cas=(ExternalCa(url="https://ca"),)), "external CAs are not offered"),
+    "key alone": (ClusterSpec(name="default", signing_ca_key="KEY"), "ca_cert: the certificate that belongs to the key is missing"),
+    "root alone": (ClusterSpec(name="default", signing_ca_cert="PEM"), "ca_key: the private key that belongs to the certificate"),
+    "no root": (ClusterSpec(name="default", signing_ca_cert="PEM", signing_ca_key="KEY"), "ca_cert: not a certificate in PEM"),
 }  # fmt: skip
 
 
@@ -274,15 +278,30 @@ async def test_cluster_spec_is_checked(api: Api, spec: ClusterSpec, message: str
     assert message in caught.value.message
 
 
-async def test_cluster_is_updated_and_its_signing_key_never_shown(api: Api):
-    cluster = api.stored(Cluster, "c")
-    with_key = structs.replace(cluster.spec, signing_ca_key="PRIVATE")
-    await api.put(structs.replace(cluster, spec=with_key))
+async def test_own_roots_key_goes_to_the_keyring_and_is_never_shown(api: Api):
+    now_ns = api.clock.now_ns()
+    (old, old_key), (own, own_key) = (tls.new_root(now_ns=now_ns, cluster_id="c") for _ in "ab")
+    cluster = structs.replace(api.stored(Cluster, "c"), root_ca_pem=old)
+    await api.put(cluster, Keyring(id="c", root_ca_key_pem=old_key))
+    before = api.stored(Cluster, "c")
+    given = structs.replace(before.spec, signing_ca_cert=own, signing_ca_key=own_key)
+    await api.update(before, cluster=given)
     shown = (await api.get(Kind.CLUSTER, "")).object.cluster
-    assert shown.spec.signing_ca_key == ""
+    assert (shown.spec.signing_ca_cert, shown.spec.signing_ca_key) == (own, "")
+    assert shown.root_rotation_in_progress
+    assert api.stored(Cluster, "c").spec.signing_ca_key == ""
+    assert api.stored(Keyring, "c").root_ca_key_pem == own_key
     await api.update(shown, cluster=structs.replace(shown.spec, task_history_limit=7))
-    spec = api.stored(Cluster, "c").spec
-    assert (spec.task_history_limit, spec.signing_ca_key) == (7, "PRIVATE")
+    after = api.stored(Cluster, "c")
+    assert after.spec.task_history_limit == 7
+    assert after.root_ca_pem == shown.root_ca_pem, "no second rotation"
+
+
+async def test_count_of_rotations_never_falls(api: Api):
+    cluster = api.stored(Cluster, "c")
+    await api.put(structs.replace(cluster, spec=structs.replace(cluster.spec, ca_force_rotate=2)))
+    with pytest.raises(errors.Invalid, match="counted up only, and is 2 already"):
+        await api.update(api.stored(Cluster, "c"), cluster=cluster.spec)
 
 
 # ---------------------------------------------------------------- remove

@@ -17,6 +17,7 @@ from swarm import errors
 from swarm.clock import SystemClock
 from swarm.ids import seeded_rng
 from swarm.v1 import InitRequest, Node
+from swarm.vault import Vault
 from tests.fakes.waiting import until
 
 
@@ -24,9 +25,12 @@ from tests.fakes.waiting import until
 async def running(folder: Path) -> AsyncIterator[tuple[main.Manager, asyncio.Task[None]]]:
     """A manager that runs, without a port."""
     clock, rng = SystemClock(), seeded_rng(1)
+    vault = Vault(folder / "node.key")
+    vault.make()
     new = await main.bootstrap(
         folder,
         InitRequest(),
+        vault=vault,
         hostname="h",
         advertise_addr="127.0.0.1:2377",
         clock=clock,
@@ -41,7 +45,7 @@ async def running(folder: Path) -> AsyncIterator[tuple[main.Manager, asyncio.Tas
         certificate_pem=new.certificate_pem,
         version="1",
     )
-    manager = main.Manager(settings, clock, rng)
+    manager = main.Manager(settings, clock, rng, vault=vault)
     await manager.store.open()
     task = asyncio.create_task(manager.run(lambda: None))
     try:
