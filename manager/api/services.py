@@ -179,7 +179,7 @@ def update_service(
     Unsupported for a rename or a change of mode.
     """
     _check_changeable(service, spec)
-    current = _revision(draft, service, service.spec_version)
+    current = service_revision(draft, service)
     before = current.sealed_registry_auth if current is not None else b""
     sealed = credentials.seal(before)
     if spec == spec_of(service):
@@ -354,6 +354,11 @@ def _task_ports(spec: ServiceSpec) -> set[tuple[str, int, int, str]]:
 
 def _revision(view: View, service: Service, number: int) -> ServiceRevision | None:
     return view.get(ServiceRevision, f"{service.id}.{number}")
+
+
+def service_revision(view: View, service: Service) -> ServiceRevision | None:
+    """The entry of the present spec, with what its image is pulled with."""
+    return _revision(view, service, service.spec_version)
 
 
 def previous_revision(view: View, service: Service) -> ServiceRevision | None:

@@ -45,6 +45,7 @@ from manager.api.services import (
     needs_new_tasks,
     prepare,
     restart_followers,
+    service_revision,
     update_service,
 )
 from manager.api.stack_request import Wanted, resolve_request
@@ -102,6 +103,8 @@ class _Deploy:
     before: StackRevision | None
     leftovers: set[str]
     changes: list[StackChange] = field(default_factory=list)
+    # Ids of services of which nothing but a paused roll-out is taken up again.
+    resumed: set[str] = field(default_factory=set)
     service_names: frozenset[str] = field(init=False)
     # What the spec declares, (kind, name): problems with it are told where it is declared, and not
     # once more by each service that uses it.
@@ -497,9 +500,12 @@ def _deploy_service(work: _Deploy, spec: ServiceSpec) -> None:
         )
         work.note(Kind.SERVICE, spec.name, made.id, CREATED)
         return
+    before = service_revision(work.draft, old)
     changed = update_service(
         find, work.draft, old, spec, credentials=work.credentials_of(spec), ledger=work.ledger
     )
+    if changed and spec == spec_of(old) and service_revision(work.draft, old) is before:
+        work.resumed.add(old.id)
     work.note(Kind.SERVICE, spec.name, old.id, UPDATED if changed else UNCHANGED)
 
 
@@ -544,7 +550,8 @@ def _prune_used(work: _Deploy) -> None:
 def _put_stack(work: _Deploy, old: Stack | None, wanted: Wanted, *, who: str) -> Stack:
     """The Stack object and its history. A deploy that changed nothing leaves them as they are, also
     where its files are not those of the last one: after a failed update was rolled back, the files
-    before it are what the cluster has already.
+    before it are what the cluster has already. So does one that takes a paused roll-out up again:
+    with a second revision of the same, a rollback of the stack would lead nowhere.
     """
     spec = structs.replace(
         work.spec,
@@ -553,7 +560,8 @@ def _put_stack(work: _Deploy, old: Stack | None, wanted: Wanted, *, who: str) ->
     )
     leftovers = tuple(sorted(work.leftovers))
     changes = [c for c in work.changes if c.action != UNCHANGED]
-    if old is not None and not changes and tuple(sorted(old.leftover_ids)) == leftovers:
+    changed = any(c.id not in work.resumed for c in changes)
+    if old is not None and not changed and tuple(sorted(old.leftover_ids)) == leftovers:
         return old
     revision = old.revision + 1 if old is not None else 1
     base = old or Stack(id=work.stack_id)

@@ -157,6 +157,20 @@ async def test_rollback_brings_the_earlier_spec_back_as_a_new_revision(api: Api)
     assert api.one(Stack, "app").spec.services[0].task.container.image == "i:1"
 
 
+async def test_a_paused_roll_out_taken_up_again_is_no_revision(api: Api):
+    """Else a rollback would go from the failed spec to the failed spec."""
+    await api.deploy(with_image("i:1"))
+    await api.deploy(with_image("broken"))
+    db = api.one(Service, "app_db")
+    await api.put(structs.replace(db, update_status=UpdateStatus(state=UpdateState.PAUSED)))
+    response = await api.deploy(with_image("broken"))
+    assert actions(response)["app_db"] == "updated"
+    assert api.one(Service, "app_db").update_status is None
+    assert response.revision == 2
+    await back(api)
+    assert image(api) == "i:1"
+
+
 async def test_rollback_of_a_rollback_undoes_it(api: Api):
     await api.deploy(with_image("i:1"))
     await api.deploy(with_image("i:2"))
