@@ -77,6 +77,11 @@ class Etcd:
         except OSError:
             return False
 
+    @property
+    def running(self) -> bool:
+        """Whether the process is there, stopped ones too."""
+        return self._process is not None and self._process.poll() is None
+
     def signal(self, number: int) -> None:
         assert self._process is not None
         self._process.send_signal(number)

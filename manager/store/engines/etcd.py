@@ -204,9 +204,9 @@ class EtcdEngine:
             fragment=True,
         )
         events: list[Any] = []
-        watch = self._client.watch(pb.WatchRequest(create_request=create))
-        async with contextlib.AsyncExitStack() as stack:
-            stack.callback(watch.cancel)  # type: ignore[attr-defined]  # a grpc.aio call
+        watch = await self._client.watch(pb.WatchRequest(create_request=create))
+        with contextlib.ExitStack() as stack:
+            stack.callback(watch.cancel)
             await self.leadership.look()
             async for answer in watch:
                 if answer.compact_revision:

@@ -10,7 +10,7 @@ it had none and never will, `TimedOut` that nobody knows.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -132,16 +132,22 @@ class EtcdClient:
             if error.code() is not grpc.StatusCode.OUT_OF_RANGE:
                 raise self._failed(error, writes=False) from error
 
-    def watch(self, request: Any) -> AsyncIterator[Any]:
-        """The answers of one watch, until it is cancelled or broken (grpc.aio.AioRpcError)."""
-
-        async def requests() -> AsyncIterator[Any]:
-            yield request
-            # etcd ends a watch whose client has ended its side; cancelling the call ends this.
-            await _for_ever()
-
-        answers: AsyncIterator[Any] = self._watch.Watch(requests())
-        return answers
+    async def watch(self, request: Any) -> Any:
+        """The call of one watch: iterate over its answers until it breaks (grpc.aio.AioRpcError),
+        and cancel it. Raises Unavailable.
+        """
+        call = self._watch.Watch()
+        try:
+            # By hand: an iterator of requests that waits is not ended with a call that breaks.
+            await call.write(request)
+        except grpc.aio.AioRpcError as error:
+            raise self._failed(error, writes=False) from error
+        except asyncio.InvalidStateError as error:
+            raise self._ended() from error
+        except BaseException:
+            call.cancel()
+            raise
+        return call
 
     # -------------------------------------------------------------- leases
 
@@ -169,8 +175,8 @@ class EtcdClient:
             answer = await call.read()
         except grpc.aio.AioRpcError as error:
             raise self._failed(error, writes=False) from error
-        except asyncio.InvalidStateError as error:  # it ended before it was written to
-            raise errors.Unavailable(f"{self.where} does not answer; try again later") from error
+        except asyncio.InvalidStateError as error:
+            raise self._ended() from error
         finally:
             call.cancel()
         return 0 if answer is grpc.aio.EOF else int(answer.TTL)
@@ -183,6 +189,10 @@ class EtcdClient:
             return await self._maintenance.Status(pb.StatusRequest(), timeout=CALL_S)
         except grpc.aio.AioRpcError as error:
             raise self._failed(error, writes=False) from error
+
+    def _ended(self) -> errors.Unavailable:
+        """A stream that ended before it was written to."""
+        return errors.Unavailable(f"{self.where} does not answer; try again later")
 
     def _failed(self, error: grpc.aio.AioRpcError, *, writes: bool) -> errors.SwarmError:
         details = error.details() or ""
@@ -208,7 +218,3 @@ class EtcdClient:
         return errors.TimedOut(
             f"{self.where} did not say in time whether it took the change: {details or code.name}"
         )
-
-
-async def _for_ever() -> None:
-    await asyncio.get_running_loop().create_future()
