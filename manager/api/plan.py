@@ -197,9 +197,8 @@ class _Comparison:
     # ------------------------------------------------------------ services
 
     def _effect(self, before: Service, after: Service, placement: ServicePlacement) -> str:
-        paused = after.update_status is not None and after.update_status.state in PAUSED
         templates = Templates(self._after, after)
-        replaced = not paused and any(
+        replaced = not _paused(after) and any(
             not templates.up_to_date(task)
             for task in self._before.by(Task, "service", after.id)
             if states.wanted(task.desired_state)
@@ -221,6 +220,8 @@ class _Comparison:
             # Something that makes no difference to people makes one to the control loop: the plan
             # must not be silent about why tasks are replaced.
             found = changes(old, new, literal=True)
+        if _paused(before) and not _paused(after) and before.spec_version == after.spec_version:
+            found = (*found, change("update_status", "paused", "taken up again"))
         return found
 
     def _for_people(self, view: View, spec: ServiceSpec) -> ServiceSpec:
@@ -262,6 +263,10 @@ class _Comparison:
                 digest = self._sealer.digest(digest.encode() + msgspec.json.encode(templating))
             found = self._contents[key] = _short(digest)
         return found
+
+
+def _paused(service: Service) -> bool:
+    return service.update_status is not None and service.update_status.state in PAUSED
 
 
 def _leaves_tasks_alone(field: FieldChange) -> bool:

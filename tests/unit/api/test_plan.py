@@ -178,6 +178,7 @@ async def test_a_paused_roll_out_that_a_deploy_takes_up_again_recreates_tasks(on
     again = stack(service("app_web", container={"image": "nginx:2"}))
     web = only(await plan(one, again), "app_web")
     assert (web.change and web.change.action, web.effect) == ("updated", "recreated")
+    assert fields(web) == {"update_status": ('"paused"', '"taken up again"')}
     assert web.placement is not None
     assert (web.placement.created, web.placement.stopped) == (1, 1)
 
