@@ -17,7 +17,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,9 +26,17 @@ import structlog
 import uvloop
 
 from agent import identity as ids
-from agent import local, metrics
-from agent.membership import Membership, Settings, found, save
+from agent import local, metrics, restoring
+from agent.membership import (
+    Membership,
+    Settings,
+    found,
+    restoration,
+    restored_identity,
+    save,
+)
 from swarm import __version__, errors, logs, rpc
+from swarm.audit import Copy, Trail, copy_to
 from swarm.clock import Clock, SystemClock
 from swarm.ids import Rng, system_rng
 from swarm.v1 import (
@@ -38,6 +46,8 @@ from swarm.v1 import (
     JoinRequest,
     JoinResponse,
     NodeRole,
+    RestoreRequest,
+    RestoreResponse,
 )
 from swarm.v1.services import CERTIFICATES_METHODS, CONTROL_METHODS, LOCAL_METHODS
 from swarm.vault import FILE as VAULT_FILE
@@ -63,6 +73,7 @@ class Options:
     socket: Path
     settings: Settings
     metrics_addr: str
+    audit_copies: tuple[Copy, ...] = ()
 
 
 def default_paths() -> tuple[Path, Path]:
@@ -115,6 +126,13 @@ def parse(argv: Sequence[str]) -> tuple[Options, argparse.Namespace]:
         help="engine label for constraints; repeatable",
     )
     add("--metrics-addr", default="", metavar="HOST:PORT", help="serve Prometheus metrics here")
+    add(
+        "--audit-log",
+        action="append",
+        default=[],
+        metavar="PATH|syslog:",
+        help="write the audit trail here too, beside the state folder's audit/; repeatable",
+    )
     add("--log-level", choices=logs.LEVELS, default="info", help="default: %(default)s")
     add("--log-format", choices=logs.FORMATS, default="auto", help="default: %(default)s")
     given = parser.parse_args(argv)
@@ -143,7 +161,11 @@ def parse(argv: Sequence[str]) -> tuple[Options, argparse.Namespace]:
         relay_port=given.relay_port,
         engine_labels=labels,
     )
-    return Options(state, at, settings, given.metrics_addr), given
+    try:
+        copies = tuple(copy_to(text) for text in given.audit_log)
+    except errors.Invalid as error:
+        parser.error(error.message)
+    return Options(state, at, settings, given.metrics_addr, copies), given
 
 
 class Swarmd:
@@ -162,6 +184,7 @@ class Swarmd:
         self._error = ""  # why the node is not what its identity says
         self._changing = asyncio.Lock()
         self._stop = asyncio.Event()
+        self._audit = Trail(options.state_dir / "audit", clock, rng, copies=options.audit_copies)
 
     # -------------------------------------------------------------- life
 
@@ -177,6 +200,7 @@ class Swarmd:
             served = await metrics.serve(options.metrics_addr) if options.metrics_addr else None
             metrics.BUILD.info({"version": __version__})
             lag = asyncio.create_task(metrics.watch_lag())
+            auditing = asyncio.create_task(self._audit.run())
             server = await self._serve()
             try:
                 identity = ids.load(options.state_dir, self._vault)
@@ -194,6 +218,8 @@ class Swarmd:
                 lag.cancel()
                 await server.stop(STOP_GRACE_S)
                 await self._exit()
+                auditing.cancel()
+                await asyncio.gather(auditing, return_exceptions=True)
                 options.socket.unlink(missing_ok=True)
                 if served is not None:
                     await served.cleanup()
@@ -205,16 +231,18 @@ class Swarmd:
         server = rpc.server()
         server.add_generic_rpc_handlers(
             (
-                rpc.handler(LOCAL_METHODS, local.LocalService(self), local.authorize),
+                rpc.handler(LOCAL_METHODS, local.LocalService(self), local.authorize, self._audit),
                 rpc.handler(
                     CONTROL_METHODS,
                     local.gate(CONTROL_METHODS, lambda: self._manager().control),
                     local.authorize,
+                    self._audit,
                 ),
                 rpc.handler(
                     CERTIFICATES_METHODS,
                     local.gate(CERTIFICATES_METHODS, lambda: self._manager().authority),
                     local.authorize,
+                    self._audit,
                 ),
             )
         )
@@ -248,13 +276,19 @@ class Swarmd:
     async def _enter(self, identity: ids.Identity) -> None:
         """Begins to be a member; returns once the manager, if any, serves or has failed."""
         self._error = ""
+        self._audit.node_id = identity.node_id
         begun = asyncio.Event()
         self._running = asyncio.create_task(self._be(self._make_member(identity), begun))
         await begun.wait()
 
     def _make_member(self, identity: ids.Identity) -> Membership:
         self._member = Membership(
-            self._options.settings, identity, self._clock, self._rng, vault=self._vault
+            self._options.settings,
+            identity,
+            self._clock,
+            self._rng,
+            audit=self._audit,
+            vault=self._vault,
         )
         return self._member
 
@@ -334,7 +368,7 @@ class Swarmd:
             hostname=self._options.settings.hostname,
             version=__version__,
             runtimes=member.runtimes,
-            warnings=member.warnings,
+            warnings=(*member.warnings, *filter(None, (self._audit.problem,))),
             connected=member.connected,
             tasks=member.tasks,
         )
@@ -411,6 +445,98 @@ class Swarmd:
                     "trying, see `swarmctl info`"
                 ) from None
             return JoinResponse(node_id=identity.node_id, role=identity.role)
+
+    async def restore(
+        self, requests: AsyncIterator[RestoreRequest]
+    ) -> AsyncGenerator[RestoreResponse, None]:
+        """Becomes a cluster's manager again, from its backup; until the last message all is as it
+        was.
+        """
+        # Before anything is refused: what is said to a client that is still sending is lost.
+        start = await restoring.first(requests)
+        async with self._changing:
+            if self._locked is not None:
+                raise errors.Unavailable(local.LOCKED)
+            member = self._member
+            if self._locked is not None:
+                raise errors.Unavailable(local.LOCKED_RESTORE)
+            before = restoring.replaceable(member.identity if member else None, self._error)
+            place = restoring.Place(start, before, await asyncio.to_thread(machine_addresses))
+            work = restoration(self._options.settings, self._clock)
+            try:
+                await work.begin()
+                yield RestoreResponse()
+                while not (request := await restoring.following(requests)).finish:
+                    await work.feed(request.data)
+                    yield RestoreResponse(bytes=work.taken)
+                restored = await work.finish(place.choose)
+                identity = restored_identity(
+                    restored,
+                    listen_addr=place.listen_addr,
+                    advertise_addr=place.advertise_addr,
+                    data_path_addr=place.data_path_addr,
+                )
+                taking = asyncio.create_task(self._take_over(work.install, identity, before))
+                try:
+                    await asyncio.shield(taking)
+                except asyncio.CancelledError:  # the caller left: too late to turn back
+                    await asyncio.wait({taking})
+                    raise
+            finally:
+                await work.discard()
+            log.info(
+                "cluster_restored",
+                cluster_id=restored.cluster_id,
+                node_id=restored.node_id,
+                backup_revision=restored.header.revision,
+                revision=restored.revision,
+            )
+            yield RestoreResponse(
+                bytes=work.taken,
+                node_id=restored.node_id,
+                cluster_id=restored.cluster_id,
+                revision=restored.revision,
+                backup_revision=restored.header.revision,
+                addr=identity.advertise_addr,
+                warnings=restored.warnings,
+            )
+
+    async def _take_over(
+        self,
+        install: Callable[[Vault], Awaitable[None]],
+        identity: ids.Identity,
+        before: ids.Identity | None,
+    ) -> None:
+        """Begins to be the manager of what was restored; when that cannot be, all is as before."""
+        await self._exit()
+        state_dir = self._options.state_dir
+        folder = state_dir / "manager"
+        aside = _set_aside(folder)
+        try:
+            if before is None:
+                self._new_vault()
+            await install(self._vault)
+            save(state_dir, identity, self._vault)
+            await self._enter(identity)
+        except (OSError, errors.SwarmError) as error:
+            self._error = str(error)
+        if not self._error:
+            return
+        reason = self._error
+        await self._exit()
+        shutil.rmtree(folder, ignore_errors=True)
+        if aside is not None:
+            aside.rename(folder)
+        self._error = ""
+        if before is None:
+            ids.forget(state_dir)
+            self._vault.forget()
+        else:
+            save(state_dir, before, self._vault)
+            await self._enter(before)
+        raise errors.Unavailable(
+            f"the restored manager cannot start: {reason}; nothing was changed"
+        )
 
     async def leave(self, *, force: bool) -> None:
         """Leaves the cluster: stops and removes the node's tasks, and forgets all of it."""
@@ -508,14 +634,16 @@ def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
     ]
 
 
-def _set_aside(path: Path) -> None:
+def _set_aside(path: Path) -> Path | None:
     """Renames what an earlier membership left behind; state is never deleted on a guess."""
-    if path.exists():
-        number = 1
-        while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
-            number += 1
-        path.rename(aside)
-        log.warning("old_state_set_aside", path=str(aside))
+    if not path.exists():
+        return None
+    number = 1
+    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    path.rename(aside)
+    log.warning("old_state_set_aside", path=str(aside))
+    return aside
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,5 @@
-"""What every swarmd answers on its unix socket: who am I, init, join, leave, unlock; and the
+"""What every swarmd answers on its unix socket: who am I, init, join, leave, restore, unlock; and
+the manager's services where one runs.
 manager's services where one runs.
 
 On a node without a manager the control API answers what Docker answers: that this is no manager,
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any, Protocol
 
 import structlog
@@ -26,6 +28,8 @@ from swarm.v1 import (
     JoinResponse,
     LeaveRequest,
     LeaveResponse,
+    RestoreRequest,
+    RestoreResponse,
     UnlockRequest,
     UnlockResponse,
 )
@@ -50,6 +54,10 @@ LOCKED = (
     "Swarm is encrypted and needs to be unlocked before it can be used. "
     'Please use "swarmctl swarm unlock" to unlock it.'
 )
+LOCKED_RESTORE = (
+    "The manager on this node is locked. Open it with `swarmctl swarm unlock` and see whether it "
+    "works, or give it up with `swarmctl swarm leave --force`; then a backup can be restored here."
+)
 LOCKED_LEAVE = (
     "Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message."
 )
@@ -58,7 +66,9 @@ LOCKED_LEAVE = (
 def authorize(method: Method, auth: dict[str, list[bytes]]) -> Identity:
     """Whoever may open the socket is a local user."""
     if Caller.LOCAL not in method.callers:
-        raise errors.Denied(f"{method.path} is not for local users")
+        denied = errors.Denied(f"{method.path} is not for local users")
+        denied.who = str(Identity(Caller.LOCAL))
+        raise denied
     return Identity(Caller.LOCAL)
 
 
@@ -102,16 +112,35 @@ class LocalService:
         return self._daemon.info()
 
     async def init(self, request: InitRequest, context: Context) -> InitResponse:
-        return await self._daemon.init(request)
+        context.note(what="init", kind="cluster")
+        answer = await self._daemon.init(request)
+        context.note(object_id=answer.cluster_id)
+        return answer
 
     async def join(self, request: JoinRequest, context: Context) -> JoinResponse:
-        return await self._daemon.join(request)
+        context.note(what="join", kind="node")
+        answer = await self._daemon.join(request)
+        context.note(object_id=answer.node_id, role=answer.role.name.lower())
+        return answer
 
     async def leave(self, request: LeaveRequest, context: Context) -> LeaveResponse:
+        node_id = self._daemon.info().node_id
+        context.note(what="leave", kind="node", object_id=node_id, force=request.force)
         await self._daemon.leave(force=request.force)
         return LeaveResponse()
 
+    async def restore(
+        self, request: AsyncIterator[RestoreRequest], context: Context
+    ) -> AsyncGenerator[RestoreResponse, None]:
+        context.note(what="restore", kind="cluster")
+        async with aclosing(self._daemon.restore(request)) as answers:
+            async for answer in answers:
+                if answer.cluster_id:
+                    context.note(object_id=answer.cluster_id, revision=answer.revision)
+                yield answer
+
     async def unlock(self, request: UnlockRequest, context: Context) -> UnlockResponse:
+        context.note(what="unlock", kind="node", object_id=self._daemon.info().node_id)
         await self._daemon.unlock(request.unlock_key)
         return UnlockResponse()
 
@@ -123,6 +152,9 @@ class Daemon(Protocol):
     async def init(self, request: InitRequest) -> InitResponse: ...
     async def join(self, request: JoinRequest) -> JoinResponse: ...
     async def leave(self, *, force: bool) -> None: ...
+    def restore(
+        self, requests: AsyncIterator[RestoreRequest]
+    ) -> AsyncGenerator[RestoreResponse, None]: ...
     async def unlock(self, unlock_key: str) -> None: ...
 
 

@@ -28,6 +28,7 @@ from agent.state import StateFile
 from agent.worker import Worker
 from manager import main as manager_main
 from swarm import __version__, errors, tls
+from swarm.audit import Trail
 from swarm.clock import SECOND_NS, Clock
 from swarm.ids import Rng
 from swarm.rpc import Channel
@@ -87,6 +88,30 @@ async def found(
     )
 
 
+def restoration(settings: Settings, clock: Clock) -> manager_main.Restoration:
+    """A restore into this node's manager folder."""
+    return manager_main.Restoration(settings.state_dir / "manager", clock)
+
+
+def restored_identity(
+    restored: manager_main.Restored, *, listen_addr: str, advertise_addr: str, data_path_addr: str
+) -> ids.Identity:
+    """The node's identity as the restored cluster's manager."""
+    return ids.Identity(
+        format=ids.FORMAT,
+        node_id=restored.node_id,
+        cluster_id=restored.cluster_id,
+        role=NodeRole.MANAGER,
+        key_pem=restored.key_pem,
+        certificate_pem=restored.certificate_pem,
+        root_ca_pem=restored.root_ca_pem,
+        listen_addr=listen_addr,
+        advertise_addr=advertise_addr,
+        data_path_addr=data_path_addr,
+        managers=(advertise_addr,),
+    )
+
+
 def make_vault(vault: Vault) -> None:
     """Makes the node's key at rest, unless it has one. Raises Unavailable when the disk refuses."""
     try:
@@ -109,11 +134,19 @@ class Membership:
     """See the module."""
 
     def __init__(
-        self, settings: Settings, identity: ids.Identity, clock: Clock, rng: Rng, *, vault: Vault
+        self,
+        settings: Settings,
+        identity: ids.Identity,
+        clock: Clock,
+        rng: Rng,
+        *,
+        vault: Vault,
+        audit: Trail | None = None,
     ) -> None:
         """`vault`: the node's key at rest, not locked; only managers have one."""
         self._settings = settings
         self._vault = vault
+        self._audit = audit
         self._clock = clock
         self._rng = rng
         self.identity = identity
@@ -216,6 +249,7 @@ class Membership:
             ),
             self._clock,
             self._rng,
+            audit=self._audit,
             vault=self._vault,
         )
         await manager.start()

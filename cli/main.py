@@ -26,7 +26,7 @@ _MANAGE = "Management commands"
 _LOCAL = "This client"
 ENTRIES = (
     Entry(
-        "swarm", "cli.commands.swarm:group", "Make, join, leave and configure a cluster", _MANAGE
+        "swarm", "cli.commands.swarm:group", "Make, join, configure, back up a cluster", _MANAGE
     ),
     Entry("node", "cli.commands.node:group", "Manage nodes", _MANAGE),
     Entry("stack", "cli.commands.stack:group", "Deploy and manage stacks", _MANAGE),

@@ -24,15 +24,21 @@ from manager.ca import (
     NewCluster,
     Rotations,
     Sealer,
+    load_key,
     load_or_make_key,
     new_cluster,
+    objects,
 )
 from manager.control import ControlLoop
 from manager.dispatcher import Dispatcher
 from manager.metrics import ClusterCollector
-from manager.store import Draft, Fence, Store
+from manager.restore import SEAL_FILE, STORE_FILE
+from manager.restore import Restoration as Restoration  # for the node's daemon
+from manager.restore import Restored as Restored
+from manager.store import Corrupt, Draft, Fence, Store
 from manager.store.engines.embedded import EmbeddedEngine
-from swarm import errors, rpc
+from swarm import errors, rpc, tls
+from swarm.audit import Trail
 from swarm.clock import Clock
 from swarm.ids import Rng
 from swarm.v1 import (
@@ -46,8 +52,6 @@ from swarm.vault import Vault
 
 log = structlog.get_logger("manager")
 
-STORE_FILE = "store.db"
-SEAL_FILE = "seal.key"
 STOP_GRACE_S = 2.0
 # A part of the manager that a defect has ended begins again after such a pause, doubled each time
 # until it has lasted for the longest of them.
@@ -91,8 +95,10 @@ async def bootstrap(
         )
     if request.force_new_cluster:
         raise errors.Unsupported(
-            "--force-new-cluster rebuilds a cluster that has lost most of its managers; this "
-            "version has one manager, whose state is whole as long as its state folder is"
+            "--force-new-cluster goes on with the state of a cluster that has lost its other "
+            "managers, and the embedded store has one manager: on its node the cluster is still "
+            "there (`swarmctl info`), and where its state is lost or damaged, a backup brings it "
+            "back: `swarmctl swarm restore FILE`"
         )
     new = new_cluster(
         now_ns=clock.now_ns(),
@@ -126,13 +132,22 @@ async def bootstrap(
 class Manager:
     """A manager that serves. `start`, then `run` until cancelled, then `stop`."""
 
-    def __init__(self, settings: Settings, clock: Clock, rng: Rng, *, vault: Vault) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        rng: Rng,
+        *,
+        vault: Vault,
+        audit: Trail | None = None,
+    ) -> None:
         """`vault`: the key of its node, not locked."""
         self._settings = settings
+        self._audit = audit
         self._clock = clock
         self._rng = rng
         state_dir = settings.state_dir
-        sealer = Sealer(load_or_make_key(state_dir / SEAL_FILE, vault))
+        sealer = Sealer(_existing_key(state_dir, vault))
         self.store = Store(EmbeddedEngine(state_dir / STORE_FILE, clock), clock, seal=sealer)
         self._autolock = Autolock(self.store, vault, report=self._report_lock)
         self.authority = Authority(self.store, clock, rng)
@@ -150,6 +165,7 @@ class Manager:
                 advertise_addr=settings.advertise_addr,
                 version=settings.version,
             ),
+            audit=audit,
         )
         self._certificate = (settings.key_pem, settings.certificate_pem)
         self._server: Any = None
@@ -162,13 +178,41 @@ class Manager:
     async def start(self) -> None:
         """Loads the state and opens the port. Raises Corrupt, Unavailable (port taken)."""
         await self.store.open()
+        try:
+            self._check_whole()
+            await self._open_port()
+        except BaseException:
+            await self.store.close()
+            raise
+        REGISTRY.register(self._collector)
+        log.info("manager_serving", addr=self._settings.listen_addr, revision=self.store.revision)
+
+    def _check_whole(self) -> None:
+        """Raises Corrupt unless the state is that of this node's cluster, keys included."""
+        where = self.store.engine.where
+        try:
+            cluster, _ = objects(self.store)
+        except errors.Internal:
+            raise Corrupt(
+                f"state file {where} holds no cluster; restore a backup with `swarmctl swarm "
+                "restore FILE`"
+            ) from None
+        mine = tls.facts(tls.load_certificates(self._settings.certificate_pem)[0]).organization
+        if cluster.id != mine:
+            raise Corrupt(
+                f"state file {where} is of cluster {cluster.id}, and this node is in cluster "
+                f"{mine}; put the file of this cluster back, or restore a backup of it with "
+                "`swarmctl swarm restore FILE`"
+            )
+
+    async def _open_port(self) -> None:
         server = rpc.server()
         authorize = self.authority.authorize
         server.add_generic_rpc_handlers(
             (
-                rpc.handler(CONTROL_METHODS, self.control, authorize),
-                rpc.handler(DISPATCHER_METHODS, self._dispatcher, authorize),
-                rpc.handler(CERTIFICATES_METHODS, self.authority, authorize),
+                rpc.handler(CONTROL_METHODS, self.control, authorize, self._audit),
+                rpc.handler(DISPATCHER_METHODS, self._dispatcher, authorize, self._audit),
+                rpc.handler(CERTIFICATES_METHODS, self.authority, authorize, self._audit),
             )
         )
         listen = self._settings.listen_addr
@@ -180,15 +224,12 @@ class Manager:
         except RuntimeError:
             port = 0
         if not port:
-            await self.store.close()
             raise errors.Unavailable(
                 f"cannot listen on {listen}: the port is taken or the address is not this "
                 "machine's; choose another with --listen-addr"
             )
         await server.start()
         self._server = server
-        REGISTRY.register(self._collector)
-        log.info("manager_serving", addr=listen, revision=self.store.revision)
 
     def use_certificate(self, key_pem: str, certificate_pem: str) -> None:
         """From now on new connections are answered with this certificate."""
@@ -308,6 +349,19 @@ class Manager:
             await self._server.stop(STOP_GRACE_S)
             self._server = None
         await self.store.close()
+
+
+def _existing_key(state_dir: Path, vault: Vault) -> bytes:
+    """The sealing key of a state that is there. Raises Corrupt where one of the two is missing:
+    a new file in its place would look like a whole state.
+    """
+    path = state_dir / STORE_FILE
+    if not path.exists() and not path.with_name(path.name + "-wal").exists():
+        raise Corrupt(
+            f"state file {path} is gone; put it back, or restore a backup with `swarmctl swarm "
+            "restore FILE`"
+        )
+    return load_key(state_dir / SEAL_FILE, vault)
 
 
 def _cause(error: BaseException) -> BaseException:

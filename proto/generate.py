@@ -288,6 +288,7 @@ def services(messages: Messages, pool: descriptor_pool.DescriptorPool) -> str:
     )
     callers_field = options.extensions_by_name["callers"]
     alone_field = options.extensions_by_name["without_manager"]
+    audited_field = options.extensions_by_name["audited"]
     names = []
     for file in messages.files:
         said = comments(file)
@@ -307,7 +308,8 @@ def services(messages: Messages, pool: descriptor_pool.DescriptorPool) -> str:
                     f"    Method({f'/swarm.v1.{service.name}/{method.name}'!r}, {snake(method.name)!r}, {req}, {resp},\n"
                     f"        client_streams={method.client_streaming}, server_streams={method.server_streaming},\n"
                     f"        callers=frozenset({{{', '.join('Caller.' + c for c in callers)}}}),\n"
-                    f"        without_manager={parsed.Extensions[alone_field]}),\n"
+                    f"        without_manager={parsed.Extensions[alone_field]},\n"
+                    f"        audited={parsed.Extensions[audited_field]}),\n"
                 )
                 client.append(client_method(upper, m_index, method, req, resp, text))
                 server.append(server_method(method, req, resp, text))

@@ -9,6 +9,7 @@ from typing import Any
 import click
 import msgspec
 
+from cli.commands import swarm_audit, swarm_backup
 from cli.connection import Connection, call
 from cli.lazy import Command, Group
 from cli.options import DURATION, detach_options, read_input
@@ -45,7 +46,12 @@ _PEM_BEGIN = "-----BEGIN"
 
 @click.group(cls=Group)
 def group() -> None:
-    """Make, join, leave and configure a cluster."""
+    """Make, join, leave, configure, back up and restore a cluster."""
+
+
+group.add_command(swarm_audit.command, "audit")
+group.add_command(swarm_backup.backup)
+group.add_command(swarm_backup.restore)
 
 
 def _node_options(function: Any) -> Any:

@@ -9,7 +9,7 @@ and the rest goes on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Protocol
 
@@ -244,7 +244,12 @@ def _has_begun(task: Task) -> bool:
 
 
 async def run_exec(
-    view: View, relays: Relays, inputs: AsyncIterator[ExecInput], *, who: str
+    view: View,
+    relays: Relays,
+    inputs: AsyncIterator[ExecInput],
+    *,
+    who: str,
+    note: Callable[..., None] = lambda **_: None,
 ) -> AsyncGenerator[ExecOutput, None]:
     """Runs a command inside a task; relays both ways until it ends. Raises Invalid, NotFound,
     Conflict (the task does not run, or the command could not be started), Unavailable.
@@ -259,6 +264,7 @@ async def run_exec(
     request = RelayRequest(task_id=task.id, exec=structs.replace(start, task=task.id))
     # Without the command: people put passwords there.
     log.info("exec", who=who, task_id=task.id, node_id=task.node_id, tty=start.tty)
+    note(what="exec", kind="task", name=name_of(task, view), object_id=task.id, tty=start.tty)
     async with relays.open(task.node_id, request) as relay:
         sender = asyncio.create_task(_send_inputs(relay, inputs), name="exec input")
         try:

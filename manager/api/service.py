@@ -18,6 +18,8 @@ import structlog
 from msgspec import structs
 
 from manager.api import history, mutations, queries
+from manager.api.auditing import audit_query
+from manager.api.backup import Backups, Source
 from manager.api.leftovers import finish, unfinished
 from manager.api.lookup import name_of
 from manager.api.metrics import measured
@@ -32,11 +34,13 @@ from manager.ca import Sealer, manager_addrs
 from manager.store import Draft, Store
 from manager.store.tables import BY_KIND
 from swarm import errors
+from swarm.audit import Trail
 from swarm.clock import Clock
 from swarm.ids import Rng, new_id
 from swarm.rpc import Context, Identity
 from swarm.v1 import (
-    Caller,
+    BackupRequest,
+    BackupResponse,
     CreateRequest,
     CreateResponse,
     DeployStackRequest,
@@ -56,6 +60,8 @@ from swarm.v1 import (
     GetUnlockKeyRequest,
     GetUnlockKeyResponse,
     Kind,
+    ListAuditRequest,
+    ListAuditResponse,
     ListRequest,
     ListResponse,
     LogsRequest,
@@ -132,6 +138,7 @@ class ControlService:
         tokens: Tokens,
         unlock_keys: UnlockKeys,
         facts: NodeFacts,
+        audit: Trail | None = None,
         barrier: Callable[[], Awaitable[None]] = _no_barrier,
         removal_wait_s: float = REMOVAL_WAIT_S,
     ) -> None:
@@ -146,6 +153,10 @@ class ControlService:
         # Waits until this manager's tables have reached the cluster's present revision, so that
         # reads are linearizable.
         self._barrier = barrier
+        self._audit_trail = audit
+        self._backups = Backups(
+            store, clock, Source(sealer, facts.node_id, facts.advertise_addr, facts.version)
+        )
         self._planner = Planner(store, clock, rng, sealer=sealer)
         self._removal_wait_s = removal_wait_s
         # Held around a draft and its commit where names, ports or subnets are given out.
@@ -260,9 +271,8 @@ class ControlService:
             response = structs.replace(response, store_revision=self._store.revision)
             actions = [c.action for c in response.changes]
             stack = self._store.get(Stack, response.stack_id)
-            log.info(
-                "change",
-                who=who,
+            _changed(
+                context,
                 what="rollback" if request.rollback is not None else "deploy",
                 kind="stack",
                 name=name_of(stack) if stack is not None else "",
@@ -280,9 +290,8 @@ class ControlService:
             )
             response = structs.replace(response, revision=self._store.revision)
             o = self._store.get(BY_KIND[request.kind].cls, response.id)
-            log.info(
-                "change",
-                who=_who(context.identity),
+            _changed(
+                context,
                 what="rotate",
                 kind=request.kind.name.lower(),
                 name=name_of(o) if o is not None else "",
@@ -299,15 +308,16 @@ class ControlService:
             worker, manager = request.rotate_worker, request.rotate_manager
             if worker or manager:
                 await self._tokens.rotate(worker=worker, manager=manager)
-                log.info(
-                    "change",
-                    who=_who(context.identity),
+                _changed(
+                    context,
                     what="rotate",
                     kind="join_token",
                     worker=worker,
                     manager=manager,
                     revision=self._store.revision,
                 )
+            else:
+                context.note(what="show", kind="join_token")
             return GetJoinTokensResponse(
                 worker=self._tokens.worker(),
                 manager=self._tokens.manager(),
@@ -323,13 +333,14 @@ class ControlService:
             if request.rotate:
                 await self._unlock_keys.rotate()
             if request.rotate or request.received:
-                log.info(
-                    "change",
-                    who=_who(context.identity),
+                _changed(
+                    context,
                     what="rotate" if request.rotate else "receive",
                     kind="unlock_key",
                     revision=self._store.revision,
                 )
+            else:
+                context.note(what="show", kind="unlock_key")
             key, in_force = await self._unlock_keys.key()
             return GetUnlockKeyResponse(unlock_key=key, in_force=in_force)
 
@@ -369,10 +380,33 @@ class ControlService:
     ) -> AsyncGenerator[ExecOutput, None]:
         async with measured(self._clock, "Exec", stream=True):
             await self._barrier()
-            running = run_exec(self._store, self._relays, request, who=_who(context.identity))
+            running = run_exec(
+                self._store, self._relays, request, who=_who(context.identity), note=context.note
+            )
             async with aclosing(running) as outputs:
                 async for output in outputs:
                     yield output
+
+    async def backup(
+        self, request: BackupRequest, context: Context
+    ) -> AsyncGenerator[BackupResponse, None]:
+        async with measured(self._clock, "Backup", stream=True):
+            await self._barrier()
+            context.note(what="backup", kind="cluster", revision=self._store.revision)
+            log.info("backup", who=_who(context.identity), revision=self._store.revision)
+            async with aclosing(self._backups.stream()) as responses:
+                async for response in responses:
+                    yield response
+
+    async def list_audit(
+        self, request: ListAuditRequest, context: Context
+    ) -> AsyncGenerator[ListAuditResponse, None]:
+        async with measured(self._clock, "ListAudit", stream=True):
+            if self._audit_trail is None:
+                raise errors.Unavailable("this manager keeps no audit trail")
+            async with aclosing(self._audit_trail.read(audit_query(request))) as batches:
+                async for records, damaged in batches:
+                    yield ListAuditResponse(records=tuple(records), damaged=tuple(damaged))
 
     # -------------------------------------------------------------- helpers
 
@@ -411,9 +445,8 @@ class ControlService:
                 changed.clear()
 
     def _audit(self, context: Context, done: Done, **more: object) -> None:
-        log.info(
-            "change",
-            who=_who(context.identity),
+        _changed(
+            context,
             what=done.action,
             kind=done.kind.name.lower(),
             name=done.name,
@@ -423,8 +456,18 @@ class ControlService:
         )
 
 
+def _changed(context: Context, **facts: object) -> None:
+    """Tells the log and the audit trail of a change."""
+    log.info(
+        "change",
+        who=_who(context.identity),
+        peer=context.peer,
+        request_id=context.request_id,
+        **facts,
+    )
+    context.note(**{"object_id" if key == "id" else key: value for key, value in facts.items()})
+
+
 def _who(identity: Identity) -> str:
-    """The caller in the log: "local", "admin ada", "manager ID"."""
-    role = identity.caller.name.lower()
-    name = identity.name if identity.caller == Caller.ADMIN else identity.node_id
-    return f"{role} {name}".strip()
+    """The caller in the log, in events and in stacks: "local", "admin ada", "manager ID"."""
+    return str(identity)

@@ -5,7 +5,7 @@ from manager.ca.authority import Authority, NewCluster, manager_addrs, new_clust
 from manager.ca.autolock import Autolock
 from manager.ca.objects import objects
 from manager.ca.rotation import Rotations
-from manager.ca.seal import Sealer, load_key, load_or_make_key
+from manager.ca.seal import Sealer, load_key, load_or_make_key, write_key
 
 __all__ = [
     "Authority",
@@ -20,4 +20,5 @@ __all__ = [
     "new_cluster",
     "objects",
     "rotation",
+    "write_key",
 ]

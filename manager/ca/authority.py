@@ -176,6 +176,14 @@ class Authority:
         """Who calls, if the method is for them. Raises Denied with the reason."""
         pem = next(iter(auth.get("x509_pem_cert", ())), b"")
         identity = self.identify(pem)
+        try:
+            self._check_may(identity, method)
+        except errors.Denied as error:
+            error.who = str(identity)
+            raise
+        return identity
+
+    def _check_may(self, identity: Identity, method: Method) -> None:
         if identity.caller not in method.callers:
             allowed = ", ".join(sorted(c.name.lower().replace("_", "-") for c in method.callers))
             raise errors.Denied(
@@ -184,7 +192,6 @@ class Authority:
             )
         if identity.node_id:
             self._check_member(identity)
-        return identity
 
     def identify(self, pem: bytes) -> Identity:
         """What a certificate that passed TLS stands for. The issuer decides, not what the
@@ -293,6 +300,14 @@ class Authority:
             return node.spec.role
 
         role = await self._store.update(enter)
+        context.note(
+            what="join" if joining else "renew",
+            kind="node",
+            name=request.hostname,
+            object_id=node_id,
+            revision=self._store.revision,
+            role=role.name.lower(),
+        )
         log.info("certificate_issued", node_id=node_id, role=role.name.lower(), joined=joining)
         cluster, _ = objects(self._store)
         return IssueNodeCertificateResponse(
@@ -321,6 +336,7 @@ class Authority:
         if not request.name or len(request.name) > 64:
             raise errors.Invalid("name the person the certificate is for, in 1 to 64 characters")
         csr = tls.load_csr(request.csr_pem)
+        context.note(what="issue", kind="client_certificate", name=request.name)
         log.info(
             "client_certificate_issued", name=request.name, by=_spoken(context.identity.caller)
         )

@@ -32,6 +32,7 @@ class Sealer:
 
     def __init__(self, key: bytes) -> None:
         errors.invariant(len(key) == _KEY_BYTES, "a sealing key has 32 bytes")
+        self.key = key  # for backups alone
         self._cipher = AESGCM(key)
         self._digest_key = hashlib.sha256(b"swarm digest 1" + key).digest()
 
@@ -83,7 +84,7 @@ def load_key(path: Path, vault: Vault | None = None) -> bytes:
             "secrets cannot be read)"
         ) from None
     if vault is not None:
-        _write(path, found, vault)
+        write_key(path, found, vault)
     return found
 
 
@@ -92,9 +93,10 @@ def load_or_make_key(path: Path, vault: Vault | None = None) -> bytes:
     if path.exists():
         return load_key(path, vault)
     key = secrets.token_bytes(_KEY_BYTES)
-    _write(path, key, vault)
+    write_key(path, key, vault)
     return key
 
 
-def _write(path: Path, key: bytes, vault: Vault | None) -> None:
+def write_key(path: Path, key: bytes, vault: Vault | None) -> None:
+    """Replaces the file with one that holds this key."""
     write_private(path, key if vault is None else vault.seal(key, purpose=_PURPOSE))

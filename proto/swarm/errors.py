@@ -34,6 +34,9 @@ class Invalid(SwarmError):
 class Denied(SwarmError):
     """The caller may not do this."""
 
+    # Who that was, where a server knows it, for the audit trail.
+    who = ""
+
 
 class Removed(Denied):
     """The node was removed from the cluster: nothing in it is the node's any more."""

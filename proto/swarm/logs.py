@@ -40,12 +40,19 @@ def configure(*, level: str = "info", form: str = "auto", stream: TextIO | None 
     steadfast = cast(TextIO, _Steadfast(stream))
     text = form == "text" or (form == "auto" and terminal)
     renderer: structlog.types.Processor = (
-        structlog.dev.ConsoleRenderer(colors=terminal)
+        structlog.dev.ConsoleRenderer(
+            colors=terminal,
+            exception_formatter=structlog.dev.RichTracebackFormatter(show_locals=False)
+            if terminal
+            else structlog.dev.plain_traceback,
+        )
         if text
         else structlog.processors.JSONRenderer(default=str)
     )
+    # Without the values of variables: keys and secrets are among them.
+    tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     exceptions: list[structlog.types.Processor] = (
-        [] if text else [structlog.processors.dict_tracebacks]
+        [] if text else [structlog.processors.ExceptionRenderer(tracebacks)]
     )
     structlog.configure(
         processors=[

@@ -18,11 +18,12 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
+    Mapping,
 )
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 # Read by gRPC when it is imported. Its C core writes a line to stderr for each refused handshake,
 # which is the peer's doing and would fill logs; and its fork handlers are not needed, as children
@@ -77,6 +78,8 @@ class Method:
     server_streams: bool
     callers: frozenset[Caller]
     without_manager: bool
+    # Every call goes to the audit trail, not only denied ones.
+    audited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,11 @@ class Identity:
     name: str = ""
     cluster_id: str = ""
 
+    def __str__(self) -> str:
+        """In records and in the log: "local", "admin ada", "manager ID", "join-worker"."""
+        role = self.caller.name.lower().replace("_", "-")
+        return f"{role} {self.name or self.node_id}".strip()
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -96,6 +104,33 @@ class Context:
     identity: Identity
     # As gRPC writes it: "ipv4:10.0.0.1:4711", "unix:".
     peer: str
+    # Of an audited call: its name in the audit trail and in the log.
+    request_id: str = ""
+    # What the audit trail says of the call; see `note`.
+    notes: dict[str, object] = field(default_factory=dict, compare=False)
+
+    def note(self, **facts: object) -> None:
+        """Facts for the audit trail: what, kind, name, object_id, revision (swarm.v1.AuditRecord),
+        and others that are particular to the method. Never anything secret.
+        """
+        self.notes.update(facts)
+
+
+class Audit(Protocol):
+    """Where calls are recorded; swarm.audit.Trail is one."""
+
+    def new_request_id(self) -> str: ...
+    def ended(
+        self,
+        method: str,
+        *,
+        peer: str,
+        who: str,
+        request_id: str,
+        notes: Mapping[str, object],
+        error: BaseException | None,
+    ) -> None: ...
+    async def written(self) -> None: ...
 
 
 # Tells who calls, or raises Denied. Gets the method and gRPC's auth context ({} on a unix socket).
@@ -108,12 +143,15 @@ def server() -> Any:
 
 
 def handler(
-    methods: Iterable[Method], servicer: object, authorize: Authorize
+    methods: Iterable[Method],
+    servicer: object,
+    authorize: Authorize,
+    audit: Audit | None = None,
 ) -> grpc.GenericRpcHandler:
     """Serves the methods from the servicer's methods of the same names, after `authorize` has let
-    the caller in.
+    the caller in. `audit` gets every call of an audited method, and every denied one.
     """
-    table = {m.path: _handler(m, getattr(servicer, m.name), authorize) for m in methods}
+    table = {m.path: _handler(m, getattr(servicer, m.name), authorize, audit) for m in methods}
 
     class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc is untyped
         def service(self, details: Any) -> Any:
@@ -122,51 +160,110 @@ def handler(
     return Handler()
 
 
-def _handler(method: Method, target: Callable[..., Any], authorize: Authorize) -> Any:
+def _handler(
+    method: Method, target: Callable[..., Any], authorize: Authorize, audit: Audit | None
+) -> Any:
     coding = {
         "request_deserializer": partial(decode, method.request),
         "response_serializer": encode,
     }
     if not method.server_streams:
         return grpc.unary_unary_rpc_method_handler(
-            partial(_unary, method, target, authorize), **coding
+            partial(_unary, method, target, authorize, audit), **coding
         )
-    serve = partial(_stream, method, target, authorize)
+    serve = partial(_stream, method, target, authorize, audit)
     if method.client_streams:
         return grpc.stream_stream_rpc_method_handler(serve, **coding)
     return grpc.unary_stream_rpc_method_handler(serve, **coding)
+
+
+class _Call:
+    """One call on its way to the audit trail."""
+
+    __slots__ = ("_audit", "_grpc", "_method", "made")
+
+    def __init__(self, method: Method, audit: Audit | None, grpc_context: Any) -> None:
+        self._method = method
+        self._audit = audit
+        self._grpc = grpc_context
+        self.made: Context | None = None
+
+    def admit(self, authorize: Authorize) -> Context:
+        """Raises Denied."""
+        identity = authorize(self._method, self._grpc.auth_context())
+        audited = self._audit is not None and self._method.audited
+        request_id = self._audit.new_request_id() if audited and self._audit is not None else ""
+        self.made = Context(identity, self._grpc.peer(), request_id)
+        return self.made
+
+    def ended(self, error: BaseException | None) -> bool:
+        """Records the call, if it is one to be recorded; whether it was."""
+        denied = isinstance(error, errors.Denied)
+        if self._audit is None or not (self._method.audited or denied):
+            return False
+        made = self.made
+        self._audit.ended(
+            self._method.path.rsplit("/", 1)[1],
+            peer=made.peer if made is not None else self._grpc.peer(),
+            who=str(made.identity) if made is not None else getattr(error, "who", ""),
+            request_id=made.request_id if made is not None else "",
+            notes=made.notes if made is not None else {},
+            error=error,
+        )
+        return True
+
+    async def settled(self, error: BaseException | None) -> None:
+        """Records the call; returns when the record is on the disk, or the disk has refused it."""
+        if self.ended(error) and self._audit is not None:
+            await self._audit.written()
 
 
 async def _unary(
     method: Method,
     target: Callable[..., Awaitable[Any]],
     authorize: Authorize,
+    audit: Audit | None,
     request: Any,
     context: Any,
 ) -> Any:
+    call = _Call(method, audit, context)
     try:
-        identity = authorize(method, context.auth_context())
-        return await target(request, Context(identity, context.peer()))
+        result = await target(request, call.admit(authorize))
+    except asyncio.CancelledError as error:
+        call.ended(error)
+        raise
     except Exception as error:  # told to the caller and logged
+        await call.settled(error)
         await _abort(method, error, context)
+    else:
+        await call.settled(None)
+        return result
 
 
 async def _stream(
     method: Method,
     target: Callable[..., AsyncGenerator[Any, None]],
     authorize: Authorize,
+    audit: Audit | None,
     request: Any,
     context: Any,
 ) -> AsyncIterator[Any]:
+    call = _Call(method, audit, context)
     try:
-        identity = authorize(method, context.auth_context())
+        made = call.admit(authorize)
         # Closed here, so that a servicer's clean-up runs when its caller leaves, not when the
         # garbage collector comes by.
-        async with aclosing(target(request, Context(identity, context.peer()))) as responses:
+        async with aclosing(target(request, made)) as responses:
             async for response in responses:
                 yield response
+    except (asyncio.CancelledError, GeneratorExit) as error:
+        call.ended(error)
+        raise
     except Exception as error:  # told to the caller and logged
+        await call.settled(error)
         await _abort(method, error, context)
+    else:
+        await call.settled(None)
 
 
 async def _abort(method: Method, error: Exception, context: Any) -> None:

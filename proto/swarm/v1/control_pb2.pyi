@@ -925,8 +925,16 @@ class WatchRequest(google.protobuf.message.Message):
     KINDS_FIELD_NUMBER: builtins.int
     FILTERS_FIELD_NUMBER: builtins.int
     FROM_REVISION_FIELD_NUMBER: builtins.int
+    SINCE_NS_FIELD_NUMBER: builtins.int
+    UNTIL_NS_FIELD_NUMBER: builtins.int
     from_revision: builtins.int
-    """First revision wanted (a list's revision + 1 continues the list); 0: from now."""
+    """First revision wanted (a list's revision + 1 continues the list); 0: from now, or from since_ns."""
+    since_ns: builtins.int
+    """Begin with the kept changes of this time and later, unix time; 0: with none of the past. What is no longer kept is left out, see
+    WatchResponse.kept_from_ns.
+    """
+    until_ns: builtins.int
+    """End with the changes before this time, unix time; 0: never."""
     @property
     def kinds(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[swarm.v1.objects_pb2.Kind.ValueType]:
         """Empty: all served kinds."""
@@ -939,8 +947,10 @@ class WatchRequest(google.protobuf.message.Message):
         kinds: collections.abc.Iterable[swarm.v1.objects_pb2.Kind.ValueType] | None = ...,
         filters: collections.abc.Iterable[global___Filter] | None = ...,
         from_revision: builtins.int = ...,
+        since_ns: builtins.int = ...,
+        until_ns: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["filters", b"filters", "from_revision", b"from_revision", "kinds", b"kinds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["filters", b"filters", "from_revision", b"from_revision", "kinds", b"kinds", "since_ns", b"since_ns", "until_ns", b"until_ns"]) -> None: ...
 
 global___WatchRequest = WatchRequest
 
@@ -949,14 +959,18 @@ class WatchResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     EVENTS_FIELD_NUMBER: builtins.int
+    KEPT_FROM_NS_FIELD_NUMBER: builtins.int
+    kept_from_ns: builtins.int
+    """In the first message of a watch with since_ns: changes before this time are no longer kept; 0: all that were asked for are there."""
     @property
     def events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Event]: ...
     def __init__(
         self,
         *,
         events: collections.abc.Iterable[global___Event] | None = ...,
+        kept_from_ns: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["events", b"events"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["events", b"events", "kept_from_ns", b"kept_from_ns"]) -> None: ...
 
 global___WatchResponse = WatchResponse
 
@@ -970,12 +984,15 @@ class Event(google.protobuf.message.Message):
     OLD_FIELD_NUMBER: builtins.int
     REVISION_FIELD_NUMBER: builtins.int
     TIME_NS_FIELD_NUMBER: builtins.int
+    WHO_FIELD_NUMBER: builtins.int
     action: builtins.str
     """create, update or remove."""
     kind: swarm.v1.objects_pb2.Kind.ValueType
     revision: builtins.int
     time_ns: builtins.int
     """When it was committed, unix time."""
+    who: builtins.str
+    """Who asked for it: "local", "admin ada", "manager ID"; empty: the cluster itself, or another manager's client."""
     @property
     def object(self) -> swarm.v1.objects_pb2.Object:
         """After the change; on removal, before it."""
@@ -993,9 +1010,10 @@ class Event(google.protobuf.message.Message):
         old: swarm.v1.objects_pb2.Object | None = ...,
         revision: builtins.int = ...,
         time_ns: builtins.int = ...,
+        who: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["object", b"object", "old", b"old"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["action", b"action", "kind", b"kind", "object", b"object", "old", b"old", "revision", b"revision", "time_ns", b"time_ns"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["action", b"action", "kind", b"kind", "object", b"object", "old", b"old", "revision", b"revision", "time_ns", b"time_ns", "who", b"who"]) -> None: ...
 
 global___Event = Event
 
@@ -1129,6 +1147,172 @@ class GetJoinTokensResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["addr", b"addr", "manager", b"manager", "worker", b"worker"]) -> None: ...
 
 global___GetJoinTokensResponse = GetJoinTokensResponse
+
+@typing.final
+class BackupRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___BackupRequest = BackupRequest
+
+@typing.final
+class BackupResponse(google.protobuf.message.Message):
+    """The parts of the file, in order; at most 1 MiB each."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: builtins.int
+    data: builtins.bytes
+    def __init__(
+        self,
+        *,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data"]) -> None: ...
+
+global___BackupResponse = BackupResponse
+
+@typing.final
+class ListAuditRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SINCE_NS_FIELD_NUMBER: builtins.int
+    UNTIL_NS_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    FILTERS_FIELD_NUMBER: builtins.int
+    since_ns: builtins.int
+    """Of this time and later, before that time; unix time; 0: no limit."""
+    until_ns: builtins.int
+    limit: builtins.int
+    """The newest so many of those that match; 0: all."""
+    @property
+    def filters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Filter]:
+        """Keys: who, what, kind, name, object, method, outcome. Values of one key are alternatives; several keys must all match."""
+
+    def __init__(
+        self,
+        *,
+        since_ns: builtins.int = ...,
+        until_ns: builtins.int = ...,
+        limit: builtins.int = ...,
+        filters: collections.abc.Iterable[global___Filter] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["filters", b"filters", "limit", b"limit", "since_ns", b"since_ns", "until_ns", b"until_ns"]) -> None: ...
+
+global___ListAuditRequest = ListAuditRequest
+
+@typing.final
+class ListAuditResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: builtins.int
+    DAMAGED_FIELD_NUMBER: builtins.int
+    @property
+    def records(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AuditRecord]: ...
+    @property
+    def damaged(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Lines of the trail that cannot be read, each with its file and why; at most 20 in all."""
+
+    def __init__(
+        self,
+        *,
+        records: collections.abc.Iterable[global___AuditRecord] | None = ...,
+        damaged: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["damaged", b"damaged", "records", b"records"]) -> None: ...
+
+global___ListAuditResponse = ListAuditResponse
+
+@typing.final
+class AuditRecord(google.protobuf.message.Message):
+    """One call of someone: what was asked and what came of it. Never holds the data of secrets or configs, tokens, or commands."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class MoreEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    TIME_NS_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    NODE_ID_FIELD_NUMBER: builtins.int
+    WHO_FIELD_NUMBER: builtins.int
+    PEER_FIELD_NUMBER: builtins.int
+    METHOD_FIELD_NUMBER: builtins.int
+    OUTCOME_FIELD_NUMBER: builtins.int
+    WHAT_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    OBJECT_ID_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    MORE_FIELD_NUMBER: builtins.int
+    time_ns: builtins.int
+    """When it ended, unix time."""
+    request_id: builtins.str
+    """Names the call; the daemon's log has it as request_id."""
+    node_id: builtins.str
+    """The node that answered; empty: it was in no cluster."""
+    who: builtins.str
+    """"local", "admin ada", "manager ID", "worker ID", "join-worker", "join-manager"; empty: nobody known."""
+    peer: builtins.str
+    """Where the call came from, as gRPC writes it: "ipv4:10.0.0.1:4711", "unix:"."""
+    method: builtins.str
+    """The method: "Create"."""
+    outcome: builtins.str
+    """done, failed (nothing was changed), denied, unknown (it timed out, or the caller left before its end), lost (so many records could
+    not be kept, see more).
+    """
+    what: builtins.str
+    """What was done: create, update, remove, deploy, rollback, rotate, exec, backup …; empty: it did not come to that."""
+    kind: builtins.str
+    """What it was done to."""
+    name: builtins.str
+    object_id: builtins.str
+    revision: builtins.int
+    """The store's, at which it was done; 0: the store was not changed."""
+    error: builtins.str
+    """What went wrong, by kind of error: "Conflict"; for denied calls the reason follows."""
+    @property
+    def more(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """More that is particular to the method."""
+
+    def __init__(
+        self,
+        *,
+        time_ns: builtins.int = ...,
+        request_id: builtins.str = ...,
+        node_id: builtins.str = ...,
+        who: builtins.str = ...,
+        peer: builtins.str = ...,
+        method: builtins.str = ...,
+        outcome: builtins.str = ...,
+        what: builtins.str = ...,
+        kind: builtins.str = ...,
+        name: builtins.str = ...,
+        object_id: builtins.str = ...,
+        revision: builtins.int = ...,
+        error: builtins.str = ...,
+        more: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "kind", b"kind", "method", b"method", "more", b"more", "name", b"name", "node_id", b"node_id", "object_id", b"object_id", "outcome", b"outcome", "peer", b"peer", "request_id", b"request_id", "revision", b"revision", "time_ns", b"time_ns", "what", b"what", "who", b"who"]) -> None: ...
+
+global___AuditRecord = AuditRecord
 
 @typing.final
 class GetUnlockKeyRequest(google.protobuf.message.Message):

@@ -26,7 +26,7 @@ from swarm.v1 import options_pb2 as swarm_dot_v1_dot_options__pb2
 from swarm.v1 import specs_pb2 as swarm_dot_v1_dot_specs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13swarm/v1/node.proto\x12\x08swarm.v1\x1a\x16swarm/v1/options.proto\x1a\x14swarm/v1/specs.proto\"\x14\n\x12GetNodeInfoRequest\"\xa3\x02\n\x13GetNodeInfoResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12 \n\x04role\x18\x05 \x01(\x0e\x32\x12.swarm.v1.NodeRole\x12\x19\n\x11\x63ontrol_available\x18\x06 \x01(\x08\x12\x11\n\tnode_addr\x18\x07 \x01(\t\x12\x10\n\x08managers\x18\x08 \x03(\t\x12\x10\n\x08hostname\x18\t \x01(\t\x12\x0f\n\x07version\x18\n \x01(\t\x12\x10\n\x08runtimes\x18\x0b \x03(\t\x12\x10\n\x08warnings\x18\x0c \x03(\t\x12\x11\n\tconnected\x18\r \x01(\x08\x12\r\n\x05tasks\x18\x0e \x01(\x03\"\x97\x02\n\x0bInitRequest\x12\x13\n\x0blisten_addr\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x64vertise_addr\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x61ta_path_addr\x18\x03 \x01(\t\x12\x16\n\x0e\x64\x61ta_path_port\x18\x04 \x01(\r\x12,\n\x0c\x61vailability\x18\x05 \x01(\x0e\x32\x16.swarm.v1.Availability\x12#\n\x04spec\x18\x06 \x01(\x0b\x32\x15.swarm.v1.ClusterSpec\x12\x19\n\x11\x64\x65\x66\x61ult_addr_pool\x18\x07 \x03(\t\x12\x13\n\x0bsubnet_size\x18\x08 \x01(\r\x12\x19\n\x11\x66orce_new_cluster\x18\t \x01(\x08\x12\r\n\x05store\x18\n \x01(\t\"n\n\x0cInitResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x14\n\x0cworker_token\x18\x03 \x01(\t\x12\x15\n\rmanager_token\x18\x04 \x01(\t\x12\x0c\n\x04\x61\x64\x64r\x18\x05 \x01(\t\"\xbd\x01\n\x0bJoinRequest\x12\x13\n\x0blisten_addr\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x64vertise_addr\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x61ta_path_addr\x18\x03 \x01(\t\x12\x16\n\x0e\x64\x61ta_path_port\x18\x04 \x01(\r\x12,\n\x0c\x61vailability\x18\x05 \x01(\x0e\x32\x16.swarm.v1.Availability\x12\x14\n\x0cremote_addrs\x18\x06 \x03(\t\x12\r\n\x05token\x18\x07 \x01(\t\"A\n\x0cJoinResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12 \n\x04role\x18\x02 \x01(\x0e\x32\x12.swarm.v1.NodeRole\"\x1d\n\x0cLeaveRequest\x12\r\n\x05\x66orce\x18\x01 \x01(\x08\"\x0f\n\rLeaveResponse\"#\n\rUnlockRequest\x12\x12\n\nunlock_key\x18\x01 \x01(\t\"\x10\n\x0eUnlockResponse\"|\n\x1bIssueNodeCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\t\x12,\n\x0c\x61vailability\x18\x02 \x01(\x0e\x32\x16.swarm.v1.Availability\x12\x10\n\x08hostname\x18\x03 \x01(\t\x12\x0c\n\x04\x61\x64\x64r\x18\x04 \x01(\t\"\xa5\x01\n\x1cIssueNodeCertificateResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x02 \x01(\t\x12\x13\n\x0broot_ca_pem\x18\x03 \x01(\t\x12 \n\x04role\x18\x04 \x01(\x0e\x32\x12.swarm.v1.NodeRole\x12\x12\n\ncluster_id\x18\x05 \x01(\t\x12\x10\n\x08managers\x18\x06 \x03(\t\">\n\x1dIssueClientCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"N\n\x1eIssueClientCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\t\x12\x13\n\x0broot_ca_pem\x18\x02 \x01(\t2\xef\x02\n\x05Local\x12U\n\x0bGetNodeInfo\x12\x1c.swarm.v1.GetNodeInfoRequest\x1a\x1d.swarm.v1.GetNodeInfoResponse\"\t\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x12@\n\x04Init\x12\x15.swarm.v1.InitRequest\x1a\x16.swarm.v1.InitResponse\"\t\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x12@\n\x04Join\x12\x15.swarm.v1.JoinRequest\x1a\x16.swarm.v1.JoinResponse\"\t\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x12\x43\n\x05Leave\x12\x16.swarm.v1.LeaveRequest\x1a\x17.swarm.v1.LeaveResponse\"\t\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x12\x46\n\x06Unlock\x12\x17.swarm.v1.UnlockRequest\x1a\x18.swarm.v1.UnlockResponse\"\t\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x32\xf4\x01\n\x0c\x43\x65rtificates\x12o\n\x14IssueNodeCertificate\x12%.swarm.v1.IssueNodeCertificateRequest\x1a&.swarm.v1.IssueNodeCertificateResponse\"\x08\x8a\xb5\x18\x04\x05\x06\x03\x04\x12s\n\x16IssueClientCertificate\x12\'.swarm.v1.IssueClientCertificateRequest\x1a(.swarm.v1.IssueClientCertificateResponse\"\x06\x8a\xb5\x18\x02\x01\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13swarm/v1/node.proto\x12\x08swarm.v1\x1a\x16swarm/v1/options.proto\x1a\x14swarm/v1/specs.proto\"\x14\n\x12GetNodeInfoRequest\"\xa3\x02\n\x13GetNodeInfoResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12 \n\x04role\x18\x05 \x01(\x0e\x32\x12.swarm.v1.NodeRole\x12\x19\n\x11\x63ontrol_available\x18\x06 \x01(\x08\x12\x11\n\tnode_addr\x18\x07 \x01(\t\x12\x10\n\x08managers\x18\x08 \x03(\t\x12\x10\n\x08hostname\x18\t \x01(\t\x12\x0f\n\x07version\x18\n \x01(\t\x12\x10\n\x08runtimes\x18\x0b \x03(\t\x12\x10\n\x08warnings\x18\x0c \x03(\t\x12\x11\n\tconnected\x18\r \x01(\x08\x12\r\n\x05tasks\x18\x0e \x01(\x03\"\x97\x02\n\x0bInitRequest\x12\x13\n\x0blisten_addr\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x64vertise_addr\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x61ta_path_addr\x18\x03 \x01(\t\x12\x16\n\x0e\x64\x61ta_path_port\x18\x04 \x01(\r\x12,\n\x0c\x61vailability\x18\x05 \x01(\x0e\x32\x16.swarm.v1.Availability\x12#\n\x04spec\x18\x06 \x01(\x0b\x32\x15.swarm.v1.ClusterSpec\x12\x19\n\x11\x64\x65\x66\x61ult_addr_pool\x18\x07 \x03(\t\x12\x13\n\x0bsubnet_size\x18\x08 \x01(\r\x12\x19\n\x11\x66orce_new_cluster\x18\t \x01(\x08\x12\r\n\x05store\x18\n \x01(\t\"n\n\x0cInitResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x14\n\x0cworker_token\x18\x03 \x01(\t\x12\x15\n\rmanager_token\x18\x04 \x01(\t\x12\x0c\n\x04\x61\x64\x64r\x18\x05 \x01(\t\"\xbd\x01\n\x0bJoinRequest\x12\x13\n\x0blisten_addr\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x64vertise_addr\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x61ta_path_addr\x18\x03 \x01(\t\x12\x16\n\x0e\x64\x61ta_path_port\x18\x04 \x01(\r\x12,\n\x0c\x61vailability\x18\x05 \x01(\x0e\x32\x16.swarm.v1.Availability\x12\x14\n\x0cremote_addrs\x18\x06 \x03(\t\x12\r\n\x05token\x18\x07 \x01(\t\"A\n\x0cJoinResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12 \n\x04role\x18\x02 \x01(\x0e\x32\x12.swarm.v1.NodeRole\"\x1d\n\x0cLeaveRequest\x12\r\n\x05\x66orce\x18\x01 \x01(\x08\"\x0f\n\rLeaveResponse\"#\n\rUnlockRequest\x12\x12\n\nunlock_key\x18\x01 \x01(\t\"\x10\n\x0eUnlockResponse\"U\n\x0eRestoreRequest\x12%\n\x05start\x18\x01 \x01(\x0b\x32\x16.swarm.v1.RestoreStart\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06\x66inish\x18\x03 \x01(\x08\"S\n\x0cRestoreStart\x12\x13\n\x0blisten_addr\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x64vertise_addr\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x61ta_path_addr\x18\x03 \x01(\t\"\x90\x01\n\x0fRestoreResponse\x12\r\n\x05\x62ytes\x18\x01 \x01(\x03\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x17\n\x0f\x62\x61\x63kup_revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x61\x64\x64r\x18\x06 \x01(\t\x12\x10\n\x08warnings\x18\x07 \x03(\t\"|\n\x1bIssueNodeCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\t\x12,\n\x0c\x61vailability\x18\x02 \x01(\x0e\x32\x16.swarm.v1.Availability\x12\x10\n\x08hostname\x18\x03 \x01(\t\x12\x0c\n\x04\x61\x64\x64r\x18\x04 \x01(\t\"\xa5\x01\n\x1cIssueNodeCertificateResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x02 \x01(\t\x12\x13\n\x0broot_ca_pem\x18\x03 \x01(\t\x12 \n\x04role\x18\x04 \x01(\x0e\x32\x12.swarm.v1.NodeRole\x12\x12\n\ncluster_id\x18\x05 \x01(\t\x12\x10\n\x08managers\x18\x06 \x03(\t\">\n\x1dIssueClientCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"N\n\x1eIssueClientCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\t\x12\x13\n\x0broot_ca_pem\x18\x02 \x01(\t2\xd2\x03\n\x05Local\x12U\n\x0bGetNodeInfo\x12\x1c.swarm.v1.GetNodeInfoRequest\x1a\x1d.swarm.v1.GetNodeInfoResponse\"\t\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x12\x44\n\x04Init\x12\x15.swarm.v1.InitRequest\x1a\x16.swarm.v1.InitResponse\"\r\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x98\xb5\x18\x01\x12\x44\n\x04Join\x12\x15.swarm.v1.JoinRequest\x1a\x16.swarm.v1.JoinResponse\"\r\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x98\xb5\x18\x01\x12G\n\x05Leave\x12\x16.swarm.v1.LeaveRequest\x1a\x17.swarm.v1.LeaveResponse\"\r\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x98\xb5\x18\x01\x12J\n\x06Unlock\x12\x17.swarm.v1.UnlockRequest\x1a\x18.swarm.v1.UnlockResponse\"\r\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x98\xb5\x18\x01\x12Q\n\x07Restore\x12\x18.swarm.v1.RestoreRequest\x1a\x19.swarm.v1.RestoreResponse\"\r\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x98\xb5\x18\x01(\x01\x30\x01\x32\xfc\x01\n\x0c\x43\x65rtificates\x12s\n\x14IssueNodeCertificate\x12%.swarm.v1.IssueNodeCertificateRequest\x1a&.swarm.v1.IssueNodeCertificateResponse\"\x0c\x8a\xb5\x18\x04\x05\x06\x03\x04\x98\xb5\x18\x01\x12w\n\x16IssueClientCertificate\x12\'.swarm.v1.IssueClientCertificateRequest\x1a(.swarm.v1.IssueClientCertificateResponse\"\n\x8a\xb5\x18\x02\x01\x02\x98\xb5\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,17 +36,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOCAL'].methods_by_name['GetNodeInfo']._loaded_options = None
   _globals['_LOCAL'].methods_by_name['GetNodeInfo']._serialized_options = b'\212\265\030\001\001\220\265\030\001'
   _globals['_LOCAL'].methods_by_name['Init']._loaded_options = None
-  _globals['_LOCAL'].methods_by_name['Init']._serialized_options = b'\212\265\030\001\001\220\265\030\001'
+  _globals['_LOCAL'].methods_by_name['Init']._serialized_options = b'\212\265\030\001\001\220\265\030\001\230\265\030\001'
   _globals['_LOCAL'].methods_by_name['Join']._loaded_options = None
-  _globals['_LOCAL'].methods_by_name['Join']._serialized_options = b'\212\265\030\001\001\220\265\030\001'
+  _globals['_LOCAL'].methods_by_name['Join']._serialized_options = b'\212\265\030\001\001\220\265\030\001\230\265\030\001'
   _globals['_LOCAL'].methods_by_name['Leave']._loaded_options = None
-  _globals['_LOCAL'].methods_by_name['Leave']._serialized_options = b'\212\265\030\001\001\220\265\030\001'
+  _globals['_LOCAL'].methods_by_name['Leave']._serialized_options = b'\212\265\030\001\001\220\265\030\001\230\265\030\001'
   _globals['_LOCAL'].methods_by_name['Unlock']._loaded_options = None
-  _globals['_LOCAL'].methods_by_name['Unlock']._serialized_options = b'\212\265\030\001\001\220\265\030\001'
+  _globals['_LOCAL'].methods_by_name['Unlock']._serialized_options = b'\212\265\030\001\001\220\265\030\001\230\265\030\001'
+  _globals['_LOCAL'].methods_by_name['Restore']._loaded_options = None
+  _globals['_LOCAL'].methods_by_name['Restore']._serialized_options = b'\212\265\030\001\001\220\265\030\001\230\265\030\001'
   _globals['_CERTIFICATES'].methods_by_name['IssueNodeCertificate']._loaded_options = None
-  _globals['_CERTIFICATES'].methods_by_name['IssueNodeCertificate']._serialized_options = b'\212\265\030\004\005\006\003\004'
+  _globals['_CERTIFICATES'].methods_by_name['IssueNodeCertificate']._serialized_options = b'\212\265\030\004\005\006\003\004\230\265\030\001'
   _globals['_CERTIFICATES'].methods_by_name['IssueClientCertificate']._loaded_options = None
-  _globals['_CERTIFICATES'].methods_by_name['IssueClientCertificate']._serialized_options = b'\212\265\030\002\001\002'
+  _globals['_CERTIFICATES'].methods_by_name['IssueClientCertificate']._serialized_options = b'\212\265\030\002\001\002\230\265\030\001'
   _globals['_GETNODEINFOREQUEST']._serialized_start=79
   _globals['_GETNODEINFOREQUEST']._serialized_end=99
   _globals['_GETNODEINFORESPONSE']._serialized_start=102
@@ -67,16 +69,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UNLOCKREQUEST']._serialized_end=1131
   _globals['_UNLOCKRESPONSE']._serialized_start=1133
   _globals['_UNLOCKRESPONSE']._serialized_end=1149
-  _globals['_ISSUENODECERTIFICATEREQUEST']._serialized_start=1151
-  _globals['_ISSUENODECERTIFICATEREQUEST']._serialized_end=1275
-  _globals['_ISSUENODECERTIFICATERESPONSE']._serialized_start=1278
-  _globals['_ISSUENODECERTIFICATERESPONSE']._serialized_end=1443
-  _globals['_ISSUECLIENTCERTIFICATEREQUEST']._serialized_start=1445
-  _globals['_ISSUECLIENTCERTIFICATEREQUEST']._serialized_end=1507
-  _globals['_ISSUECLIENTCERTIFICATERESPONSE']._serialized_start=1509
-  _globals['_ISSUECLIENTCERTIFICATERESPONSE']._serialized_end=1587
-  _globals['_LOCAL']._serialized_start=1590
-  _globals['_LOCAL']._serialized_end=1957
-  _globals['_CERTIFICATES']._serialized_start=1960
-  _globals['_CERTIFICATES']._serialized_end=2204
+  _globals['_RESTOREREQUEST']._serialized_start=1151
+  _globals['_RESTOREREQUEST']._serialized_end=1236
+  _globals['_RESTORESTART']._serialized_start=1238
+  _globals['_RESTORESTART']._serialized_end=1321
+  _globals['_RESTORERESPONSE']._serialized_start=1324
+  _globals['_RESTORERESPONSE']._serialized_end=1468
+  _globals['_ISSUENODECERTIFICATEREQUEST']._serialized_start=1470
+  _globals['_ISSUENODECERTIFICATEREQUEST']._serialized_end=1594
+  _globals['_ISSUENODECERTIFICATERESPONSE']._serialized_start=1597
+  _globals['_ISSUENODECERTIFICATERESPONSE']._serialized_end=1762
+  _globals['_ISSUECLIENTCERTIFICATEREQUEST']._serialized_start=1764
+  _globals['_ISSUECLIENTCERTIFICATEREQUEST']._serialized_end=1826
+  _globals['_ISSUECLIENTCERTIFICATERESPONSE']._serialized_start=1828
+  _globals['_ISSUECLIENTCERTIFICATERESPONSE']._serialized_end=1906
+  _globals['_LOCAL']._serialized_start=1909
+  _globals['_LOCAL']._serialized_end=2375
+  _globals['_CERTIFICATES']._serialized_start=2378
+  _globals['_CERTIFICATES']._serialized_end=2630
 # @@protoc_insertion_point(module_scope)

@@ -268,6 +268,94 @@ class UnlockResponse(google.protobuf.message.Message):
 global___UnlockResponse = UnlockResponse
 
 @typing.final
+class RestoreRequest(google.protobuf.message.Message):
+    """First `start`, then `data` as often as needed, then `finish`."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    START_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    FINISH_FIELD_NUMBER: builtins.int
+    data: builtins.bytes
+    """The next part of the backup, in the format of swarm/backup.py; at most 1 MiB."""
+    finish: builtins.bool
+    @property
+    def start(self) -> global___RestoreStart: ...
+    def __init__(
+        self,
+        *,
+        start: global___RestoreStart | None = ...,
+        data: builtins.bytes = ...,
+        finish: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["start", b"start"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "finish", b"finish", "start", b"start"]) -> None: ...
+
+global___RestoreRequest = RestoreRequest
+
+@typing.final
+class RestoreStart(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LISTEN_ADDR_FIELD_NUMBER: builtins.int
+    ADVERTISE_ADDR_FIELD_NUMBER: builtins.int
+    DATA_PATH_ADDR_FIELD_NUMBER: builtins.int
+    listen_addr: builtins.str
+    """host:port to listen on; empty: all addresses, and the port of advertise_addr."""
+    advertise_addr: builtins.str
+    """host[:port] that others reach this node at; empty: as in the backup, if that is an address of this machine."""
+    data_path_addr: builtins.str
+    """host[:port] for traffic between tasks; empty: as advertise_addr."""
+    def __init__(
+        self,
+        *,
+        listen_addr: builtins.str = ...,
+        advertise_addr: builtins.str = ...,
+        data_path_addr: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["advertise_addr", b"advertise_addr", "data_path_addr", b"data_path_addr", "listen_addr", b"listen_addr"]) -> None: ...
+
+global___RestoreStart = RestoreStart
+
+@typing.final
+class RestoreResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BYTES_FIELD_NUMBER: builtins.int
+    NODE_ID_FIELD_NUMBER: builtins.int
+    CLUSTER_ID_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    BACKUP_REVISION_FIELD_NUMBER: builtins.int
+    ADDR_FIELD_NUMBER: builtins.int
+    WARNINGS_FIELD_NUMBER: builtins.int
+    bytes: builtins.int
+    """Of the backup taken in so far."""
+    node_id: builtins.str
+    """The rest is set in the last answer only."""
+    cluster_id: builtins.str
+    revision: builtins.int
+    """The store's, after the restore, and the backup's."""
+    backup_revision: builtins.int
+    addr: builtins.str
+    """host:port of the manager."""
+    @property
+    def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        bytes: builtins.int = ...,
+        node_id: builtins.str = ...,
+        cluster_id: builtins.str = ...,
+        revision: builtins.int = ...,
+        backup_revision: builtins.int = ...,
+        addr: builtins.str = ...,
+        warnings: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["addr", b"addr", "backup_revision", b"backup_revision", "bytes", b"bytes", "cluster_id", b"cluster_id", "node_id", b"node_id", "revision", b"revision", "warnings", b"warnings"]) -> None: ...
+
+global___RestoreResponse = RestoreResponse
+
+@typing.final
 class IssueNodeCertificateRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

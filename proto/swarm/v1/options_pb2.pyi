@@ -59,7 +59,10 @@ global___Caller = Caller
 
 CALLERS_FIELD_NUMBER: builtins.int
 WITHOUT_MANAGER_FIELD_NUMBER: builtins.int
+AUDITED_FIELD_NUMBER: builtins.int
 callers: google.protobuf.internal.extension_dict._ExtensionFieldDescriptor[google.protobuf.descriptor_pb2.MethodOptions, google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___Caller.ValueType]]
 """The callers that may call the method. A method without any is refused to everyone."""
 without_manager: google.protobuf.internal.extension_dict._ExtensionFieldDescriptor[google.protobuf.descriptor_pb2.MethodOptions, builtins.bool]
 """True for what a node without a manager answers as well (the daemon's own service)."""
+audited: google.protobuf.internal.extension_dict._ExtensionFieldDescriptor[google.protobuf.descriptor_pb2.MethodOptions, builtins.bool]
+"""True: each call is written to the audit trail, whatever came of it. Calls of all other methods are written when they are denied."""

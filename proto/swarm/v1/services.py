@@ -10,6 +10,8 @@ from typing import Protocol
 from swarm.rpc import Channel, Context, Method
 from swarm.v1.structs import (
     AgentMessage,
+    BackupRequest,
+    BackupResponse,
     Caller,
     CreateRequest,
     CreateResponse,
@@ -41,6 +43,8 @@ from swarm.v1.structs import (
     JoinResponse,
     LeaveRequest,
     LeaveResponse,
+    ListAuditRequest,
+    ListAuditResponse,
     ListRequest,
     ListResponse,
     LogsRequest,
@@ -50,6 +54,8 @@ from swarm.v1.structs import (
     RelayFrame,
     RemoveRequest,
     RemoveResponse,
+    RestoreRequest,
+    RestoreResponse,
     RotateRequest,
     RotateResponse,
     UnlockRequest,
@@ -66,71 +72,98 @@ CONTROL_METHODS: tuple[Method, ...] = (
     Method('/swarm.v1.Control/GetInfo', 'get_info', GetInfoRequest, GetInfoResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
-        without_manager=False),
+        without_manager=False,
+        audited=False),
     Method('/swarm.v1.Control/Get', 'get', GetRequest, GetResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
-        without_manager=False),
+        without_manager=False,
+        audited=False),
     Method('/swarm.v1.Control/List', 'list', ListRequest, ListResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
-        without_manager=False),
+        without_manager=False,
+        audited=False),
     Method('/swarm.v1.Control/Create', 'create', CreateRequest, CreateResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
-        without_manager=False),
+        without_manager=False,
+        audited=True),
     Method('/swarm.v1.Control/Update', 'update', UpdateRequest, UpdateResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
-        without_manager=False),
+        without_manager=False,
+        audited=True),
     Method('/swarm.v1.Control/Remove', 'remove', RemoveRequest, RemoveResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
-        without_manager=False),
+        without_manager=False,
+        audited=True),
     Method('/swarm.v1.Control/DeployStack', 'deploy_stack', DeployStackRequest, DeployStackResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
-        without_manager=False),
+        without_manager=False,
+        audited=True),
     Method('/swarm.v1.Control/PlanStack', 'plan_stack', DeployStackRequest, PlanStackResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
-        without_manager=False),
+        without_manager=False,
+        audited=False),
     Method('/swarm.v1.Control/GetStackHistory', 'get_stack_history', GetStackHistoryRequest, GetStackHistoryResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
-        without_manager=False),
+        without_manager=False,
+        audited=False),
     Method('/swarm.v1.Control/Rotate', 'rotate', RotateRequest, RotateResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
-        without_manager=False),
+        without_manager=False,
+        audited=True),
     Method('/swarm.v1.Control/WatchServices', 'watch_services', WatchServicesRequest, WatchServicesResponse,
         client_streams=False, server_streams=True,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
-        without_manager=False),
+        without_manager=False,
+        audited=False),
     Method('/swarm.v1.Control/Watch', 'watch', WatchRequest, WatchResponse,
         client_streams=False, server_streams=True,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
-        without_manager=False),
+        without_manager=False,
+        audited=False),
     Method('/swarm.v1.Control/ExplainTask', 'explain_task', ExplainTaskRequest, ExplainTaskResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
-        without_manager=False),
+        without_manager=False,
+        audited=False),
     Method('/swarm.v1.Control/Logs', 'logs', LogsRequest, LogsResponse,
         client_streams=False, server_streams=True,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
-        without_manager=False),
+        without_manager=False,
+        audited=False),
     Method('/swarm.v1.Control/Exec', 'exec', ExecInput, ExecOutput,
         client_streams=True, server_streams=True,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
-        without_manager=False),
+        without_manager=False,
+        audited=True),
     Method('/swarm.v1.Control/GetJoinTokens', 'get_join_tokens', GetJoinTokensRequest, GetJoinTokensResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
-        without_manager=False),
+        without_manager=False,
+        audited=True),
     Method('/swarm.v1.Control/GetUnlockKey', 'get_unlock_key', GetUnlockKeyRequest, GetUnlockKeyResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
-        without_manager=False),
+        without_manager=False,
+        audited=True),
+    Method('/swarm.v1.Control/Backup', 'backup', BackupRequest, BackupResponse,
+        client_streams=False, server_streams=True,
+        callers=frozenset({Caller.LOCAL, Caller.ADMIN}),
+        without_manager=False,
+        audited=True),
+    Method('/swarm.v1.Control/ListAudit', 'list_audit', ListAuditRequest, ListAuditResponse,
+        client_streams=False, server_streams=True,
+        callers=frozenset({Caller.LOCAL, Caller.ADMIN}),
+        without_manager=False,
+        audited=False),
 )
 
 
@@ -204,6 +237,14 @@ class ControlClient:
         """The key that opens this cluster's managers after a restart; autolock must be on."""
         return await self._channel.unary_unary(CONTROL_METHODS[16], GetUnlockKeyResponse, request, timeout_s)
 
+    def backup(self, request: BackupRequest, *, timeout_s: float | None = None) -> AsyncIterator[BackupResponse]:
+        """All of the cluster's state at one revision, in the format of swarm/backup.py, keys included."""
+        return self._channel.unary_stream(CONTROL_METHODS[17], BackupResponse, request, timeout_s)
+
+    def list_audit(self, request: ListAuditRequest, *, timeout_s: float | None = None) -> AsyncIterator[ListAuditResponse]:
+        """The audit trail of the manager that answers, oldest first."""
+        return self._channel.unary_stream(CONTROL_METHODS[18], ListAuditResponse, request, timeout_s)
+
 
 class ControlServicer(Protocol):
     async def get_info(self, request: GetInfoRequest, context: Context) -> GetInfoResponse:
@@ -272,15 +313,25 @@ class ControlServicer(Protocol):
         """The key that opens this cluster's managers after a restart; autolock must be on."""
         ...
 
+    def backup(self, request: BackupRequest, context: Context) -> AsyncIterator[BackupResponse]:
+        """All of the cluster's state at one revision, in the format of swarm/backup.py, keys included."""
+        ...
+
+    def list_audit(self, request: ListAuditRequest, context: Context) -> AsyncIterator[ListAuditResponse]:
+        """The audit trail of the manager that answers, oldest first."""
+        ...
+
 DISPATCHER_METHODS: tuple[Method, ...] = (
     Method('/swarm.v1.Dispatcher/Session', 'session', AgentMessage, ManagerMessage,
         client_streams=True, server_streams=True,
         callers=frozenset({Caller.MANAGER, Caller.WORKER}),
-        without_manager=False),
+        without_manager=False,
+        audited=False),
     Method('/swarm.v1.Dispatcher/Relay', 'relay', RelayFrame, RelayFrame,
         client_streams=True, server_streams=True,
         callers=frozenset({Caller.MANAGER, Caller.WORKER}),
-        without_manager=False),
+        without_manager=False,
+        audited=False),
 )
 
 
@@ -310,23 +361,33 @@ LOCAL_METHODS: tuple[Method, ...] = (
     Method('/swarm.v1.Local/GetNodeInfo', 'get_node_info', GetNodeInfoRequest, GetNodeInfoResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL}),
-        without_manager=True),
+        without_manager=True,
+        audited=False),
     Method('/swarm.v1.Local/Init', 'init', InitRequest, InitResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL}),
-        without_manager=True),
+        without_manager=True,
+        audited=True),
     Method('/swarm.v1.Local/Join', 'join', JoinRequest, JoinResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL}),
-        without_manager=True),
+        without_manager=True,
+        audited=True),
     Method('/swarm.v1.Local/Leave', 'leave', LeaveRequest, LeaveResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL}),
-        without_manager=True),
+        without_manager=True,
+        audited=True),
     Method('/swarm.v1.Local/Unlock', 'unlock', UnlockRequest, UnlockResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL}),
-        without_manager=True),
+        without_manager=True,
+        audited=True),
+    Method('/swarm.v1.Local/Restore', 'restore', RestoreRequest, RestoreResponse,
+        client_streams=True, server_streams=True,
+        callers=frozenset({Caller.LOCAL}),
+        without_manager=True,
+        audited=True),
 )
 
 
@@ -351,6 +412,10 @@ class LocalClient:
         """Opens the keys at rest of a manager that was started locked, and starts it."""
         return await self._channel.unary_unary(LOCAL_METHODS[4], UnlockResponse, request, timeout_s)
 
+    def restore(self, request: AsyncIterable[RestoreRequest], *, timeout_s: float | None = None) -> AsyncIterator[RestoreResponse]:
+        """Makes this node the only manager of a cluster again, from its backup. Each message is answered before the next may be sent; the answer to `finish` says what was restored. Nothing of it stays when the stream ends before."""
+        return self._channel.stream_stream(LOCAL_METHODS[5], RestoreResponse, request, timeout_s)
+
 
 class LocalServicer(Protocol):
     async def get_node_info(self, request: GetNodeInfoRequest, context: Context) -> GetNodeInfoResponse:
@@ -370,15 +435,21 @@ class LocalServicer(Protocol):
         """Opens the keys at rest of a manager that was started locked, and starts it."""
         ...
 
+    def restore(self, request: AsyncIterator[RestoreRequest], context: Context) -> AsyncIterator[RestoreResponse]:
+        """Makes this node the only manager of a cluster again, from its backup. Each message is answered before the next may be sent; the answer to `finish` says what was restored. Nothing of it stays when the stream ends before."""
+        ...
+
 CERTIFICATES_METHODS: tuple[Method, ...] = (
     Method('/swarm.v1.Certificates/IssueNodeCertificate', 'issue_node_certificate', IssueNodeCertificateRequest, IssueNodeCertificateResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.JOIN_WORKER, Caller.JOIN_MANAGER, Caller.MANAGER, Caller.WORKER}),
-        without_manager=False),
+        without_manager=False,
+        audited=True),
     Method('/swarm.v1.Certificates/IssueClientCertificate', 'issue_client_certificate', IssueClientCertificateRequest, IssueClientCertificateResponse,
         client_streams=False, server_streams=False,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN}),
-        without_manager=False),
+        without_manager=False,
+        audited=True),
 )
 
 

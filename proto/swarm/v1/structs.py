@@ -1129,6 +1129,8 @@ class WatchRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     kinds: tuple[Kind, ...] = ()
     filters: tuple[Filter, ...] = ()
     from_revision: int = 0
+    since_ns: int = 0
+    until_ns: int = 0
 
 
 class Event(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -1138,10 +1140,12 @@ class Event(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     old: Object | None = None
     revision: int = 0
     time_ns: int = 0
+    who: str = ""
 
 
 class WatchResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     events: tuple[Event, ...] = ()
+    kept_from_ns: int = 0
 
 
 class ExplainTaskRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -1180,6 +1184,47 @@ class GetJoinTokensResponse(Message, frozen=True, kw_only=True, omit_defaults=Tr
     worker: str = ""
     manager: str = ""
     addr: str = ""
+
+
+class BackupRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    pass
+
+
+class BackupResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """The parts of the file, in order; at most 1 MiB each."""
+
+    data: bytes = b""
+
+
+class ListAuditRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    since_ns: int = 0
+    until_ns: int = 0
+    limit: int = 0
+    filters: tuple[Filter, ...] = ()
+
+
+class AuditRecord(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """One call of someone: what was asked and what came of it. Never holds the data of secrets or configs, tokens, or commands."""
+
+    time_ns: int = 0
+    request_id: str = ""
+    node_id: str = ""
+    who: str = ""
+    peer: str = ""
+    method: str = ""
+    outcome: str = ""
+    what: str = ""
+    kind: str = ""
+    name: str = ""
+    object_id: str = ""
+    revision: int = 0
+    error: str = ""
+    more: dict[str, str] = field(default_factory=dict)
+
+
+class ListAuditResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    records: tuple[AuditRecord, ...] = ()
+    damaged: tuple[str, ...] = ()
 
 
 class GetUnlockKeyRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -1431,6 +1476,30 @@ class UnlockRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=F
 
 class UnlockResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     pass
+
+
+class RestoreStart(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    listen_addr: str = ""
+    advertise_addr: str = ""
+    data_path_addr: str = ""
+
+
+class RestoreRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """First `start`, then `data` as often as needed, then `finish`."""
+
+    start: RestoreStart | None = None
+    data: bytes = b""
+    finish: bool = False
+
+
+class RestoreResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    bytes: int = 0
+    node_id: str = ""
+    cluster_id: str = ""
+    revision: int = 0
+    backup_revision: int = 0
+    addr: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 class IssueNodeCertificateRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -4263,6 +4332,10 @@ def _fill_watch_request(s: WatchRequest, m: Any) -> None:
         _fill_filter(filters, m.filters.add())
     if s.from_revision:
         m.from_revision = s.from_revision
+    if s.since_ns:
+        m.since_ns = s.since_ns
+    if s.until_ns:
+        m.until_ns = s.until_ns
 
 
 def _read_watch_request(m: Any) -> WatchRequest:
@@ -4270,6 +4343,8 @@ def _read_watch_request(m: Any) -> WatchRequest:
         kinds=tuple([Kind(v) for v in m.kinds]),
         filters=tuple([_read_filter(v) for v in m.filters]),
         from_revision=m.from_revision,
+        since_ns=m.since_ns,
+        until_ns=m.until_ns,
     )
 
 
@@ -4288,6 +4363,8 @@ def _fill_event(s: Event, m: Any) -> None:
         m.revision = s.revision
     if s.time_ns:
         m.time_ns = s.time_ns
+    if s.who:
+        m.who = s.who
 
 
 def _read_event(m: Any) -> Event:
@@ -4298,17 +4375,21 @@ def _read_event(m: Any) -> Event:
         old=_read_object(m.old) if m.HasField('old') else None,
         revision=m.revision,
         time_ns=m.time_ns,
+        who=m.who,
     )
 
 
 def _fill_watch_response(s: WatchResponse, m: Any) -> None:
     for events in s.events:
         _fill_event(events, m.events.add())
+    if s.kept_from_ns:
+        m.kept_from_ns = s.kept_from_ns
 
 
 def _read_watch_response(m: Any) -> WatchResponse:
     return WatchResponse(
         events=tuple([_read_event(v) for v in m.events]),
+        kept_from_ns=m.kept_from_ns,
     )
 
 
@@ -4406,6 +4487,110 @@ def _read_get_join_tokens_response(m: Any) -> GetJoinTokensResponse:
         worker=m.worker,
         manager=m.manager,
         addr=m.addr,
+    )
+
+
+def _fill_backup_request(s: BackupRequest, m: Any) -> None:
+    pass
+
+
+def _read_backup_request(m: Any) -> BackupRequest:
+    return BackupRequest(
+    )
+
+
+def _fill_backup_response(s: BackupResponse, m: Any) -> None:
+    if s.data:
+        m.data = s.data
+
+
+def _read_backup_response(m: Any) -> BackupResponse:
+    return BackupResponse(
+        data=m.data,
+    )
+
+
+def _fill_list_audit_request(s: ListAuditRequest, m: Any) -> None:
+    if s.since_ns:
+        m.since_ns = s.since_ns
+    if s.until_ns:
+        m.until_ns = s.until_ns
+    if s.limit:
+        m.limit = s.limit
+    for filters in s.filters:
+        _fill_filter(filters, m.filters.add())
+
+
+def _read_list_audit_request(m: Any) -> ListAuditRequest:
+    return ListAuditRequest(
+        since_ns=m.since_ns,
+        until_ns=m.until_ns,
+        limit=m.limit,
+        filters=tuple([_read_filter(v) for v in m.filters]),
+    )
+
+
+def _fill_audit_record(s: AuditRecord, m: Any) -> None:
+    if s.time_ns:
+        m.time_ns = s.time_ns
+    if s.request_id:
+        m.request_id = s.request_id
+    if s.node_id:
+        m.node_id = s.node_id
+    if s.who:
+        m.who = s.who
+    if s.peer:
+        m.peer = s.peer
+    if s.method:
+        m.method = s.method
+    if s.outcome:
+        m.outcome = s.outcome
+    if s.what:
+        m.what = s.what
+    if s.kind:
+        m.kind = s.kind
+    if s.name:
+        m.name = s.name
+    if s.object_id:
+        m.object_id = s.object_id
+    if s.revision:
+        m.revision = s.revision
+    if s.error:
+        m.error = s.error
+    if s.more:
+        m.more.update(s.more)
+
+
+def _read_audit_record(m: Any) -> AuditRecord:
+    return AuditRecord(
+        time_ns=m.time_ns,
+        request_id=m.request_id,
+        node_id=m.node_id,
+        who=m.who,
+        peer=m.peer,
+        method=m.method,
+        outcome=m.outcome,
+        what=m.what,
+        kind=m.kind,
+        name=m.name,
+        object_id=m.object_id,
+        revision=m.revision,
+        error=m.error,
+        more=dict(m.more),
+    )
+
+
+def _fill_list_audit_response(s: ListAuditResponse, m: Any) -> None:
+    for records in s.records:
+        _fill_audit_record(records, m.records.add())
+    if s.damaged:
+        m.damaged.extend(s.damaged)
+
+
+def _read_list_audit_response(m: Any) -> ListAuditResponse:
+    return ListAuditResponse(
+        records=tuple([_read_audit_record(v) for v in m.records]),
+        damaged=tuple(m.damaged),
     )
 
 
@@ -5106,6 +5291,70 @@ def _read_unlock_response(m: Any) -> UnlockResponse:
     )
 
 
+def _fill_restore_start(s: RestoreStart, m: Any) -> None:
+    if s.listen_addr:
+        m.listen_addr = s.listen_addr
+    if s.advertise_addr:
+        m.advertise_addr = s.advertise_addr
+    if s.data_path_addr:
+        m.data_path_addr = s.data_path_addr
+
+
+def _read_restore_start(m: Any) -> RestoreStart:
+    return RestoreStart(
+        listen_addr=m.listen_addr,
+        advertise_addr=m.advertise_addr,
+        data_path_addr=m.data_path_addr,
+    )
+
+
+def _fill_restore_request(s: RestoreRequest, m: Any) -> None:
+    if s.start is not None:
+        m.start.SetInParent()
+        _fill_restore_start(s.start, m.start)
+    if s.data:
+        m.data = s.data
+    if s.finish:
+        m.finish = s.finish
+
+
+def _read_restore_request(m: Any) -> RestoreRequest:
+    return RestoreRequest(
+        start=_read_restore_start(m.start) if m.HasField('start') else None,
+        data=m.data,
+        finish=m.finish,
+    )
+
+
+def _fill_restore_response(s: RestoreResponse, m: Any) -> None:
+    if s.bytes:
+        m.bytes = s.bytes
+    if s.node_id:
+        m.node_id = s.node_id
+    if s.cluster_id:
+        m.cluster_id = s.cluster_id
+    if s.revision:
+        m.revision = s.revision
+    if s.backup_revision:
+        m.backup_revision = s.backup_revision
+    if s.addr:
+        m.addr = s.addr
+    if s.warnings:
+        m.warnings.extend(s.warnings)
+
+
+def _read_restore_response(m: Any) -> RestoreResponse:
+    return RestoreResponse(
+        bytes=m.bytes,
+        node_id=m.node_id,
+        cluster_id=m.cluster_id,
+        revision=m.revision,
+        backup_revision=m.backup_revision,
+        addr=m.addr,
+        warnings=tuple(m.warnings),
+    )
+
+
 def _fill_issue_node_certificate_request(s: IssueNodeCertificateRequest, m: Any) -> None:
     if s.csr_pem:
         m.csr_pem = s.csr_pem
@@ -5304,6 +5553,11 @@ _MODULE: dict[type[Message], str] = {
     ExplainTaskResponse: 'control_pb2',
     GetJoinTokensRequest: 'control_pb2',
     GetJoinTokensResponse: 'control_pb2',
+    BackupRequest: 'control_pb2',
+    BackupResponse: 'control_pb2',
+    ListAuditRequest: 'control_pb2',
+    AuditRecord: 'control_pb2',
+    ListAuditResponse: 'control_pb2',
     GetUnlockKeyRequest: 'control_pb2',
     GetUnlockKeyResponse: 'control_pb2',
     TaskReport: 'dispatcher_pb2',
@@ -5337,6 +5591,9 @@ _MODULE: dict[type[Message], str] = {
     LeaveResponse: 'node_pb2',
     UnlockRequest: 'node_pb2',
     UnlockResponse: 'node_pb2',
+    RestoreStart: 'node_pb2',
+    RestoreRequest: 'node_pb2',
+    RestoreResponse: 'node_pb2',
     IssueNodeCertificateRequest: 'node_pb2',
     IssueNodeCertificateResponse: 'node_pb2',
     IssueClientCertificateRequest: 'node_pb2',
@@ -5466,6 +5723,11 @@ _FILL: dict[type[Message], Any] = {
     ExplainTaskResponse: _fill_explain_task_response,
     GetJoinTokensRequest: _fill_get_join_tokens_request,
     GetJoinTokensResponse: _fill_get_join_tokens_response,
+    BackupRequest: _fill_backup_request,
+    BackupResponse: _fill_backup_response,
+    ListAuditRequest: _fill_list_audit_request,
+    AuditRecord: _fill_audit_record,
+    ListAuditResponse: _fill_list_audit_response,
     GetUnlockKeyRequest: _fill_get_unlock_key_request,
     GetUnlockKeyResponse: _fill_get_unlock_key_response,
     TaskReport: _fill_task_report,
@@ -5499,6 +5761,9 @@ _FILL: dict[type[Message], Any] = {
     LeaveResponse: _fill_leave_response,
     UnlockRequest: _fill_unlock_request,
     UnlockResponse: _fill_unlock_response,
+    RestoreStart: _fill_restore_start,
+    RestoreRequest: _fill_restore_request,
+    RestoreResponse: _fill_restore_response,
     IssueNodeCertificateRequest: _fill_issue_node_certificate_request,
     IssueNodeCertificateResponse: _fill_issue_node_certificate_response,
     IssueClientCertificateRequest: _fill_issue_client_certificate_request,
@@ -5628,6 +5893,11 @@ _READ: dict[type[Message], Any] = {
     ExplainTaskResponse: _read_explain_task_response,
     GetJoinTokensRequest: _read_get_join_tokens_request,
     GetJoinTokensResponse: _read_get_join_tokens_response,
+    BackupRequest: _read_backup_request,
+    BackupResponse: _read_backup_response,
+    ListAuditRequest: _read_list_audit_request,
+    AuditRecord: _read_audit_record,
+    ListAuditResponse: _read_list_audit_response,
     GetUnlockKeyRequest: _read_get_unlock_key_request,
     GetUnlockKeyResponse: _read_get_unlock_key_response,
     TaskReport: _read_task_report,
@@ -5661,6 +5931,9 @@ _READ: dict[type[Message], Any] = {
     LeaveResponse: _read_leave_response,
     UnlockRequest: _read_unlock_request,
     UnlockResponse: _read_unlock_response,
+    RestoreStart: _read_restore_start,
+    RestoreRequest: _read_restore_request,
+    RestoreResponse: _read_restore_response,
     IssueNodeCertificateRequest: _read_issue_node_certificate_request,
     IssueNodeCertificateResponse: _read_issue_node_certificate_response,
     IssueClientCertificateRequest: _read_issue_client_certificate_request,
@@ -5698,4 +5971,4 @@ def decode(cls: type[M], data: bytes) -> M:
     return _READ[cls](m)  # type: ignore[no-any-return]  # the table pairs each class with its reader
 
 
-__all__ = ['AgentMessage', 'AppArmorOpts', 'Assignment', 'Assignments', 'Availability', 'Backend', 'BindOptions', 'Caller', 'Cluster', 'ClusterInfo', 'ClusterSpec', 'Config', 'ConfigData', 'ConfigReference', 'ConfigSpec', 'ContainerSpec', 'ContainerStatus', 'CreateRequest', 'CreateResponse', 'CredentialSpec', 'Dependency', 'DeployStackRequest', 'DeployStackResponse', 'DeviceMapping', 'DeviceRequest', 'DnsConfig', 'Driver', 'Endpoint', 'EndpointSpec', 'EngineDescription', 'EnginePlugin', 'Event', 'ExecInput', 'ExecOutput', 'ExecStart', 'ExplainTaskRequest', 'ExplainTaskResponse', 'ExternalCa', 'FieldChange', 'FileTarget', 'Filter', 'FilterResult', 'GenericResource', 'GetInfoRequest', 'GetInfoResponse', 'GetJoinTokensRequest', 'GetJoinTokensResponse', 'GetNodeInfoRequest', 'GetNodeInfoResponse', 'GetRequest', 'GetResponse', 'GetStackHistoryRequest', 'GetStackHistoryResponse', 'GetUnlockKeyRequest', 'GetUnlockKeyResponse', 'Global', 'GlobalJob', 'Goodbye', 'Gpu', 'HealthConfig', 'Heartbeat', 'HeartbeatAck', 'Hello', 'IngressService', 'InitRequest', 'InitResponse', 'IpamConfig', 'IpamOptions', 'IssueClientCertificateRequest', 'IssueClientCertificateResponse', 'IssueNodeCertificateRequest', 'IssueNodeCertificateResponse', 'JoinRequest', 'JoinResponse', 'Keyring', 'Kind', 'LeaveRequest', 'LeaveResponse', 'Leaving', 'ListRequest', 'ListResponse', 'LogLine', 'LogOptions', 'LogStream', 'LogsRequest', 'LogsResponse', 'ManagerMessage', 'ManagerStatus', 'Message', 'Meta', 'Mount', 'Network', 'NetworkAttachment', 'NetworkAttachmentSpec', 'NetworkSpec', 'Node', 'NodeDescription', 'NodePlacement', 'NodeRole', 'NodeSpec', 'NodeState', 'NodeStatus', 'Object', 'PendingPlacement', 'Placement', 'PlacementPreference', 'PlanStackResponse', 'PlannedChange', 'Platform', 'PortConfig', 'Privileges', 'RaftConfig', 'Reachability', 'RelayFrame', 'RelayRequest', 'RemoveRequest', 'RemoveResponse', 'Replicated', 'ReplicatedJob', 'ResourceRequirements', 'Resources', 'RestartPolicy', 'RotateRequest', 'RotateResponse', 'SeLinuxContext', 'SeccompOpts', 'Secret', 'SecretData', 'SecretReference', 'SecretSpec', 'Service', 'ServiceMode', 'ServicePlacement', 'ServiceRevision', 'ServiceSpec', 'ServiceStatus', 'Spec', 'Stack', 'StackChange', 'StackRevision', 'StackRollback', 'StackSpec', 'StatusAck', 'StatusBatch', 'Task', 'TaskReport', 'TaskSpec', 'TaskState', 'TaskStats', 'TaskStatus', 'TmpfsOption', 'TmpfsOptions', 'Ulimit', 'UnlockRequest', 'UnlockResponse', 'UpdateConfig', 'UpdateRequest', 'UpdateResponse', 'UpdateState', 'UpdateStatus', 'VirtualIp', 'Volume', 'VolumeOptions', 'VolumeSpec', 'WatchRequest', 'WatchResponse', 'WatchServicesRequest', 'WatchServicesResponse', 'Welcome', 'WindowSize', 'decode', 'encode']
+__all__ = ['AgentMessage', 'AppArmorOpts', 'Assignment', 'Assignments', 'AuditRecord', 'Availability', 'Backend', 'BackupRequest', 'BackupResponse', 'BindOptions', 'Caller', 'Cluster', 'ClusterInfo', 'ClusterSpec', 'Config', 'ConfigData', 'ConfigReference', 'ConfigSpec', 'ContainerSpec', 'ContainerStatus', 'CreateRequest', 'CreateResponse', 'CredentialSpec', 'Dependency', 'DeployStackRequest', 'DeployStackResponse', 'DeviceMapping', 'DeviceRequest', 'DnsConfig', 'Driver', 'Endpoint', 'EndpointSpec', 'EngineDescription', 'EnginePlugin', 'Event', 'ExecInput', 'ExecOutput', 'ExecStart', 'ExplainTaskRequest', 'ExplainTaskResponse', 'ExternalCa', 'FieldChange', 'FileTarget', 'Filter', 'FilterResult', 'GenericResource', 'GetInfoRequest', 'GetInfoResponse', 'GetJoinTokensRequest', 'GetJoinTokensResponse', 'GetNodeInfoRequest', 'GetNodeInfoResponse', 'GetRequest', 'GetResponse', 'GetStackHistoryRequest', 'GetStackHistoryResponse', 'GetUnlockKeyRequest', 'GetUnlockKeyResponse', 'Global', 'GlobalJob', 'Goodbye', 'Gpu', 'HealthConfig', 'Heartbeat', 'HeartbeatAck', 'Hello', 'IngressService', 'InitRequest', 'InitResponse', 'IpamConfig', 'IpamOptions', 'IssueClientCertificateRequest', 'IssueClientCertificateResponse', 'IssueNodeCertificateRequest', 'IssueNodeCertificateResponse', 'JoinRequest', 'JoinResponse', 'Keyring', 'Kind', 'LeaveRequest', 'LeaveResponse', 'Leaving', 'ListAuditRequest', 'ListAuditResponse', 'ListRequest', 'ListResponse', 'LogLine', 'LogOptions', 'LogStream', 'LogsRequest', 'LogsResponse', 'ManagerMessage', 'ManagerStatus', 'Message', 'Meta', 'Mount', 'Network', 'NetworkAttachment', 'NetworkAttachmentSpec', 'NetworkSpec', 'Node', 'NodeDescription', 'NodePlacement', 'NodeRole', 'NodeSpec', 'NodeState', 'NodeStatus', 'Object', 'PendingPlacement', 'Placement', 'PlacementPreference', 'PlanStackResponse', 'PlannedChange', 'Platform', 'PortConfig', 'Privileges', 'RaftConfig', 'Reachability', 'RelayFrame', 'RelayRequest', 'RemoveRequest', 'RemoveResponse', 'Replicated', 'ReplicatedJob', 'ResourceRequirements', 'Resources', 'RestartPolicy', 'RestoreRequest', 'RestoreResponse', 'RestoreStart', 'RotateRequest', 'RotateResponse', 'SeLinuxContext', 'SeccompOpts', 'Secret', 'SecretData', 'SecretReference', 'SecretSpec', 'Service', 'ServiceMode', 'ServicePlacement', 'ServiceRevision', 'ServiceSpec', 'ServiceStatus', 'Spec', 'Stack', 'StackChange', 'StackRevision', 'StackRollback', 'StackSpec', 'StatusAck', 'StatusBatch', 'Task', 'TaskReport', 'TaskSpec', 'TaskState', 'TaskStats', 'TaskStatus', 'TmpfsOption', 'TmpfsOptions', 'Ulimit', 'UnlockRequest', 'UnlockResponse', 'UpdateConfig', 'UpdateRequest', 'UpdateResponse', 'UpdateState', 'UpdateStatus', 'VirtualIp', 'Volume', 'VolumeOptions', 'VolumeSpec', 'WatchRequest', 'WatchResponse', 'WatchServicesRequest', 'WatchServicesResponse', 'Welcome', 'WindowSize', 'decode', 'encode']

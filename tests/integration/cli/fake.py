@@ -17,6 +17,9 @@ import msgspec
 from swarm import rpc
 from swarm.errors import Conflict, Invalid, NotFound, SwarmError
 from swarm.v1 import (
+    AuditRecord,
+    BackupRequest,
+    BackupResponse,
     Caller,
     Cluster,
     ClusterSpec,
@@ -51,6 +54,8 @@ from swarm.v1 import (
     Kind,
     LeaveRequest,
     LeaveResponse,
+    ListAuditRequest,
+    ListAuditResponse,
     ListRequest,
     ListResponse,
     LogsRequest,
@@ -62,6 +67,8 @@ from swarm.v1 import (
     PlanStackResponse,
     RemoveRequest,
     RemoveResponse,
+    RestoreRequest,
+    RestoreResponse,
     RotateRequest,
     RotateResponse,
     Secret,
@@ -112,6 +119,10 @@ class FakeCluster:
         self.node = GetNodeInfoResponse(
             node_id="n1", state="active", control_available=True, hostname="host1", version="0.1.0"
         )
+        # The pieces of a backup, and the audit trail.
+        self.backup: list[bytes] = []
+        self.audit: list[AuditRecord] = []
+        self.damaged: tuple[str, ...] = ()
         self.exec_reply = b""
         self.exec_code = 0
         self.exec_refusal: SwarmError | None = None
@@ -181,6 +192,19 @@ def _passes(item: Any, key: str, values: tuple[str, ...]) -> bool:
 class _Control:
     def __init__(self, cluster: FakeCluster) -> None:
         self.cluster = cluster
+
+    async def backup(
+        self, request: BackupRequest, context: rpc.Context
+    ) -> AsyncIterator[BackupResponse]:
+        self.cluster.note("backup", request)
+        for piece in self.cluster.backup:
+            yield BackupResponse(data=piece)
+
+    async def list_audit(
+        self, request: ListAuditRequest, context: rpc.Context
+    ) -> AsyncIterator[ListAuditResponse]:
+        self.cluster.note("list_audit", request)
+        yield ListAuditResponse(records=tuple(self.cluster.audit), damaged=self.cluster.damaged)
 
     async def get_info(self, request: GetInfoRequest, context: rpc.Context) -> GetInfoResponse:
         self.cluster.note("get_info", request)
@@ -353,6 +377,22 @@ class _Control:
 class _Local:
     def __init__(self, cluster: FakeCluster) -> None:
         self.cluster = cluster
+
+    async def restore(
+        self, request: AsyncIterator[RestoreRequest], context: rpc.Context
+    ) -> AsyncIterator[RestoreResponse]:
+        taken = bytearray()
+        async for message in request:
+            self.cluster.note("restore", message)
+            taken += message.data
+            yield RestoreResponse(
+                bytes=len(taken),
+                node_id="n1" if message.finish else "",
+                cluster_id="c1" if message.finish else "",
+                revision=1_000_000_007,
+                backup_revision=7,
+                addr="10.0.0.1:2377",
+            )
 
     async def get_node_info(
         self, request: GetNodeInfoRequest, context: rpc.Context
