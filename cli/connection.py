@@ -10,6 +10,7 @@ grpc is imported on the first connection, not before: help and completion do wit
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -23,6 +24,7 @@ from cli.settings import Settings, settings
 from swarm.errors import Denied, Invalid, Unavailable
 
 if TYPE_CHECKING:
+    import asyncio
     from types import TracebackType
 
     from swarm.rpc import Channel
@@ -45,6 +47,8 @@ class Target:
     credentials: Credentials | None = None
     # The context it comes from; empty: none.
     context: str = ""
+    # The context whose credentials these are; empty: none.
+    owner: str = ""
 
     def __str__(self) -> str:
         return f"unix://{self.socket}" if self.socket else f"tcp://{','.join(self.addresses)}"
@@ -77,7 +81,9 @@ def resolve(settings: Settings) -> Target:
     context = contexts.get(name)
     if context.socket:
         return Target(socket=context.socket, context=name)
-    return Target(addresses=context.addresses, credentials=context.credentials, context=name)
+    return Target(
+        addresses=context.addresses, credentials=context.credentials, context=name, owner=name
+    )
 
 
 def parse_host(text: str, settings: Settings, *, origin: str) -> Target:
@@ -98,7 +104,8 @@ def parse_host(text: str, settings: Settings, *, origin: str) -> Target:
     contexts = Contexts(settings.config_dir)
     for context in contexts.all():
         if context.credentials and set(addresses) & set(context.addresses):
-            return Target(addresses=addresses, credentials=context.credentials)
+            name = context.name
+            return Target(addresses=addresses, credentials=context.credentials, owner=name)
     raise Invalid(
         f"{origin}: {text} needs a client certificate, and no context has one for it. On a "
         "manager, run "
@@ -125,9 +132,15 @@ class Connection:
     def __init__(self, target: Target) -> None:
         self.target = target
         self._channel: Channel | None = None
+        self._credentials = target.credentials
+        self._renewing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Connection:
+        import asyncio
+
         self._channel = await self._connect()
+        if self._credentials is not None:
+            self._renewing = asyncio.create_task(self.renew())
         return self
 
     async def __aexit__(
@@ -136,8 +149,34 @@ class Connection:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._renewing is not None:
+            import asyncio
+
+            if error is not None:
+                self._renewing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._renewing
         if self._channel is not None:
             await self._channel.close()
+
+    async def renew(self) -> None:
+        """Renews this client's certificate where that is due; done beside each remote command."""
+        if self._credentials is None:
+            return
+        import asyncio
+
+        from cli.renewal import keep_good
+
+        if self._renewing is not None and asyncio.current_task() is not self._renewing:
+            await self._renewing
+
+        self._credentials = await keep_good(
+            self._credentials,
+            context=self.target.owner,
+            contexts=Contexts(settings().config_dir),
+            control=self.control,
+            certificates=self.certificates,
+        )
 
     @property
     def control(self) -> ControlClient:
@@ -195,6 +234,11 @@ class Connection:
                 await channel.close()
                 continue
             return channel
+        from cli.renewal import why_refused
+
+        for address in self.target.addresses:
+            if why := await why_refused(mine, address, context=self.target.owner):
+                raise Denied(why)
         raise Unavailable(
             f"no manager answers at {' or '.join(self.target.addresses)} within {CONNECT_S:g} s; "
             "check that "

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,10 @@ class Contexts:
                 f"`swarmctl context rm {context.name}`"
             )
         _write(self._path(context.name), context.to_json())
+
+    def change(self, name: str, credentials: Credentials) -> None:
+        """Gives a context other credentials. Raises NotFound."""
+        _write(self._path(name), replace(self.get(name), credentials=credentials).to_json())
 
     def remove(self, name: str, *, force: bool) -> None:
         """Raises NotFound, or Conflict when it is the current one and `force` is not set."""

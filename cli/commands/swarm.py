@@ -2,46 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-import csv
 from typing import Any
 
 import click
-import msgspec
 
-from cli.commands import swarm_audit, swarm_backup
+from cli.cluster import HOUR_NS, change_cluster, get_cluster, update_cluster
+from cli.commands import swarm_audit, swarm_backup, swarm_ca, swarm_lock
 from cli.connection import Connection, call
-from cli.lazy import Command, Group
-from cli.options import DURATION, detach_options, read_input
-from swarm.clock import SECOND_NS
-from swarm.errors import EXIT_NOT_CONVERGED, Invalid
+from cli.lazy import Group
+from cli.options import DURATION
+from swarm.errors import Invalid
 from swarm.v1 import (
     Availability,
-    Cluster,
     ClusterSpec,
-    ExternalCa,
     GetJoinTokensRequest,
     GetJoinTokensResponse,
-    GetRequest,
     InitRequest,
     InitResponse,
     JoinRequest,
     JoinResponse,
-    Kind,
     LeaveRequest,
     NodeRole,
-    RaftConfig,
-    Spec,
-    UpdateRequest,
-    WatchRequest,
 )
 
-HOUR_NS = 3600 * SECOND_NS
 CERT_EXPIRY_NS = 90 * 24 * HOUR_NS  # Docker's default
 TASK_HISTORY = 5  # Docker's default
 JOIN_S = 60.0  # seconds until init and join must be done
 _AVAILABILITY = click.Choice(["active", "pause", "drain"])
-_PEM_BEGIN = "-----BEGIN"
 
 
 @click.group(cls=Group)
@@ -52,6 +39,9 @@ def group() -> None:
 group.add_command(swarm_audit.command, "audit")
 group.add_command(swarm_backup.backup)
 group.add_command(swarm_backup.restore)
+group.add_command(swarm_ca.command, "ca")
+group.add_command(swarm_lock.unlock)
+group.add_command(swarm_lock.unlock_key)
 
 
 def _node_options(function: Any) -> Any:
@@ -97,53 +87,6 @@ def _cluster_options(function: Any) -> Any:
     ):
         function = decorate(function)
     return function
-
-
-def change_cluster(spec: ClusterSpec, given: dict[str, Any]) -> ClusterSpec:
-    """The spec with the options that were given. Raises Invalid."""
-    changes: dict[str, Any] = {}
-    for option, field in (
-        ("cert_expiry", "node_cert_expiry_ns"),
-        ("dispatcher_heartbeat", "heartbeat_period_ns"),
-        ("task_history_limit", "task_history_limit"),
-        ("autolock", "autolock_managers"),
-    ):
-        if given.get(option) is not None:
-            changes[field] = given[option]
-    expiry = given.get("cert_expiry")
-    if expiry is not None and expiry < HOUR_NS:
-        raise Invalid("--cert-expiry: the shortest lifetime of node certificates is 1h")
-    if given.get("external_ca"):
-        changes["external_cas"] = tuple(external_ca(text) for text in given["external_ca"])
-    raft = spec.raft or RaftConfig(
-        snapshot_interval=10000,
-        log_entries_for_slow_followers=500,
-        election_tick=10,
-        heartbeat_tick=1,
-    )
-    if given.get("snapshot_interval") is not None:
-        raft = msgspec.structs.replace(raft, snapshot_interval=given["snapshot_interval"])
-    if given.get("max_snapshots") is not None:
-        raft = msgspec.structs.replace(raft, keep_old_snapshots=given["max_snapshots"])
-    if raft != spec.raft:
-        changes["raft"] = raft
-    return msgspec.structs.replace(spec, **changes)
-
-
-def external_ca(text: str) -> ExternalCa:
-    """`protocol=cfssl,url=https://ca.example.com,cacert=FILE`. Raises Invalid."""
-    found: dict[str, str] = {}
-    for word in next(csv.reader([text]), []):
-        key, separator, value = word.strip().partition("=")
-        if not separator:
-            raise Invalid(f"--external-ca {text!r}: {word!r} is not key=value")
-        found[key.lower()] = value
-    protocol, url = found.pop("protocol", ""), found.pop("url", "")
-    if protocol != "cfssl" or not url:
-        raise Invalid(f"--external-ca {text!r}: write protocol=cfssl,url=URL")
-    path = found.pop("cacert", "")
-    pem = read_input(path, what="external CA's certificate").decode() if path else ""
-    return ExternalCa(protocol=protocol, url=url, options=found, ca_cert=pem)
 
 
 @group.command()
@@ -202,6 +145,8 @@ def init(**given: Any) -> None:
         "To add a manager to this swarm, run 'swarmctl swarm join-token manager' and follow the "
         "instructions.\n"
     )
+    if given["autolock"]:
+        call(swarm_lock.give_out)
 
 
 @group.command()
@@ -269,25 +214,6 @@ def join_token(role: str, *, rotate: bool, quiet: bool) -> None:
     )
 
 
-async def _cluster(connection: Connection) -> Cluster:
-    answer = await connection.control.get(GetRequest(kind=Kind.CLUSTER))
-    found = answer.object.cluster if answer.object else None
-    assert found is not None and found.spec is not None and found.meta is not None
-    return found
-
-
-async def _update(connection: Connection, before: Cluster, spec: ClusterSpec) -> int:
-    assert before.meta is not None
-    answer = await connection.control.update(
-        UpdateRequest(
-            kind=Kind.CLUSTER, id=before.id, version=before.meta.version, spec=Spec(cluster=spec)
-        )
-    )
-    for warning in answer.warnings:
-        click.echo(f"Warning: {warning}", err=True)
-    return answer.version
-
-
 @group.command()
 @_cluster_options
 @click.option("--autolock/--no-autolock", default=None, help="Keys at rest need the unlock key.")
@@ -297,78 +223,12 @@ def update(**given: Any) -> None:
         raise Invalid("nothing to change: give at least one option (see --help)")
 
     async def work(connection: Connection) -> None:
-        before = await _cluster(connection)
+        before = await get_cluster(connection)
         assert before.spec is not None
-        await _update(connection, before, change_cluster(before.spec, given))
+        spec = change_cluster(before.spec, given)
+        await update_cluster(connection, before, spec)
+        click.echo("Swarm updated.")
+        if spec.autolock_managers and not before.spec.autolock_managers:
+            await swarm_lock.give_out(connection)
 
     call(work)
-    click.echo("Swarm updated.")
-
-
-@group.command(cls=Command)
-@click.option("--rotate", is_flag=True, help="Make a new root and move all nodes to it.")
-@click.option("--ca-cert", default="", metavar="FILE", help="With --rotate: the new root, PEM.")
-@click.option("--ca-key", default="", metavar="FILE", help="With --rotate: its key, PEM.")
-@click.option("--cert-expiry", type=DURATION, help="With --rotate: lifetime of certificates.")
-@click.option("--external-ca", multiple=True, metavar="CA", help="With --rotate: external CA.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
-@detach_options(until="all nodes trust the new root")
-def ca(*, rotate: bool, quiet: bool, detach: bool, timeout_ns: int, **given: Any) -> int:
-    """Print the cluster's root certificate, or rotate it."""
-    if not rotate and any(value for value in given.values()):
-        raise click.UsageError(
-            "--ca-cert, --ca-key, --cert-expiry and --external-ca need --rotate."
-        )
-    if bool(given["ca_cert"]) != bool(given["ca_key"]):
-        raise click.UsageError("--ca-cert and --ca-key go together.")
-    pems = {
-        name: read_input(given[name], what=name.replace("_", " ")).decode(errors="replace")
-        for name in ("ca_cert", "ca_key")
-        if given[name]
-    }
-    for name, pem in pems.items():
-        if _PEM_BEGIN not in pem:
-            raise Invalid(f"--{name.replace('_', '-')}: {given[name]} holds no PEM")
-
-    async def work(connection: Connection) -> tuple[str, int]:
-        before = await _cluster(connection)
-        if not rotate:
-            return before.root_ca_pem, 0
-        assert before.spec is not None
-        spec = msgspec.structs.replace(
-            change_cluster(before.spec, given),
-            ca_force_rotate=before.spec.ca_force_rotate + 1,
-            signing_ca_cert=pems.get("ca_cert", ""),
-            signing_ca_key=pems.get("ca_key", ""),
-        )
-        version = await _update(connection, before, spec)
-        if detach:
-            return "", 0
-        if not quiet:
-            click.echo("Rotating the root certificate; nodes get new certificates …", err=True)
-        try:
-            async with asyncio.timeout(timeout_ns / SECOND_NS if timeout_ns else None):
-                return await _rotated(connection, before, version), 0
-        except TimeoutError:
-            click.echo("Error: the rotation is not over yet; it goes on by itself", err=True)
-            return "", EXIT_NOT_CONVERGED
-
-    pem, code = call(work)
-    click.echo(pem, nl=not pem.endswith("\n")) if pem else None
-    return code
-
-
-async def _rotated(connection: Connection, before: Cluster, version: int) -> str:
-    """The new root once every node has moved to it."""
-    request = WatchRequest(kinds=(Kind.CLUSTER,), from_revision=version)
-    found = await _cluster(connection)
-    if found.root_ca_pem != before.root_ca_pem and not found.root_rotation_in_progress:
-        return found.root_ca_pem
-    async for answer in connection.control.watch(request):
-        for event in answer.events:
-            cluster = event.object.cluster if event.object else None
-            if cluster is None or cluster.root_rotation_in_progress:
-                continue
-            if cluster.root_ca_pem != before.root_ca_pem:
-                return cluster.root_ca_pem
-    return (await _cluster(connection)).root_ca_pem

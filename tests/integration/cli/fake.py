@@ -43,6 +43,8 @@ from swarm.v1 import (
     GetResponse,
     GetStackHistoryRequest,
     GetStackHistoryResponse,
+    GetUnlockKeyRequest,
+    GetUnlockKeyResponse,
     InitRequest,
     InitResponse,
     IssueClientCertificateRequest,
@@ -75,6 +77,8 @@ from swarm.v1 import (
     Service,
     ServiceRevision,
     ServiceStatus,
+    UnlockRequest,
+    UnlockResponse,
     UpdateRequest,
     UpdateResponse,
     WatchRequest,
@@ -365,6 +369,13 @@ class _Control:
                 break
         yield ExecOutput(exit_code=self.cluster.exec_code)
 
+    async def get_unlock_key(
+        self, request: GetUnlockKeyRequest, context: rpc.Context
+    ) -> GetUnlockKeyResponse:
+        self.cluster.note("get_unlock_key", request)
+        key = "SWMKEY-1-new" if request.rotate or request.received else "SWMKEY-1-old"
+        return GetUnlockKeyResponse(unlock_key=key, in_force=not request.rotate)
+
     async def get_join_tokens(
         self, request: GetJoinTokensRequest, context: rpc.Context
     ) -> GetJoinTokensResponse:
@@ -417,6 +428,11 @@ class _Local:
     async def leave(self, request: LeaveRequest, context: rpc.Context) -> LeaveResponse:
         self.cluster.note("leave", request)
         return LeaveResponse()
+
+    async def unlock(self, request: UnlockRequest, context: rpc.Context) -> UnlockResponse:
+        self.cluster.note("unlock", request)
+        self.cluster.node = msgspec.structs.replace(self.cluster.node, state="active")
+        return UnlockResponse()
 
 
 class _Certificates:

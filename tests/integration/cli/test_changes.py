@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 from pathlib import Path
@@ -20,6 +21,7 @@ from swarm.v1 import (
     EndpointSpec,
     GenericResource,
     GetJoinTokensRequest,
+    GetUnlockKeyRequest,
     HealthConfig,
     InitRequest,
     IpamConfig,
@@ -45,13 +47,14 @@ from swarm.v1 import (
     StackChange,
     StackSpec,
     Ulimit,
+    UnlockRequest,
     UpdateConfig,
     UpdateRequest,
     UpdateState,
     UpdateStatus,
     WatchServicesRequest,
 )
-from tests.integration.cli.conftest import Cli
+from tests.integration.cli.conftest import Answer, Cli
 from tests.integration.cli.fake import FakeCluster
 from tests.integration.cli.samples import node, service, status
 
@@ -612,6 +615,50 @@ def test_swarm_update_and_ca(cli: Cli, cluster: FakeCluster) -> None:
     assert cli.ok("swarm", "ca") == "PEM\n"
     assert cli("swarm", "update").code == 2
     assert cli("swarm", "update", "--cert-expiry", "1s").code == 2
+
+
+KEY_TEXT = (
+    "To unlock a swarm manager after it restarts, run the `swarmctl swarm unlock`\n"
+    "command and provide the following key:\n\n"
+    "    SWMKEY-1-old\n\n"
+    "Please remember to store this key in a password manager, since without it you\n"
+    "will not be able to restart the manager.\n"
+)
+
+
+def test_unlock_key_is_shown_and_then_said_to_be_received(cli: Cli, cluster: FakeCluster) -> None:
+    assert cli.ok("swarm", "unlock-key") == KEY_TEXT
+    assert cluster.last(GetUnlockKeyRequest) == GetUnlockKeyRequest(), "it is in force already"
+    assert cli.ok("swarm", "unlock-key", "-q") == "SWMKEY-1-old\n"
+    rotated = cli.ok("swarm", "unlock-key", "--rotate")
+    assert rotated.startswith("Successfully rotated manager unlock key.\n\nTo unlock a swarm")
+    assert cluster.last(GetUnlockKeyRequest) == GetUnlockKeyRequest(received="SWMKEY-1-new")
+
+
+def test_autolock_gives_the_key_out_once_it_is_on(cli: Cli, cluster: FakeCluster) -> None:
+    assert cli.ok("swarm", "update", "--autolock") == "Swarm updated.\n" + KEY_TEXT
+    assert cli.ok("swarm", "update", "--autolock") == "Swarm updated.\n", "it was on already"
+    assert cli.ok("swarm", "init", "--autolock").endswith(KEY_TEXT)
+    spec = cluster.last(InitRequest).spec
+    assert spec is not None
+    assert spec.autolock_managers
+
+
+def test_unlock_reads_the_key_and_says_when_there_is_nothing_to_unlock(
+    cli: Cli, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unlock(typed: str) -> Answer:
+        monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+        return cli("swarm", "unlock")
+
+    refused = unlock("SWMKEY-1-x\n")
+    assert (refused.code, refused.err) == (5, "Error: swarm is not locked\n")
+    cluster.node = msgspec.structs.replace(cluster.node, state="locked")
+    assert unlock("\n").code == 2
+    assert unlock(" SWMKEY-1-x \n").code == 0
+    assert cluster.last(UnlockRequest).unlock_key == "SWMKEY-1-x"
+    cluster.node = msgspec.structs.replace(cluster.node, state="inactive")
+    assert "This node is not part of a swarm" in unlock("SWMKEY-1-x\n").err
 
 
 def test_node_update_promote_demote_rm(cli: Cli, cluster: FakeCluster) -> None:
