@@ -13,7 +13,7 @@ from cli.objects import name_of
 from cli.options import filter_option, make_filters
 from cli.settings import Settings, settings
 from cli.template import Template, to_json
-from cli.times import rfc3339
+from cli.times import parse_time, rfc3339
 from swarm.errors import EXIT_INTERRUPTED, Invalid
 from swarm.states import label
 from swarm.v1 import Event, Kind, Service, Task, WatchRequest
@@ -37,11 +37,25 @@ KINDS = ("node", "stack", "service", "task", "secret", "config", "network", "vol
     metavar="REVISION",
     help="Begin with the changes of this revision of the store; 0: from now on.",
 )
+@click.option("--since", default="", metavar="TIME", help="From this time on, or 10m ago.")
+@click.option("--until", default="", metavar="TIME", help="End before this time.")
 @click.option("--tasks/--no-tasks", default=True, help="With or without those of tasks.")
 def command(
-    filters: tuple[tuple[str, str], ...], form: str, from_revision: int, *, tasks: bool
+    filters: tuple[tuple[str, str], ...],
+    form: str,
+    from_revision: int,
+    since: str,
+    until: str,
+    *,
+    tasks: bool,
 ) -> int:
-    """Show what changes in the cluster, as it happens, until Ctrl-C."""
+    """Show what changes in the cluster, as it happens, until Ctrl-C.
+
+    Begins with the past from --since on, as far as the manager keeps it: its newest 50,000 changes
+    since it started. `who` is who asked for the change, where this manager was asked. See also
+    `swarm audit`.
+    """
+    now_ns = settings().clock.now_ns()
     wanted = [value for key, value in filters if key == "type"]
     unknown = sorted(set(wanted) - set(KINDS))
     if unknown:
@@ -51,6 +65,8 @@ def command(
         kinds=kinds,
         filters=make_filters((key, value) for key, value in filters if key != "type"),
         from_revision=from_revision,
+        since_ns=parse_time(since, now_ns) if since else 0,
+        until_ns=parse_time(until, now_ns) if until else 0,
     )
     here = settings()
     if form.split(" ", 1)[0] in ("table", "yaml"):
@@ -59,6 +75,12 @@ def command(
 
     async def work(connection: Connection) -> int:
         async for answer in connection.control.watch(request):
+            if answer.kept_from_ns:
+                click.echo(
+                    f"Warning: changes before {rfc3339(answer.kept_from_ns)} are no longer kept; "
+                    "`swarmctl swarm audit` shows who asked for what",
+                    err=True,
+                )
             for event in answer.events:
                 show(event, here, form=form, template=template)
         return 0
@@ -94,9 +116,10 @@ def _object(event: Event, *, old: bool = False) -> Any:
 def attributes(event: Event) -> dict[str, str]:
     """What is worth saying: the name, and for updates what changed, as Docker names it."""
     now, before = _object(event), _object(event, old=True)
+    who = {"who": event.who} if event.who else {}
     if isinstance(now, Task):
-        return _task_attributes(now, before)
-    found = {"name": name_of(now)}
+        return _task_attributes(now, before) | who
+    found = {"name": name_of(now)} | who
     for key, value, previous in _changes(now, before):
         if value != previous:
             found[f"{key}.new"], found[f"{key}.old"] = value, previous

@@ -233,9 +233,10 @@ class ControlService:
     async def create(self, request: CreateRequest, context: Context) -> CreateResponse:
         async with measured(self._clock, "Create"):
             done = await self._apply_when_free(
+                context,
                 lambda draft: mutations.create(
                     draft, request, new_id=self._new_id, sealer=self._sealer
-                )
+                ),
             )
             self._audit(context, done)
             return CreateResponse(id=done.id, version=self._version(done), warnings=done.warnings)
@@ -243,7 +244,7 @@ class ControlService:
     async def update(self, request: UpdateRequest, context: Context) -> UpdateResponse:
         async with measured(self._clock, "Update"):
             done = await self._apply(
-                lambda draft: mutations.update(draft, request, sealer=self._sealer)
+                context, lambda draft: mutations.update(draft, request, sealer=self._sealer)
             )
             if request.kind == Kind.CLUSTER:
                 await self._unlock_keys.settle()
@@ -253,7 +254,7 @@ class ControlService:
 
     async def remove(self, request: RemoveRequest, context: Context) -> RemoveResponse:
         async with measured(self._clock, "Remove"):
-            done = await self._apply(lambda draft: mutations.remove(draft, request))
+            done = await self._apply(context, lambda draft: mutations.remove(draft, request))
             self._audit(context, done, force=request.force)
             return RemoveResponse(id=done.id)
 
@@ -263,9 +264,10 @@ class ControlService:
         async with measured(self._clock, "DeployStack"):
             who = _who(context.identity)
             response = await self._apply_when_free(
+                context,
                 lambda draft: deploy_request(
                     draft, request, who=who, new_id=self._new_id, sealer=self._sealer
-                )
+                ),
             )
             # Nothing has been awaited since the commit: this is its revision, or a later one.
             response = structs.replace(response, store_revision=self._store.revision)
@@ -286,7 +288,8 @@ class ControlService:
     async def rotate(self, request: RotateRequest, context: Context) -> RotateResponse:
         async with measured(self._clock, "Rotate"):
             response = await self._apply(
-                lambda draft: rotate(draft, request, new_id=self._new_id, sealer=self._sealer)
+                context,
+                lambda draft: rotate(draft, request, new_id=self._new_id, sealer=self._sealer),
             )
             response = structs.replace(response, revision=self._store.revision)
             o = self._store.get(BY_KIND[request.kind].cls, response.id)
@@ -360,7 +363,7 @@ class ControlService:
     ) -> AsyncGenerator[WatchResponse, None]:
         async with (
             measured(self._clock, "Watch", stream=True),
-            aclosing(watch_objects(self._store, request)) as responses,
+            aclosing(watch_objects(self._store, self._clock, request)) as responses,
         ):
             async for response in responses:
                 yield response
@@ -418,11 +421,11 @@ class ControlService:
         o = self._store.get(done.cls, done.id)
         return o.meta.version if o is not None else 0  # type: ignore[attr-defined]  # all have meta
 
-    async def _apply(self, change: Callable[[Draft], R]) -> R:
+    async def _apply(self, context: Context, change: Callable[[Draft], R]) -> R:
         async with self._giving_out:
-            return await self._store.update(change)
+            return await self._store.update(change, who=_who(context.identity))
 
-    async def _apply_when_free(self, change: Callable[[Draft], R]) -> R:
+    async def _apply_when_free(self, context: Context, change: Callable[[Draft], R]) -> R:
         """As `_apply`; where an earlier removal is in the way, waits until it is done, but not for
         ever.
         """
@@ -430,7 +433,7 @@ class ControlService:
         until_s = loop.time() + self._removal_wait_s
         while True:
             try:
-                return await self._apply(change)
+                return await self._apply(context, change)
             except RemovalPending as pending:
                 try:
                     async with asyncio.timeout_at(until_s):

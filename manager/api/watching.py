@@ -14,7 +14,7 @@ from manager.api.lookup import CLASSES, find, name_of, served
 from manager.api.present import present
 from manager.api.problems import nearest
 from manager.control import Causes, service_status
-from manager.store import STACK_LABEL, Batch, Change, Store, Topic, WatchLost
+from manager.store import STACK_LABEL, Batch, Change, Store, Topic, Watch, WatchLost
 from swarm import errors
 from swarm.clock import SECOND_NS, Clock
 from swarm.v1 import (
@@ -45,23 +45,53 @@ ACTIONS = ("create", "update", "remove")
 # ---------------------------------------------------------------- objects
 
 
-async def watch_objects(store: Store, request: WatchRequest) -> AsyncGenerator[WatchResponse, None]:
-    """Every change of the kinds from the given revision on, each once. Raises Exhausted when the
-    caller is too slow, or asks for more of the past than is kept.
+async def watch_objects(
+    store: Store, clock: Clock, request: WatchRequest
+) -> AsyncGenerator[WatchResponse, None]:
+    """Every change of the kinds from the given revision or time on, each once, until the given
+    time. Raises Exhausted when the caller is too slow, or asks for a revision that is no longer
+    kept; of a time only what is kept is given.
     """
     kinds = frozenset(request.kinds or CLASSES)
     for kind in sorted(kinds):
         served(kind)
     chosen = _Chosen(store, request.filters)
-    if request.from_revision < 0:
-        raise errors.Invalid(f"from_revision {request.from_revision}: a revision is not negative")
-    after = request.from_revision - 1 if request.from_revision else None
+    after, kept_from_ns = _begin(store, request)
+    until_ns = request.until_ns
     with store.watch(*[("kind", k) for k in sorted(kinds)], from_revision=after) as watch:
-        yield WatchResponse()
-        async for batch in watch:
+        yield WatchResponse(kept_from_ns=kept_from_ns)
+        while (batch := await _following(watch, clock, until_ns)) is not None:
             events = [e for c in batch.changes if (e := chosen.event(batch, c)) is not None]
             for i in range(0, len(events), EVENTS_MAX):
                 yield WatchResponse(events=tuple(events[i : i + EVENTS_MAX]))
+
+
+def _begin(store: Store, request: WatchRequest) -> tuple[int | None, int]:
+    """The revision after which a watch begins, None: the present one; and from when on changes are
+    kept, if that is later than asked for.
+    """
+    if request.from_revision < 0:
+        raise errors.Invalid(f"from_revision {request.from_revision}: a revision is not negative")
+    if request.from_revision and request.since_ns:
+        raise errors.Invalid("begin a watch with a revision or with a time, not with both")
+    if request.until_ns and request.since_ns > request.until_ns:
+        raise errors.Invalid("since is later than until: there is nothing between them")
+    if request.since_ns:
+        return store.kept_since(request.since_ns)
+    return (request.from_revision - 1 if request.from_revision else None), 0
+
+
+async def _following(watch: Watch, clock: Clock, until_ns: int) -> Batch | None:
+    """The next commit; None: the store was closed, or the time has come."""
+    left_s = max(0.0, (until_ns - clock.now_ns()) / SECOND_NS) if until_ns else None
+    if left_s == 0 and not watch.pending:
+        return None
+    try:
+        async with asyncio.timeout(left_s):
+            batch = await anext(watch, None)
+    except TimeoutError:
+        return None
+    return None if batch is None or (until_ns and batch.time_ns >= until_ns) else batch
 
 
 class _Chosen:
@@ -99,6 +129,7 @@ class _Chosen:
             old=present(change.old) if action == "update" else None,
             revision=batch.revision,
             time_ns=batch.time_ns,
+            who=batch.who,
         )
 
     def _passes(self, o: Any, action: str) -> bool:

@@ -55,6 +55,9 @@ class Store:
         # Objects whose rows are on their way to the engine, by the row's bytes: spares decoding
         # them when they come back. Equal bytes are equal objects.
         self._sent: dict[bytes, Message] = {}
+        # Who asked for the changes of rows that are on their way: by table and id, the value that
+        # is written there and who it was. The value tells them from another writer's.
+        self._asked: dict[tuple[int, str], tuple[bytes | None, str]] = {}
         # Writers that lost a race queue here, so that however many change one object each of them
         # gets through.
         self._losers = asyncio.Lock()
@@ -79,7 +82,7 @@ class Store:
             await self.engine.close()
             self._state = "closed"
             raise
-        self._hub.start(revision)
+        self._hub.start(revision, self._clock.now_ns())
         self.engine.start(self._take)
         self._state = "open"
 
@@ -147,14 +150,21 @@ class Store:
         self._check_open()
         return self._hub.watch(*topics, revision=self.revision, from_revision=from_revision)
 
+    def kept_since(self, time_ns: int) -> tuple[int, int]:
+        """For a watch of the past by time: its `from_revision`; and the time before which commits
+        that were wanted are no longer kept, 0: none were.
+        """
+        return self._hub.kept_since(time_ns)
+
     # -------------------------------------------------------------- writing
 
     def draft(self) -> Draft:
         """An empty draft over the present state."""
         return Draft(self._tables, now_ns=self._clock.now_ns())
 
-    async def commit(self, draft: Draft, *, fence: Fence | None = None) -> int:
-        """Makes the draft's changes durable, all or none; returns the revision they have.
+    async def commit(self, draft: Draft, *, fence: Fence | None = None, who: str = "") -> int:
+        """Makes the draft's changes durable, all or none; returns the revision they have. `who`
+        asked for them, for watches.
 
         A draft without changes is not written and returns the present revision. Raises Stale (the
         state it relied on has changed, or `fence` is no longer the leadership), Unavailable
@@ -166,6 +176,8 @@ class Store:
         if not changes:
             return self.revision
         ops, requires = self._plan(changes, draft.expected)
+        if who:
+            self._asked.update(((op.table, op.id), (op.value, who)) for op in ops)
         started_s = self._clock.monotonic_s()
         outcome = metrics.FAILED
         try:
@@ -181,9 +193,16 @@ class Store:
             for op in ops:
                 if op.value is not None:
                     self._sent.pop(op.value, None)
+                if who and self._asked.get((op.table, op.id)) == (op.value, who):
+                    del self._asked[op.table, op.id]
 
     async def update(
-        self, fn: Callable[[Draft], R], *, fence: Fence | None = None, attempts: int = ATTEMPTS
+        self,
+        fn: Callable[[Draft], R],
+        *,
+        fence: Fence | None = None,
+        attempts: int = ATTEMPTS,
+        who: str = "",
     ) -> R:
         """Runs `fn` on a fresh draft and commits; again, on a fresh draft, when that was Stale.
 
@@ -192,24 +211,24 @@ class Store:
         once.
         """
         try:
-            return await self._attempt(fn, fence)
+            return await self._attempt(fn, fence, who)
         except Stale as error:
             if attempts <= 1 or isinstance(error, Deposed):
                 raise
         async with self._losers:
             for _ in range(attempts - 2):
                 try:
-                    return await self._attempt(fn, fence)
+                    return await self._attempt(fn, fence, who)
                 except Deposed:
                     raise
                 except Stale:
                     continue
-            return await self._attempt(fn, fence)
+            return await self._attempt(fn, fence, who)
 
-    async def _attempt(self, fn: Callable[[Draft], R], fence: Fence | None) -> R:
+    async def _attempt(self, fn: Callable[[Draft], R], fence: Fence | None, who: str) -> R:
         draft = self.draft()
         result = fn(draft)
-        await self.commit(draft, fence=fence)
+        await self.commit(draft, fence=fence, who=who)
         return result
 
     def _plan(
@@ -246,6 +265,7 @@ class Store:
     def _take(self, revision: int, time_ns: int, ops: Sequence[Op]) -> None:
         """Applies one commit of the log; the engine calls it in order."""
         incoming: list[tuple[Kind, str, Message | None]] = []
+        who = self._who(ops) if self._asked else ""
         for op in ops:
             table, value = op.table, op.value
             if table == codec.NAMES:
@@ -268,7 +288,18 @@ class Store:
         changes = self._tables.apply(revision, incoming)
         metrics.CHANGES.inc(len(changes))
         metrics.REVISION.set(revision)
-        self._hub.dispatch(Batch(revision, time_ns, changes))
+        self._hub.dispatch(Batch(revision, time_ns, changes, who))
+
+    def _who(self, ops: Sequence[Op]) -> str:
+        """Who asked for a commit, if it was asked for here. One that several commits share a
+        revision with has all of them.
+        """
+        found: dict[str, None] = {}
+        for op in ops:
+            value, who = self._asked.get((op.table, op.id), (None, ""))
+            if who and value == op.value:
+                found[who] = None
+        return ", ".join(found)
 
     def _check_open(self) -> None:
         if self._state != "open":

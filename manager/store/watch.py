@@ -45,11 +45,14 @@ class WatchLost(errors.Exhausted):
 
 
 class Batch(msgspec.Struct, frozen=True, gc=False):
-    """What one commit changed, as far as the watch's topics go. `time_ns`: unix time."""
+    """What one commit changed, as far as the watch's topics go. `time_ns`: unix time. `who`: asked
+    this manager for it; empty: nobody did, or another manager was asked.
+    """
 
     revision: int
     time_ns: int
     changes: tuple[Change, ...]
+    who: str = ""
 
 
 class Watch:
@@ -155,10 +158,12 @@ class Hub:
         self._history: deque[Batch] = deque()
         self._history_changes = 0
         self._floor = 0  # every commit later than this one is in the history
+        self._floor_ns = 0  # its time, or when the state was loaded
 
-    def start(self, revision: int) -> None:
+    def start(self, revision: int, now_ns: int = 0) -> None:
         """The state was loaded at this revision; commits come from now on."""
         self._floor = revision
+        self._floor_ns = now_ns
 
     def watch(self, *topics: Topic, revision: int, from_revision: int | None) -> Watch:
         """A watch of what comes after `from_revision`, or after `revision`, the present one.
@@ -188,7 +193,7 @@ class Hub:
             if ALL in wanted:
                 watch._push(batch)
             elif chosen := tuple(c for c in batch.changes if not wanted.isdisjoint(topics_of(c))):
-                watch._push(Batch(batch.revision, batch.time_ns, chosen))
+                watch._push(Batch(batch.revision, batch.time_ns, chosen, batch.who))
         return watch
 
     def _since(self, revision: int) -> list[Batch]:
@@ -199,6 +204,18 @@ class Hub:
                 break
             later.append(batch)
         return later[::-1]
+
+    def kept_since(self, time_ns: int) -> tuple[int, int]:
+        """The revision after which a watch shows the kept commits of that time and later; and,
+        where older ones than these were wanted too, the time until which none are kept, else 0.
+
+        Commit times are the writers' clocks; where they step back, the first one in order counts.
+        """
+        lost_ns = self._floor_ns if time_ns < self._floor_ns else 0
+        for batch in self._history:
+            if batch.time_ns >= time_ns:
+                return batch.revision - 1, lost_ns
+        return (self._history[-1].revision if self._history else self._floor), lost_ns
 
     def forget(self, watch: Watch) -> None:
         """Hands the watch nothing more. May be called again."""
@@ -230,7 +247,7 @@ class Hub:
                     if not changes or changes[-1] is not change:
                         changes.append(change)
         for watch, changes in chosen.items():
-            watch._push(Batch(batch.revision, batch.time_ns, tuple(changes)))
+            watch._push(Batch(batch.revision, batch.time_ns, tuple(changes), batch.who))
 
     def _keep(self, batch: Batch) -> None:
         self._history.append(batch)
@@ -239,6 +256,7 @@ class Hub:
             oldest = self._history.popleft()
             self._history_changes -= len(oldest.changes)
             self._floor = oldest.revision
+            self._floor_ns = oldest.time_ns
 
     def close(self) -> None:
         """Ends every watch; what they have queued can still be read."""
