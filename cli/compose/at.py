@@ -46,23 +46,20 @@ class At:
         if self.node.origin is not None:
             anchor, found = self.node.origin
             message = f"{message} (the value of &{anchor} in line {found.line})"
-        self.report.error(self.mark, f"{self.path}: {message}" if self.path else message, hint)
+        self.report.error(self.mark, message, hint, path=self.path)
 
     def fail_key(self, key: str, message: str, hint: str = "") -> None:
         """Like `fail`, at a key of this mapping."""
-        text = f"{self.path}: {message}" if self.path else message
-        self.report.error(self.node.key_mark(key), text, hint)
+        self.report.error(self.node.key_mark(key), message, hint, path=self.path)
 
     def refuse(self, message: str, hint: str = "") -> None:
         """Like `fail`, for what only a deploy refuses."""
         if self.node.tag not in SILENT_TAGS:
-            text = f"{self.path}: {message}" if self.path else message
-            self.report.refuse(self.mark, text, hint)
+            self.report.refuse(self.mark, message, hint, path=self.path)
 
     def refuse_key(self, key: str, message: str, hint: str = "") -> None:
         """Like `refuse`, at a key of this mapping."""
-        text = f"{self.path}: {message}" if self.path else message
-        self.report.refuse(self.node.key_mark(key), text, hint)
+        self.report.refuse(self.node.key_mark(key), message, hint, path=self.path)
 
     def lacks(self, key: str, hint: str) -> None:
         """Reports a key that is needed, unless an unknown key has been reported beside it."""
@@ -82,7 +79,8 @@ class At:
         if isinstance(value, list):
             return "a list"
         text = self.node.text if not isinstance(value, str) else value
-        return f'"{text if len(text) <= 60 else text[:57] + "..."}"'
+        text = text if len(text) <= 60 else text[:57] + "..."
+        return '"' + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) + '"'
 
     # ------------------------------------------------------------------ collections
 

@@ -187,9 +187,9 @@ def refuse_cycles(services: Mapping[str, At]) -> None:
                     at = services[name]
                     at.report.error(
                         node.mark,
-                        f"{at.path}: the services wait for each other in a circle: "
-                        f"{' -> '.join(circle)}",
+                        f"the services wait for each other in a circle: {' -> '.join(circle)}",
                         "remove one of these dependencies",
+                        path=at.path,
                     )
                 elif other in edges and other not in done:
                     stack.append((other, False))

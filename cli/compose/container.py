@@ -216,7 +216,8 @@ def _hosts(at: At) -> tuple[str, ...]:
     for each in found.elements() if found is not None else ():
         name, _, rest = each.text().partition(":")
         address = rest.strip().strip("[]")
-        if address != "host-gateway" and not is_address(address):
+        # What is no host and address at all is told where short forms are read.
+        if name.split() == [name] and address != "host-gateway" and not is_address(address):
             each.fail(f'"{address}" is not an IP address', f'write "{name}:10.0.0.1"')
         lines.append(f"{address} {name}")
     return tuple(lines)

@@ -188,6 +188,7 @@ def _take(
         _fill(anchor, anchor.value, variables, report)
     node.value, node.text, node.tag = anchor.value, anchor.text, anchor.tag
     node.plain = False
+    report.unset_too(node.mark, anchor.mark)
 
 
 def keep_literal(root: Node) -> None:
@@ -211,6 +212,7 @@ def _fill(node: Node, text: str, variables: Mapping[str, str], report: Report) -
             place_in(node, text, offset),
             f"the variable {name} is not set; an empty text is used",
         )
+        report.unset(node.mark, name)
 
     try:
         node.value = substitute(text, variables, unset)

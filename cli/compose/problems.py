@@ -88,27 +88,39 @@ class Report:
     def __init__(self, *, lenient: bool = False) -> None:
         """`lenient`: what only a deploy refuses becomes a warning, for who just looks at files."""
         self.lenient = lenient
-        self._problems: dict[tuple[int, int, int, str], Problem] = {}
+        # By place and words; the paths that it was found at, for an anchor stands in many.
+        self._problems: dict[tuple[int, int, int, str, str], tuple[Source, dict[str, None]]] = {}
         self._warnings: dict[str, None] = {}
         self._misspelt: set[Mark] = set()
+        self._unset: dict[Mark, dict[str, None]] = {}
 
-    def error(self, mark: Mark, message: str, hint: str = "") -> None:
-        """Records a problem; the same one at the same place counts once (anchors are read more than
-        once).
+    def error(self, mark: Mark, message: str, hint: str = "", *, path: str = "") -> None:
+        """Records a problem of the value at `path`. The same one at the same place counts once:
+        many services may have what one anchor says.
         """
         source, line, column = mark
-        key = (source.order, line, column, message)
-        if key not in self._problems:
-            self._problems[key] = Problem(
-                message, source.name, line, column, source.line(line), hint
-            )
+        if names := self._unset.get(mark):
+            subject = "variables {} are" if len(names) > 1 else "variable {} is"
+            message += f" (the {subject.format(listed(names, 'and'))} not set)"
+        key = (source.order, line, column, message, hint)
+        self._problems.setdefault(key, (source, {}))[1][path] = None
 
-    def refuse(self, mark: Mark, message: str, hint: str = "") -> None:
+    def refuse(self, mark: Mark, message: str, hint: str = "", *, path: str = "") -> None:
         """Records what is well said but nothing that a cluster can do."""
         if self.lenient:
-            self.warn(mark, f"a deploy refuses this: {message}" + (f"; {hint}" if hint else ""))
+            text = f"{path}: {message}" if path else message
+            self.warn(mark, f"a deploy refuses this: {text}" + (f"; {hint}" if hint else ""))
         else:
-            self.error(mark, message, hint)
+            self.error(mark, message, hint, path=path)
+
+    def unset(self, mark: Mark, variable: str) -> None:
+        """Remembers a value that a variable left empty, for problems with it."""
+        self._unset.setdefault(mark, {})[variable] = None
+
+    def unset_too(self, mark: Mark, like: Mark) -> None:
+        """The same for a value that is a copy of another."""
+        if names := self._unset.get(like):
+            self._unset.setdefault(mark, {}).update(names)
 
     def misspelt(self, mapping: Mark) -> None:
         """Remembers a mapping that has an unknown key: what it lacks may be what was meant."""
@@ -122,7 +134,14 @@ class Report:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        return tuple(self._problems[key] for key in sorted(self._problems))
+        return tuple(
+            Problem(
+                _placed(message, tuple(paths)), source.name, line, column, source.line(line), hint
+            )
+            for (_, line, column, message, hint), (source, paths) in sorted(
+                self._problems.items(), key=lambda item: item[0]
+            )
+        )
 
     @property
     def failed(self) -> bool:
@@ -140,6 +159,15 @@ class Report:
         """Raises ComposeError if anything was wrong so far."""
         if self._problems:
             raise ComposeError(self.problems)
+
+
+def _placed(message: str, paths: tuple[str, ...]) -> str:
+    """The message with the paths that it is about."""
+    first, *others = paths
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        message += f" (the same for {others[0]}{more})"
+    return f"{first}: {message}" if first else message
 
 
 def nearest(word: str, accepted: Iterable[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+
 from msgspec.structs import replace
 
 from cli.compose.around import (
@@ -26,6 +28,7 @@ from swarm.v1 import (
 
 MOUNT_TYPES = ("volume", "bind", "tmpfs", "image")
 _PROCESS_MOUNTS = ("volume", "bind", "tmpfs")
+_OF_WINDOWS = "a path of Windows, and nodes run Linux"
 
 
 def mounts(at: At, around: Surroundings) -> tuple[Mount, ...]:
@@ -77,9 +80,12 @@ def _mount(at: At, around: Surroundings) -> Mount | None:
     if not target:
         at.lacks("target", "add target: and the path inside the container")
     elif _is_windows(target):
-        (target_at or at).fail(f'"{target}" is a path of Windows, and nodes run Linux', "/PATH")
+        (target_at or at).fail(f'"{target}" is {_OF_WINDOWS}', "write /PATH")
     elif not target.startswith("/"):
-        (target_at or at).fail(f'the target "{target}" is not an absolute path', f"/{target}")
+        (target_at or at).fail(
+            f'the target "{target}" is not an absolute path',
+            f"write {posixpath.normpath(f'/{target}')}" if target.strip("./ ") else "write /PATH",
+        )
     elif not target.strip("/"):
         (target_at or at).fail("the container's root itself cannot be mounted over", "write /PATH")
     readonly, consistency = at.set_at("read_only"), at.set_at("consistency")
@@ -100,7 +106,7 @@ def _mount(at: At, around: Surroundings) -> Mount | None:
     if kind in ("bind", "image") and not source:
         at.fail(f"a mount of type {kind} needs a source", "add source:")
     if kind == "bind" and _is_windows(source):
-        (source_at or at).fail(f'"{source}" is a path of Windows, and nodes run Linux', "/PATH")
+        (source_at or at).fail(f'"{source}" is {_OF_WINDOWS}', "write /PATH")
     if kind == "volume" and source.startswith(("/", ".", "~")):
         (source_at or at).fail(
             f'"{source}" is a path, and a volume has a name', "write type: bind for a host path"

@@ -70,6 +70,7 @@ BAD = [
     ("services: {web: {image: §'a b'}}", "not an image name", "nginx:1.27"),
     ("services: {web: {image: §'a:'}}", "not an image name", ""),
     (f"{WEB}    tty: §maybe\n", "must be true or false", ""),
+    (f'{WEB}    tty: §"may\\nbe\\e"\n', 'not "may\\nbe\\x1b"', ""),
     (f"{WEB}    hostname: §true\n", "must be a string", 'write "true" in quotes'),
     (f"{WEB}    stop_grace_period: §tens\n", "is not a duration", ""),
     (f"{WEB}    stop_grace_period: §10\n", "10 has no unit", "write 10s"),
@@ -129,12 +130,16 @@ BAD = [
     (f"{WEB}    volumes: [§'/a:/']\n", "root itself", ""),
     (f"{WEB}    volumes: [{{type: §npipe, source: a, target: /b}}]\n", "named pipes", ""),
     (f"{WEB}    volumes: [{{type: volume, source: §/a, target: /b}}]\n", "is a path", "bind"),
+    (f"{WEB}    volumes: [§./b]\n", "not an absolute path", "write /b"),
+    (f"{WEB}    volumes: [§.]\n", "not an absolute path", "write /PATH"),
+    (f"{WEB}    volumes: [§'C:\\a:/b']\n", "a path of Windows", "write /PATH"),
     # networks, secrets, configs
     (f"{WEB}    networks: [§frnt]\nnetworks: {{front: }}\n", "not declared", '"front"?'),
     (f"{WEB}    secrets: [§key]\n", 'the secret "key" is not declared', "secrets:"),
     (f"{WEB}    configs: [{{source: §c}}]\n", 'the config "c" is not declared', "configs:"),
     (f"{WEB}secrets: {{key: {{file: §./nope}}}}\n", "no such file: /nonexistent/nope", ""),
     (f"{WEB}secrets: {{key: §{{}}}}\n", "it has no content", "file: PATH"),
+    (f"{WEB}secrets: {{key: {{file: §''}}}}\n", "must not be empty", ""),
     (f"{WEB}secrets: {{key: {{environment: §NOPE}}}}\n", "NOPE is not set", "NOPE=..."),
     (f"{WEB}secrets: {{key: {{content: §''}}}}\n", "the secret is empty", "one byte"),
     (f"{WEB}configs: {{c: §{{file: a, content: b}}}}\n", "file and content exclude", ""),
@@ -177,6 +182,7 @@ BAD = [
     # the container
     (f"{WEB}    dns: §localhost\n", "not an IP address", "1.1.1.1"),
     (f"{WEB}    extra_hosts: [§'a:b']\n", '"b" is not an IP address', "10.0.0.1"),
+    (f"{WEB}    extra_hosts: [§'a b:1']\n", "not a host and its address", "10.0.0.1"),
     (f"{WEB}    working_dir: §app\n", "not an absolute path", "/app"),
     (f"{WEB}    stop_signal: §SIGTREM\n", "not a signal", "SIGTERM"),
     (f"{WEB}    stop_signal: §²\n", "not a signal", ""),
@@ -221,6 +227,23 @@ BAD = [
         "",
     ),
     (f"x-a: &a ${{NO_SUCH:?}}\n{WEB}    hostname: *a\n".replace("$", "§$"), "NO_SUCH", ""),
+    (
+        f"x-a: &a {{hostname: §[b]}}\n{WEB}    <<: *a\n  two: {{<<: *a, image: b}}\n",
+        "services.web.hostname: must be a string, not a list (the same for services.two.hostname)",
+        "",
+    ),
+    # variables that are not set
+    ("services: {web: {image: §'$NO_SUCH'}}", "empty (the variable NO_SUCH is not set)", ""),
+    (
+        f"{WEB}    ports: [§'${{NO_SUCH}}:${{NOR_THIS}}']\n",
+        "(the variables NO_SUCH and NOR_THIS are not set)",
+        "",
+    ),
+    (
+        f"x-a: &a ${{NO_SUCH}}s\n{WEB}    stop_grace_period: §*a\n",
+        "(the variable NO_SUCH is not set)",
+        "",
+    ),
     # other places
     (f"include: [§'https://a.example/b.yml']\n{WEB}", "not fetched", "local file"),
     (f"{WEB}    extends: {{service: a, file: §'git@a:b'}}\n", "not fetched", ""),
