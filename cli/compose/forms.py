@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli.compose import envfile, keys
-from cli.compose.at import At, made
+from cli.compose.at import At, go_float, made
 from cli.compose.mounts import absolute, long_mounts
 from cli.compose.ports import long_ports
 from cli.compose.problems import Report, Source
@@ -111,6 +111,24 @@ def strings(at: At, context: Context) -> Node | None:
         at.fail(f"must be a string or a list of strings, not {at.shown()}")
         return None
     return at.node.made([at.node])
+
+
+def _exposed(at: At, context: Context) -> Node | None:
+    """Ports; of a number its value, as Docker has it: 0x50 is 80."""
+    listed = strings(at, context)
+    if listed is None:
+        return None
+    ports = At(listed, at.path, at.report).elements()
+    return at.node.made([_number_as_text(each.node) for each in ports])
+
+
+def _number_as_text(node: Node) -> Node:
+    match node.value:
+        case int() if not isinstance(node.value, bool):
+            return node.made(str(node.value))
+        case float():
+            return node.made(go_float(node.value))
+    return node
 
 
 def _words(at: At, context: Context) -> Node | None:
@@ -247,7 +265,7 @@ def _healthcheck(at: At, context: Context) -> Node | None:
     if test is None or not isinstance(test.node.value, str):
         return at.node
     assert isinstance(at.node.value, dict)
-    words = [test.node.made("CMD-SHELL"), test.node] if test.node.value else []
+    words: Value = [test.node.made("CMD-SHELL"), test.node]
     node = made(at.node, {**at.node.value, "test": test.node.made(words)})
     node.keys = at.node.keys
     return node
@@ -387,6 +405,7 @@ _FORMS: dict[str, Callable[[At, Context], Node | None]] = {
     "dns_search": strings,
     "entrypoint": _words,
     "environment": pairs,
+    "expose": _exposed,
     "extra_hosts": _hosts,
     "gpus": _gpus,
     "healthcheck": _healthcheck,

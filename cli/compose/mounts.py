@@ -150,7 +150,7 @@ def _short(at: At, base: Path, home: str) -> Node | None:
         elif option in PROPAGATION:
             inner["propagation"] = option
         elif option in ("cached", "delegated", "consistent"):
-            entries["consistency"] = option
+            at.warn(f'"{option}" has no effect: it is about sharing files with a Mac')
         else:
             near = nearest(option, _OPTIONS)
             if option[:2] in ("ro", "rw") and option[2:] in ("z", "Z"):

@@ -105,7 +105,7 @@ def _object(name: str, at: At, table: Table, files: Files, style: Style) -> dict
     if external:
         found["external"] = external
         found.setdefault("name", named or name)
-    elif table in (SECRET, CONFIG) and not any(at.set_at(key) for key in _CONTENTS):
+    elif table in (SECRET, CONFIG) and not any(found.get(key) for key in _CONTENTS):
         found["file"] = str(files.base)  # as Docker has it; a deploy refuses it
     found = {key: found[key] for key in table if key in found}
     own = own_keys(at)

@@ -52,7 +52,7 @@ def canonical_section(at: At, context: Context) -> None:
             if found is not None:
                 entry.node.value[key] = pairs(found) or found.node.made({})
         file = entry.set_at("file")
-        if file is not None and (name := file.text(empty=False)):
+        if file is not None and (name := file.text()):
             entry.node.value["file"] = file.node.made(absolute(name, context.base, context.home))
 
 
@@ -123,14 +123,16 @@ class Objects:
                 found.fail("the name is given twice", "keep name: and write external: true")
         else:
             external = found.truth()
-        if external and isinstance(at.node.value, dict):
-            for key in at.node.value:
-                if key not in ("external", "name") and not key.startswith("x-"):
-                    at.fail_key(
-                        key,
-                        f'"{key}" has no effect on an external {section[:-1]}',
-                        "remove it, or remove external",
-                    )
+        if external:
+            for key, each in at.items():
+                if key in ("external", "name") or key.startswith("x-"):
+                    continue
+                message = f'"{key}" has no effect on an external {section[:-1]}'
+                if section == "networks":
+                    # Many say again how the network was made, and Docker takes it.
+                    each.warn(f"{message}, which is there already")
+                else:
+                    at.fail_key(key, message, "remove it, or remove external")
         return external, name
 
     def _driver(self, at: At) -> Driver | None:
@@ -346,7 +348,10 @@ class Objects:
         return data
 
     def _file(self, at: At, most: int) -> bytes | None:
-        path = Path(at.text(empty=False))
+        name = at.text(empty=False)
+        if not name:
+            return None
+        path = Path(name)
         try:
             with path.open("rb") as file:
                 return file.read(most + 1)

@@ -47,6 +47,11 @@ def _written_strings(at: At, style: Style) -> object:
     return [each.text() if style.exact else each.node.text for each in at.elements()]
 
 
+def _restart(at: At, style: Style) -> object:
+    """An unquoted `no` that a tool of YAML 1.1 made false is the word."""
+    return "no" if at.node.value is False else text(at, style)
+
+
 def _devices(at: At, style: Style) -> object:
     found: list[object] = []
     for each in at.elements():
@@ -312,7 +317,7 @@ SERVICE: Table = {
     "pull_policy": TEXT,
     "pull_refresh_after": TEXT,
     "read_only": TRUTH,
-    "restart": TEXT,
+    "restart": Field(_restart),
     "runtime": TEXT,
     "scale": Field(integer, zero=True),
     "secrets": Field(records(FILE_REFERENCE)),

@@ -159,12 +159,14 @@ SERVICES: dict[str, str] = {
     "sysctls": "sysctls: {net.core.somaxconn: 1024, b: , c: 1.0}",
     "sysctls as a list": "sysctls: [a=1, b, c=]",
     "logging": "logging: {driver: x, options: {a: 1, b: ~, c: 1.50, d: x}}",
+    "numbers of exposed ports": "expose: [0x50, 81.0, 010, '0x10', 1e4]",
     "logging of nothing": "logging: {}",
     "healthcheck": """
         healthcheck: {test: "curl -f x || exit 1", interval: 1h0m0.5s, timeout: 0s, retries: 0,
           start_period: 1000ms, start_interval: 100us, disable: false}
         """,
     "healthcheck as a list": "healthcheck: {test: [CMD, a, ''], retries: 2.0}",
+    "healthcheck of an empty line": "healthcheck: {test: ''}",
     "healthcheck of none": "healthcheck: {test: [NONE]}",
     "healthcheck off": "healthcheck: {disable: true}",
     "healthcheck of nothing": "healthcheck: {}",
@@ -209,6 +211,8 @@ SERVICES: dict[str, str] = {
           - ~:/home
           - ~/dir:/dir
           - ./labelled:/labelled:ro,z
+          - ./shared:/shared:cached
+          - ./more:/more:ro,delegated
           - named:/labelled/too:Z
           - 'C:\data:/windows'
           - 'C:\data:D:\data:ro'
@@ -270,6 +274,7 @@ FILES: dict[str, list[str]] = {
           h: {ipam: {}}
           i: {external: true, x-y: 2}
           j: {external: "$YES", internal: "$OFF"}
+          k: {external: true, driver: overlay, attachable: true}
         """
     ],
     "volumes": [
@@ -302,6 +307,8 @@ FILES: dict[str, list[str]] = {
           g: {file: x, template_driver: golang, x-a: 1}
           h: {}
           i: {external: false}
+          j: {file: "$UNSET", name: j}
+          k: {driver: ""}
         """
     ],
     "configs": [

@@ -331,6 +331,14 @@ def test_volumes(text: str, mount: Mount) -> None:
     assert container(found).mounts == (mount,)
 
 
+def test_consistency_in_a_short_form_does_nothing_and_says_so() -> None:
+    found = loaded(document("volumes: ['/a:/b:ro,cached']"))
+    assert container(found.spec.services[0]).mounts == (
+        Mount(type="bind", source="/a", target="/b", read_only=True),
+    )
+    assert '"cached" has no effect' in found.warnings[0]
+
+
 def test_tmpfs_becomes_a_mount() -> None:
     assert container(service("tmpfs: [/a, '/b:size=64m,mode=700,noexec,uid=5']")).mounts == (
         Mount(type="tmpfs", target="/a"),
@@ -421,6 +429,16 @@ def test_deploys_restart_policy_wins_with_a_warning() -> None:
     found = loaded(document("restart: always\ndeploy: {restart_policy: {condition: none}}"))
     assert task(found.spec.services[0]).restart == RestartPolicy(condition="none")
     assert "not used: deploy.restart_policy" in found.warnings[0]
+
+
+def test_an_unquoted_no_of_another_yaml_is_a_policy() -> None:
+    assert task(service("restart: false")).restart == RestartPolicy(condition="none")
+
+
+def test_an_empty_healthcheck_is_a_line_for_the_shell_as_in_docker() -> None:
+    check = container(service("healthcheck: {test: ''}")).healthcheck
+    assert check is not None
+    assert check.test == ("CMD-SHELL", "")
 
 
 @pytest.mark.parametrize(
@@ -567,6 +585,16 @@ def test_a_number_that_loses_its_spelling_gives_a_warning(text: str, env: str, w
 
 def test_a_network_that_nobody_joins_gives_a_warning() -> None:
     assert "is not made" in loaded(document("", "networks: {n: }")).warnings[0]
+
+
+def test_how_an_external_network_was_made_is_not_used_and_says_so() -> None:
+    top = "networks: {n: {external: true, driver: bridge, attachable: true, x-a: 1}}"
+    found = loaded(document("networks: [n]", top))
+    assert (found.spec.networks, found.spec.external_networks) == ((), ("n",))
+    assert [warning.partition(": ")[2] for warning in found.warnings] == [
+        f'networks.n.{key}: "{key}" has no effect on an external network, which is there already'
+        for key in ("driver", "attachable")
+    ]
 
 
 def test_a_mode_of_the_engine_joins_the_stacks_network_and_says_so() -> None:

@@ -155,6 +155,10 @@ def test_extends_include_and_profiles_are_applied(tmp_path: Path) -> None:
     }
 
 
+def test_an_unquoted_no_of_another_yaml_is_printed_as_the_word() -> None:
+    assert service("restart: false") == {"restart": "no"}
+
+
 def test_keys_a_deploy_refuses_are_printed_with_a_warning() -> None:
     found = normal(
         "services: {a: {build: {context: ., args: [A=1, B]}, blkio_config: {weight: 5}}}\n"
