@@ -28,7 +28,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -49,6 +49,7 @@ FILES_MAX: Final = 8  # 64 MiB: some 200,000 records
 PENDING_MAX: Final = 10_000  # that the disk has not taken: some 5 MB
 LINE_BYTES_MAX: Final = 16 << 10
 RETRY_S: Final = 1.0
+SYSLOG_S: Final = 5.0  # a daemon that takes nothing for so long is tried again later
 WRITTEN_S_MAX: Final = 2.0  # an answer waits no longer for a disk that hangs
 # Denied calls cost their caller nothing, so they must not push the trail's records out.
 DENIED_WINDOW_S, DENIED_MAX = 10.0, 100
@@ -112,6 +113,8 @@ class Trail:
 
     async def run(self) -> None:
         """Writes records until cancelled; then what is left, as far as the disk takes it."""
+        for outlet in self._outlets:
+            outlet.running = True
         try:
             async with asyncio.TaskGroup() as group:
                 for outlet in self._outlets:
@@ -119,6 +122,7 @@ class Trail:
         finally:
             for outlet in self._outlets:
                 outlet.last()
+            self._files.close()
 
     # -------------------------------------------------------------- records
 
@@ -257,7 +261,7 @@ class _Outlet:
         self._lost = 0
         self._wake = asyncio.Event()
         self._waiters: list[asyncio.Future[None]] = []
-        self._running = False
+        self.running = False
         self.problem = ""
 
     def put(self, line: bytes) -> None:
@@ -269,14 +273,13 @@ class _Outlet:
 
     async def written(self) -> None:
         """Returns once the next attempt to write has ended; at once where the last one failed."""
-        if not self._running or self.problem or not (self._pending or self._waiters):
+        if not self.running or self.problem or not (self._pending or self._waiters):
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         await waiter
 
     async def run(self) -> None:
-        self._running = True
         try:
             while True:
                 await self._wake.wait()
@@ -285,7 +288,7 @@ class _Outlet:
                     await asyncio.sleep(RETRY_S)
                     self._wake.set()
         finally:
-            self._running = False
+            self.running = False
             self._release()
 
     async def _attempt(self) -> bool:
@@ -379,6 +382,12 @@ class _Files:
             raise
         self._size += len(data)
 
+    def close(self) -> None:
+        """A later write opens it again."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
     def _open(self) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         numbers = [n for n, _ in self._list()]
@@ -397,8 +406,7 @@ class _Files:
     def _next(self, number: int) -> None:
         path = self._path(number)
         fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if self._fd >= 0:
-            os.close(self._fd)
+        self.close()
         self._fd, self._number, self._size = fd, number, os.fstat(fd).st_size
         for _, old in self._list()[: -self._files_max]:
             old.unlink(missing_ok=True)
@@ -466,7 +474,7 @@ def copy_to(text: str) -> Copy:
     return Copy(text, _Appended(Path(text).absolute()).write)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Appended:
     """A file that others rotate: opened anew for each batch, so that it may be moved away."""
 
@@ -492,23 +500,16 @@ class _Appended:
             os.close(fd)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Syslog:
     """The local syslog daemon's datagram socket, in the form of RFC 3164 that all of them read."""
 
     path: str
-    _socket: socket.socket | None = field(default=None)
 
     def write(self, lines: Sequence[bytes]) -> None:
-        if self._socket is None:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._socket.settimeout(5.0)
         tag = f"<{_SYSLOG_PRIORITY}>swarmd[{os.getpid()}]: ".encode()
-        try:
-            self._socket.connect(self.path)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+            daemon.settimeout(SYSLOG_S)
+            daemon.connect(self.path)
             for line in lines:
-                self._socket.send(tag + line.rstrip(b"\n"))
-        except OSError:
-            self._socket.close()
-            self._socket = None
-            raise
+                daemon.send(tag + line.rstrip(b"\n"))

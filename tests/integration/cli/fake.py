@@ -197,12 +197,6 @@ class _Control:
     def __init__(self, cluster: FakeCluster) -> None:
         self.cluster = cluster
 
-    async def get_unlock_key(
-        self, request: GetUnlockKeyRequest, context: rpc.Context
-    ) -> GetUnlockKeyResponse:
-        self.cluster.note("get_unlock_key", request)
-        return GetUnlockKeyResponse(unlock_key="SWMKEY-1-k", in_force=True)
-
     async def backup(
         self, request: BackupRequest, context: rpc.Context
     ) -> AsyncIterator[BackupResponse]:
@@ -394,10 +388,6 @@ class _Control:
 class _Local:
     def __init__(self, cluster: FakeCluster) -> None:
         self.cluster = cluster
-
-    async def unlock(self, request: UnlockRequest, context: rpc.Context) -> UnlockResponse:
-        self.cluster.note("unlock", request)
-        return UnlockResponse()
 
     async def restore(
         self, request: AsyncIterator[RestoreRequest], context: rpc.Context
