@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import urllib.request
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
         yield made
 
 
+SHOP = Path(__file__).parents[2] / "deploy/examples/shop.yml"
 # Told apart from the tasks of other tests by how long they sleep.
 SLEEP_S = str(100_000 + os.getpid())
 
@@ -158,3 +160,22 @@ def test_exit_codes_come_through(node: Node) -> None:
     )
     assert done.returncode == 6, done.stderr
     assert "no-such-program" in done.stderr
+
+
+def test_the_shop_example_starts_in_order_and_rolls_back_what_fails(node: Node) -> None:
+    node.start()
+    node.init()
+    deploy = ("stack", "deploy", "-c", SHOP, "shop")
+    done = node.run(*deploy)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    ends = ("db: 1/1 running", "migrate: 1/1 completed", "web: 3/3 running")
+    order = [lines.index(f"shop_{end}, converged") for end in ends]
+    assert order == sorted(order), done.stderr
+    page = f"http://{node.address}:4001"
+    assert re.fullmatch(r"Hello from shop_web\.[123] on m\n", get(page))
+    done = node.run(*deploy, env={"GREETING": ""})
+    assert done.returncode == 7, done.stderr
+    assert "Error: stack 'shop': shop_web was rolled back\n" in done.stderr
+    assert "    | GREETING is empty\n" in done.stderr
+    assert get(page).startswith("Hello")
