@@ -29,10 +29,10 @@ from etcd3aio import _protobuf as pb
 
 from manager.store.engine import Corrupt, Fence, OnCommit, Op, Row, Stale
 from manager.store.engines import preconditions
-from manager.store.engines.etcd_client import Compacted, EtcdClient
+from manager.store.engines.etcd_client import ANSWER_S, Compacted, EtcdClient
 from manager.store.engines.etcd_leader import Leadership
 from manager.store.engines.etcd_requests import Head, Keys, created, end_of, put, read
-from manager.store.engines.etcd_writer import ANSWER_S, PATIENCE_S, Commit, Writer
+from manager.store.engines.etcd_writer import PATIENCE_S, Commit, Writer
 from swarm import errors
 from swarm.clock import Clock
 

@@ -22,6 +22,9 @@ from swarm import errors
 # etcd's --max-request-bytes as swarmd sets it, and room for the frame around it.
 MESSAGE_BYTES_MAX: Final = 64 << 20
 CALL_S: Final = 5.0
+# After this long without an answer one that is awaited urgently counts as lost; an election of
+# etcd's leader, which loses what is under way, takes 0.6 to 1.2 s.
+ANSWER_S: Final = 1.5
 CONNECT_S: Final = 2.0
 
 # Words for what was not done and never will be. Of etcd's own (api/v3rpc/rpctypes/errors.go) only
@@ -154,7 +157,7 @@ class EtcdClient:
     async def grant(self, ttl_s: int) -> tuple[int, int]:
         """A lease: its id, and the seconds it lasts, which may be more than asked for."""
         try:
-            answer = await self._lease.LeaseGrant(pb.LeaseGrantRequest(TTL=ttl_s), timeout=CALL_S)
+            answer = await self._lease.LeaseGrant(pb.LeaseGrantRequest(TTL=ttl_s), timeout=ANSWER_S)
         except grpc.aio.AioRpcError as error:
             raise self._failed(error, writes=True) from error
         return answer.ID, answer.TTL
@@ -162,7 +165,7 @@ class EtcdClient:
     async def revoke(self, lease: int) -> None:
         """Ends a lease with its keys; one that is over is no error."""
         try:
-            await self._lease.LeaseRevoke(pb.LeaseRevokeRequest(ID=lease), timeout=CALL_S)
+            await self._lease.LeaseRevoke(pb.LeaseRevokeRequest(ID=lease), timeout=ANSWER_S)
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise self._failed(error, writes=True) from error

@@ -32,7 +32,7 @@ import structlog
 from etcd3aio import _protobuf as pb
 
 from manager.store.engine import Fence, Op
-from manager.store.engines.etcd_client import EtcdClient, Full
+from manager.store.engines.etcd_client import ANSWER_S, EtcdClient, Full
 from manager.store.engines.etcd_requests import Head, Keys, at, created, delete, put, read
 from swarm import errors
 from swarm.clock import Clock
@@ -45,9 +45,6 @@ GROUPS_MAX: Final = 4  # transactions under way at once
 QUEUE_COMMITS_MAX: Final = 20_000
 QUEUE_S: Final = 10.0  # the longest that a commit waits to be sent
 COMMIT_S: Final = 10.0  # the longest that a sent commit's outcome is waited for
-# After this long without an answer it counts as lost. Too early costs a write of the generation,
-# no more: what was only slow is found in the log. An election takes 0.6 to 1.2 s.
-ANSWER_S: Final = 1.5
 # How long what etcd refused for want of a leader, or could not be sent, is tried again: an election
 # and a restart of etcd's process.
 PATIENCE_S: Final = 3.0
@@ -218,6 +215,8 @@ class Writer:
             generation, breaks = self._generation, self._following.breaks
             time_ns = self._clock.now_ns()
             try:
+                # Too early costs a write of the generation, no more: what was only slow is found in
+                # the log.
                 answer = await self._client.txn(
                     self._transaction(group, generation, time_ns), timeout_s=ANSWER_S
                 )

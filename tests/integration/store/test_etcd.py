@@ -6,6 +6,8 @@ import asyncio
 import itertools
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -274,12 +276,59 @@ async def test_a_leader_that_is_silent_deposes_itself_before_another_leads(
         await a.update(put(Task(id="t")), fence=fence)
 
 
+async def test_a_leader_whose_loop_stood_still_writes_nothing_after_its_successor(
+    shared: Etcd, managers: Managers, prefix: str
+) -> None:
+    """What it does first when it goes on is a commit under its old fence."""
+    a = await managers(shared, prefix)
+    fence = await a.engine.campaign("n1")
+    successor = subprocess.Popen(  # noqa: ASYNC220  # blocking is what this is about
+        [sys.executable, "-c", SUCCESSOR, shared.endpoint, prefix], stdout=subprocess.PIPE
+    )
+    try:
+        # The whole loop, renewals included, until the other process has led and written.
+        assert successor.stdout is not None
+        assert successor.stdout.readline() == b"written\n"
+        with pytest.raises(Deposed):
+            await a.update(put(Task(id="t1")), fence=fence)
+        async with asyncio.timeout(WAIT_S):
+            await a.engine.wait_deposed(fence)
+        await engine_of(a).barrier()
+        assert {t.id for t in a.all(Task)} == {"t2"}
+        assert (await a.engine.campaign("n1")).epoch > fence.epoch
+    finally:
+        successor.kill()
+        successor.communicate()
+
+
+SUCCESSOR = """
+import asyncio, sys
+from manager.store import Store
+from manager.store.engines.etcd import EtcdEngine
+from manager.store.engines.etcd_client import EtcdClient
+from swarm.clock import SystemClock
+from swarm.v1 import Task
+
+async def main():
+    clock = SystemClock()
+    engine = EtcdEngine(EtcdClient([sys.argv[1]]), clock=clock, writer="other", prefix=sys.argv[2])
+    store = Store(engine, clock)
+    await store.open()
+    fence = await engine.campaign("n2")
+    await store.update(lambda d: d.put(Task(id="t2")), fence=fence)
+    await store.close()
+    print("written", flush=True)
+
+asyncio.run(main())
+"""
+
+
 async def test_a_manager_that_is_started_anew_takes_its_own_leadership_over_at_once(
     shared: Etcd, managers: Managers, prefix: str
 ) -> None:
     a, b = await managers(shared, prefix), await managers(shared, prefix)
     fence = await a.engine.campaign("n1")
-    async with asyncio.timeout(1.5):  # below the lease's time
+    async with asyncio.timeout(0.8):  # below the lease's time
         assert (await b.engine.campaign("n1")).epoch > fence.epoch
 
 

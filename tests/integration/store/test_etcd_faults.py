@@ -1,6 +1,7 @@
 """Three managers on three etcd members while members die, stop, lose their network or their disk.
 
-STORE_FAULT_ROUNDS=n in the environment repeats each fault n times over, with other seeds.
+STORE_FAULT_ROUNDS=n in the environment repeats each fault n times over, with other seeds, and makes
+cuts last longer than a client waits, so that some never learn what became of their writes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROUNDS = int(os.environ.get("STORE_FAULT_ROUNDS", "1"))
 FAULT_S = 2.5  # longer than a lease and an election
+CUT_S = FAULT_S / 2 if ROUNDS == 1 else 15.0
 TMPFS_BYTES = 200 << 20  # etcd's log alone takes 64 MiB, and as much for its next part
 
 
@@ -64,7 +66,7 @@ async def cut_clients(a: Arena) -> None:
     cut = await a.leader()
     for up, down in ((True, True), (False, True), (True, False)):
         cut.clients.cut(up=up, down=down)
-        await a.work(FAULT_S / 2, a.others(cut))
+        await a.work(CUT_S, a.others(cut))
         cut.clients.heal()
         await a.progress()
 
@@ -138,7 +140,7 @@ async def test_state_changes_again_soon_after_the_leader_is_killed(tmp_path: Pat
         print(f"write_gap_s={write_s:.2f} new_leader_s={led_s - killed_s:.2f}")
         await asyncio.to_thread(leader.etcd.start)
     assert write_s < 4
-    assert led_s - killed_s < 6
+    assert led_s - killed_s < 4
 
 
 @pytest.fixture
