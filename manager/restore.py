@@ -28,7 +28,7 @@ from typing import Final
 import structlog
 from msgspec import structs
 
-from manager.ca import Sealer, objects, write_key
+from manager.ca import KEY_BYTES, Sealer, objects, write_key
 from manager.store import Draft, Store, codec
 from manager.store.engine import Corrupt, Row
 from manager.store.engines.embedded import EmbeddedEngine
@@ -134,8 +134,13 @@ class Restoration:
                 )
             try:
                 kind, o = codec.decode_row(row, where="the backup", seal=sealer)
-            except (Corrupt, errors.Internal) as error:
+            except Corrupt as error:
                 raise backup.Corrupt(f"{error.message}; {_WHAT_NOW}") from None
+            except errors.Internal as error:
+                raise backup.Corrupt(
+                    f"the backup is damaged: row {BY_KIND[Kind(row.table)].kind.name.lower()} "
+                    f"{row.id!r}: {error.message}; {_WHAT_NOW}"
+                ) from None
             if kind in codec.SEALED:
                 row = structs.replace(row, value=codec.encode(o, sealer))
             rows.append(row)
@@ -147,6 +152,11 @@ class Restoration:
     def _sealer(self) -> Sealer:
         keys = self._reader.keys
         assert keys is not None  # they come before the rows
+        if len(keys.seal_key) != KEY_BYTES:
+            raise backup.Corrupt(
+                f"the backup is damaged: its sealing key has {len(keys.seal_key)} bytes, not "
+                f"{KEY_BYTES}; {_WHAT_NOW}"
+            )
         return Sealer(keys.seal_key)
 
     async def finish(self, advertise: Callable[[backup.Header], str]) -> Restored:

@@ -5,9 +5,10 @@ from manager.ca.authority import Authority, NewCluster, manager_addrs, new_clust
 from manager.ca.autolock import Autolock
 from manager.ca.objects import objects
 from manager.ca.rotation import Rotations
-from manager.ca.seal import Sealer, load_key, load_or_make_key, write_key
+from manager.ca.seal import KEY_BYTES, Sealer, load_key, load_or_make_key, write_key
 
 __all__ = [
+    "KEY_BYTES",
     "Authority",
     "Autolock",
     "NewCluster",

@@ -22,7 +22,7 @@ from swarm.vault import Vault
 
 _VERSION = b"\x01"
 _NONCE_BYTES = 12
-_KEY_BYTES = 32
+KEY_BYTES = 32
 _CONTEXT = b"swarm seal 1"
 _PURPOSE = b"swarm seal key"
 
@@ -31,7 +31,7 @@ class Sealer:
     """Seals and opens with one key."""
 
     def __init__(self, key: bytes) -> None:
-        errors.invariant(len(key) == _KEY_BYTES, "a sealing key has 32 bytes")
+        errors.invariant(len(key) == KEY_BYTES, "a sealing key has 32 bytes")
         self.key = key  # for backups alone
         self._cipher = AESGCM(key)
         self._digest_key = hashlib.sha256(b"swarm digest 1" + key).digest()
@@ -74,10 +74,10 @@ def load_key(path: Path, vault: Vault | None = None) -> bytes:
             "restore a backup with `swarmctl swarm restore`"
         ) from None
     try:
-        if len(found) > _KEY_BYTES and vault is not None:
+        if len(found) > KEY_BYTES and vault is not None:
             return vault.open(found, purpose=_PURPOSE)
-        if len(found) != _KEY_BYTES:
-            raise errors.Invalid(f"a sealing key has {_KEY_BYTES} bytes, it has {len(found)}")
+        if len(found) != KEY_BYTES:
+            raise errors.Invalid(f"a sealing key has {KEY_BYTES} bytes, it has {len(found)}")
     except errors.Invalid as error:
         raise errors.Invalid(
             f"{path} is damaged: {error.message}; restore it from a backup (without it, stored "
@@ -92,7 +92,7 @@ def load_or_make_key(path: Path, vault: Vault | None = None) -> bytes:
     """As `load_key`, but the key is made on first use. Its file is readable by its owner only."""
     if path.exists():
         return load_key(path, vault)
-    key = secrets.token_bytes(_KEY_BYTES)
+    key = secrets.token_bytes(KEY_BYTES)
     write_key(path, key, vault)
     return key
 
