@@ -47,6 +47,8 @@ CONFIG_BYTES_MAX = 1_024_000  # as SwarmKit
 _FIELD_LIMITS = Limits(output_chars=128 << 10, steps=50_000)
 # Thousands of placeholders in a file are within it; the slowest template takes about two seconds.
 _PAYLOAD_STEPS = 100_000
+# Managers look for unknown fields this far into a file, on their event loop: some 20 ms at worst.
+_CHECK_STEPS = 1_000
 
 Values = Struct
 Getter = Callable[[str], str]
@@ -226,28 +228,42 @@ def expand_payload(
 
 
 def payload_problem(data: bytes, *, name: str) -> TemplateError | None:
-    """What is wrong with a templated secret or config whatever the task; None: nothing is."""
+    """What is wrong with a templated secret or config whatever the task: its syntax, or the first
+    field that does not exist; None: nothing is. What depends on the task is not looked at.
+    """
 
     def get(key: str) -> str:
         return ""
 
     try:
-        _payload(
+        template = _payload(
             data,
             name=name,
             bytes_max=CONFIG_BYTES_MAX,
             more={"secret": get, "config": get, "env": get},
+            steps=_CHECK_STEPS,
         )
     except TemplateError as error:
         return error
+    try:
+        template.render(_SAMPLE)
+    except TemplateError as error:
+        return error if error.unknown_field else None
     return None
 
 
-def _payload(data: bytes, *, name: str, bytes_max: int, more: Mapping[str, Getter]) -> Template:
+def _payload(
+    data: bytes,
+    *,
+    name: str,
+    bytes_max: int,
+    more: Mapping[str, Getter],
+    steps: int = _PAYLOAD_STEPS,
+) -> Template:
     return Template(
         data.decode(errors="surrogateescape"),
         name=name,
         functions={**_FUNCTIONS, **more},
         missing=_no_such_key,
-        limits=Limits(output_chars=bytes_max, steps=_PAYLOAD_STEPS),
+        limits=Limits(output_chars=bytes_max, steps=steps),
     )

@@ -70,6 +70,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "secret template": ({"secret": secret(templating=Driver(name="jinja"))}, "template_driver: 'jinja' is not one of golang"),
     "secret template text": ({"secret": secret(data=b"a\n{{secret}", templating=Driver(name="golang"))}, "data: line 2, column 9: '}' cannot be read here"),
     "config template text": ({"config": config(data=b"{{nope}}", templating=Driver(name="golang"))}, "data: line 1, column 3: there is no function 'nope'"),
+    "secret template field": ({"secret": secret(data=b"a\n{{.Task.Solt}}", templating=Driver(name="golang"))}, "data: line 2, column 3: there is no field 'Solt'; did you mean 'Slot'?"),
     "template options": ({"config": config(templating=Driver(name="golang", options={"a": "b"}))}, "template_driver: a template driver has no options"),
     "config too large": ({"config": config(data=b"x" * 1_024_001)}, "a config holds up to 1024000 bytes"),
     "config label": ({"config": config(labels={" ": "x"})}, "labels: a label has no name"),
@@ -100,6 +101,20 @@ async def test_refused_with_object_field_and_reason(api: Api, spec: dict[str, An
         await api.create(**spec)
     assert message in caught.value.message
     assert api.store.revision == before
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"{{.Service.Labels.tier}}",
+        b'{{if eq (env "A") "x"}}{{.Nope}}{{end}}',
+        b'{{slice (secret "key") 0 4}}',
+        b'{{range $i, $c := printf "%2000d" 1}}{{$i}}{{end}}{{.Nope}}',
+    ],
+    ids=["label", "condition", "secret", "long"],
+)
+async def test_a_template_that_some_task_may_expand_is_taken(api: Api, data: bytes):
+    await api.create(config=config("x", data, templating=Driver(name="golang")))
 
 
 @pytest.mark.parametrize(
