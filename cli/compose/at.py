@@ -62,8 +62,8 @@ class At:
         self.report.refuse(self.node.key_mark(key), message, hint, path=self.path)
 
     def lacks(self, key: str, hint: str) -> None:
-        """Reports a key that is needed, unless an unknown key has been reported beside it."""
-        if not self.report.is_misspelt(self.mark):
+        """Reports a key that is needed, unless it may be there but for another problem."""
+        if not self.report.is_half_known(self.mark):
             self.fail(f"{key} is missing", hint)
 
     def warn(self, message: str) -> None:
@@ -164,7 +164,7 @@ class At:
             hint = f"known here: {', '.join(sorted(usable))}"
         else:
             hint = "to keep data of your own here, begin the key with x-"
-        self.report.misspelt(self.mark)
+        self.report.half_known(self.mark)
         self.fail_key(name, f'unknown key "{name}"', hint)
 
     # ------------------------------------------------------------------ scalars

@@ -42,41 +42,45 @@ def _extended(reading: Reading, at: At, context: Context, file: str, chain: Chai
     extends = at.set_at("extends")
     if extends is None or extends.node.tag == "!reset":
         return node
+    base = _base(reading, extends, context, file, chain)
+    if base is None:  # which has been reported
+        reading.report.half_known(node.mark)
+        return node
+    merged = merge(base, node, ("services", "*"))
+    merged.tag = node.tag
+    return merged
+
+
+def _base(reading: Reading, extends: At, context: Context, file: str, chain: Chain) -> Node | None:
+    """The service that another one extends."""
     if isinstance(extends.node.value, str):
         other_at, file_at = extends, None
     elif extends.check_keys(keys.EXTENDS, context="extends"):
-        found = extends.set_at("service")
+        found, file_at = extends.set_at("service"), extends.set_at("file")
         if found is None:
             extends.lacks("service", "add service: and the name to start from")
-            return node
-        other_at, file_at = found, extends.set_at("file")
+            return None
+        other_at = found
     else:
-        return node
+        return None
     place = _place(file_at, context, file)
     if place is None:
-        return node
+        return None
     other, (other_file, other_context) = other_at.text(empty=False), place
     if (other_file, other) in chain:
         names = " -> ".join(name for _, name in (*chain, (other_file, other)))
         extends.fail(f"services extend each other in a circle: {names}", "break the circle")
-        return node
+        return None
     if len(chain) > EXTENDS_DEPTH_MAX:
         extends.fail(
             f"services extend each other over more than {EXTENDS_DEPTH_MAX} levels",
             "extend the first of them",
         )
-        return node
+        return None
     base = _service(reading, other_at, other, other_file, other_context)
     if base is None:
-        return node
-    base_node = extended(
-        reading, base, other_context, other_file, chain=(*chain, (other_file, other))
-    )
-    if base_node is None:
-        return node
-    merged = merge(base_node, node, ("services", "*"))
-    merged.tag = node.tag
-    return merged
+        return None
+    return extended(reading, base, other_context, other_file, chain=(*chain, (other_file, other)))
 
 
 def _place(file_at: At | None, context: Context, file: str) -> tuple[str, Context] | None:

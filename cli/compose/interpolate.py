@@ -134,7 +134,8 @@ class _Template:
         return rest if takes_rest else value or "", end + 1
 
     def unclosed(self, start: int, position: int, *, colon: bool) -> None:
-        shown = self.text[start : start + 30]
+        text, brace, _ = self.text[start : start + 30].partition("}")
+        shown = text.split("\n")[0] + brace
         if position >= len(self.text):
             raise BadTemplate(
                 f"{shown!r} has no closing brace", "write } where the variable ends", start
@@ -228,7 +229,8 @@ def place_in(node: Node, text: str, offset: int) -> Mark:
     """Where a part of a scalar's text stands in its source: found by looking for it, because
     quotes, folding and escapes move it.
     """
-    part = text[offset : offset + 24].split("\n")[0].split('"')[0].split("\\")[0].rstrip()
+    words = text[offset : offset + 24].split()  # folding puts spaces where lines end
+    part = words[0].split('"')[0].split("\\")[0] if words else ""
     earlier = text[:offset].count(part) if part else 0
     for line in range(node.line, node.line + text.count("\n") + 3):
         written = node.source.line(line)

@@ -91,7 +91,7 @@ class Report:
         # By place and words; the paths that it was found at, for an anchor stands in many.
         self._problems: dict[tuple[int, int, int, str, str], tuple[Source, dict[str, None]]] = {}
         self._warnings: dict[str, None] = {}
-        self._misspelt: set[Mark] = set()
+        self._half_known: set[Mark] = set()
         self._unset: dict[Mark, dict[str, None]] = {}
 
     def error(self, mark: Mark, message: str, hint: str = "", *, path: str = "") -> None:
@@ -122,12 +122,14 @@ class Report:
         if names := self._unset.get(like):
             self._unset.setdefault(mark, {}).update(names)
 
-    def misspelt(self, mapping: Mark) -> None:
-        """Remembers a mapping that has an unknown key: what it lacks may be what was meant."""
-        self._misspelt.add(mapping)
+    def half_known(self, mapping: Mark) -> None:
+        """Remembers a mapping that has an unknown key, which may be what it lacks, or that extends
+        what could not be read.
+        """
+        self._half_known.add(mapping)
 
-    def is_misspelt(self, mapping: Mark) -> bool:
-        return mapping in self._misspelt
+    def is_half_known(self, mapping: Mark) -> bool:
+        return mapping in self._half_known
 
     def warn(self, mark: Mark, message: str) -> None:
         self._warnings[f"{mark}: {message}"] = None
