@@ -16,6 +16,7 @@ mod_revision at `_applied`; nothing is acknowledged before etcd has it on a quor
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import heapq
 from collections.abc import Coroutine, Iterable, Sequence
@@ -224,33 +225,33 @@ class EtcdEngine:
 
     def _take(self, events: Sequence[Any]) -> None:
         """Applies what the watch has shown: whole revisions, in order."""
+        revisions = [event.kv.mod_revision for event in events]
         start = 0
-        for i, event in enumerate(events):
-            revision = event.kv.mod_revision
-            if i + 1 == len(events) or events[i + 1].kv.mod_revision != revision:
-                if revision > self._applied:
-                    self._take_revision(revision, events[start : i + 1])
-                start = i + 1
+        # What was reported as an own commit is skipped without a look at it: most of it.
+        while start < len(events):
+            revision = revisions[start]
+            end = bisect.bisect_right(revisions, revision, start)
+            if revision > self._applied:
+                self._take_revision(revision, events[start:end])
+            start = end
 
     def _take_revision(self, revision: int, events: Sequence[Any]) -> None:
-        head: Head | None = None
-        rows = []
-        for event in events:
-            key = event.kv.key
-            if key == self._keys.head:
-                head = _HEADS.decode(event.kv.value)
-            elif key == self.leadership.key:
-                self.leadership.note(None if event.type else event.kv, revision)
-            elif key.startswith(self._keys.rows):
-                rows.append(event)
         own = self._own.get(revision)
         if own is not None:
             self._advance(revision, own.time_ns, own.ops)
             return
+        head: Head | None = None
         ops = []
-        for event in rows:
-            table, id_ = self._keys.row_of(event.kv.key, where=self.where)
-            ops.append(Op(table, id_, None if event.type else event.kv.value, None))
+        for event in events:
+            kv = event.kv
+            key = kv.key
+            if key.startswith(self._keys.rows):
+                table, id_ = self._keys.row_of(key, where=self.where)
+                ops.append(Op(table, id_, None if event.type else kv.value, None))
+            elif key == self._keys.head:
+                head = _HEADS.decode(kv.value)
+            elif key == self.leadership.key:
+                self.leadership.note(None if event.type else kv, revision)
         self._advance(revision, head.time_ns if head else self._clock.now_ns(), ops)
         if head is not None:
             self._writer.show(head, revision, ops)
@@ -390,7 +391,11 @@ class EtcdEngine:
         self._check_open()
         fence = await self.leadership.campaign(node_id)
         # What earlier leaders wrote is known before this one decides anything.
-        await self.reached(fence.epoch)
+        try:
+            await self.reached(fence.epoch)
+        except BaseException:
+            self.leadership.abandon(fence)
+            raise
         return fence
 
     async def resign(self, fence: Fence) -> None:

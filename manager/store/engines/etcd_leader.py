@@ -181,6 +181,12 @@ class Leadership:
         self._wake()
         await self._drop_lease()
 
+    def abandon(self, fence: Fence) -> None:
+        """Renews no more, for nobody is there to lead; the lease ends by itself."""
+        if self._mine == fence:
+            self._mine = None
+            self._wake()
+
     async def _drop_lease(self) -> None:
         lease, self._lease = self._lease, 0
         if lease:

@@ -323,6 +323,24 @@ asyncio.run(main())
 """
 
 
+async def test_a_campaign_that_is_cancelled_after_it_was_won_leaves_no_leader_behind(
+    shared: Etcd, managers: Managers, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = await managers(shared, prefix), await managers(shared, prefix)
+    behind = asyncio.Event()
+
+    async def never(revision: int) -> None:
+        behind.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(engine_of(a), "reached", never)
+    campaign = asyncio.create_task(a.engine.campaign("n1"))
+    await behind.wait()
+    campaign.cancel()
+    async with asyncio.timeout(WAIT_S):
+        await b.engine.campaign("n2")
+
+
 async def test_a_manager_that_is_started_anew_takes_its_own_leadership_over_at_once(
     shared: Etcd, managers: Managers, prefix: str
 ) -> None:
