@@ -14,7 +14,8 @@ from decimal import Decimal
 
 from cli.compose.keys import Key, Support, place_of
 from cli.compose.problems import Mark, Report, listed, nearest
-from cli.compose.tree import SILENT_TAGS, Node, Value, go_time, resolve
+from cli.compose.scalars import go_time, resolve
+from cli.compose.tree import SILENT_TAGS, Node, Value
 from swarm.quantities import parse_bytes, parse_cpus, parse_duration
 
 MEMORY_MIN = 4 * 1024 * 1024  # Docker's least memory limit
@@ -362,6 +363,14 @@ def made(like: Node, entries: dict[str, Value | Node]) -> Node:
     """A mapping at the place of `like`."""
     values = {k: v if isinstance(v, Node) else like.made(v) for k, v in entries.items()}
     return like.made(values)
+
+
+def with_value(at: At, key: str, value: Node) -> Node:
+    """The mapping with another value of one key, and its keys where they stood."""
+    assert isinstance(at.node.value, dict)
+    node = made(at.node, {**at.node.value, key: value})
+    node.keys = at.node.keys
+    return node
 
 
 def go_float(value: float) -> str:

@@ -6,11 +6,7 @@ import ipaddress
 import re
 
 from cli.compose import storage
-from cli.compose.around import (
-    NAMESPACE_LABEL,
-    Surroundings,
-    strings_of,
-)
+from cli.compose.around import NAMESPACE_LABEL, Surroundings, strings_of
 from cli.compose.at import At
 from cli.compose.problems import listed, nearest
 from swarm.v1 import (

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from cli.compose import keys
 from cli.compose.at import At
-from cli.compose.forms import Context, canonical_service
+from cli.compose.forms import canonical_service
 from cli.compose.merge import merge
 from cli.compose.mounts import absolute
 from cli.compose.problems import nearest
 from cli.compose.reading import Reading, refuse_remote
+from cli.compose.shorts import Context
 from cli.compose.tree import Node
 
 EXTENDS_DEPTH_MAX = 64

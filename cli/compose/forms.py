@@ -12,33 +12,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from cli.compose import envfile, keys
-from cli.compose.at import At, go_float, made
+from cli.compose.at import At, made, with_value
 from cli.compose.mounts import absolute, long_mounts
 from cli.compose.ports import long_ports
-from cli.compose.problems import Report, Source
-from cli.compose.tree import FILE_TAG, LITERAL_TAG, Node, Value
-from cli.compose.words import split_words
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What the forms depend on. `base` is the folder that relative paths start from; `variables`
-    is the environment with .env below it.
-    """
-
-    base: Path
-    variables: Mapping[str, str]
-    report: Report
-    project: Path | None = None  # what the written form's paths start from; by default `base`
-
-    @property
-    def home(self) -> str:
-        return self.variables.get("HOME", "")
-
+from cli.compose.shorts import Context, numbers, pairs, strings, words
+from cli.compose.tree import LITERAL_TAG, Node, Value
+from cli.compose.variables import add_variables
 
 _DEPLOY_PARTS: tuple[tuple[tuple[str, ...], Mapping[str, keys.Key]], ...] = (
     (("placement",), keys.PLACEMENT),
@@ -73,83 +55,11 @@ def canonical_service(at: At, context: Context) -> Node | None:
         if made_node is not None:
             made_node.tag = value.node.tag
             entries[key] = made_node
-    _variables(at, entries, context)
+    add_variables(at, entries, context)
     node = at.node.made(dict(entries))
     node.keys = at.node.keys
     node.tag = at.node.tag
     return node
-
-
-def pairs(at: At, context: Context | None = None) -> Node | None:
-    """A mapping, or a list of K=V; K alone has no value."""
-    del context
-    if isinstance(at.node.value, dict):
-        return at.node
-    if not isinstance(at.node.value, list):
-        at.fail(f"must be a mapping or a list of NAME=value, not {at.shown()}")
-        return None
-    values: dict[str, Node] = {}
-    for entry in at.elements():
-        if isinstance(entry.node.value, dict) and len(entry.node.value) == 1:
-            (name,) = entry.node.value
-            entry.fail("must be a string, not a mapping", f"write - {name}=value, without a space")
-            continue
-        name, equals, value = entry.text().partition("=")
-        if not name.strip():
-            entry.fail("a name is missing", "write NAME=value")
-            continue
-        values[name] = entry.node.made(value if equals else None)
-    return at.node.made(dict(values))
-
-
-def strings(at: At, context: Context) -> Node | None:
-    """One string, or a list of them."""
-    del context
-    if isinstance(at.node.value, list):
-        return at.node
-    if isinstance(at.node.value, dict | bool | None):
-        at.fail(f"must be a string or a list of strings, not {at.shown()}")
-        return None
-    return at.node.made([at.node])
-
-
-def _exposed(at: At, context: Context) -> Node | None:
-    """Ports; of a number its value, as Docker has it: 0x50 is 80."""
-    listed = strings(at, context)
-    if listed is None:
-        return None
-    ports = At(listed, at.path, at.report).elements()
-    return at.node.made([_number_as_text(each.node) for each in ports])
-
-
-def _number_as_text(node: Node) -> Node:
-    match node.value:
-        case int() if not isinstance(node.value, bool):
-            return node.made(str(node.value))
-        case float():
-            return node.made(go_float(node.value))
-    return node
-
-
-def _words(at: At, context: Context) -> Node | None:
-    """A command: a list, or a line that is split into words."""
-    del context
-    if isinstance(at.node.value, list):
-        return at.node
-    if isinstance(at.node.value, dict | bool):
-        at.fail(f"must be a string or a list of strings, not {at.shown()}")
-        return None
-    if at.node.value is None:
-        return at.node
-    try:
-        words = split_words(at.text())
-    except ValueError as error:
-        at.fail(
-            f"the line cannot be split into words: {error}",
-            "close the quote, or write the command as a list",
-        )
-        return None
-    return at.node.made([at.node.made(word) for word in words])
 
 
 def _named(at: At, context: Context) -> Node | None:
@@ -264,11 +174,7 @@ def _healthcheck(at: At, context: Context) -> Node | None:
     test = at.at("test")
     if test is None or not isinstance(test.node.value, str):
         return at.node
-    assert isinstance(at.node.value, dict)
-    words: Value = [test.node.made("CMD-SHELL"), test.node]
-    node = made(at.node, {**at.node.value, "test": test.node.made(words)})
-    node.keys = at.node.keys
-    return node
+    return with_value(at, "test", test.node.made([test.node.made("CMD-SHELL"), test.node]))
 
 
 def _logging(at: At, context: Context) -> Node | None:
@@ -355,6 +261,7 @@ def _security(at: At, context: Context) -> Node | None:
 
 
 def _deploy(at: At, context: Context) -> Node | None:
+    del context
     if not at.check_keys(keys.DEPLOY, context="deploy"):
         return None
     for path, known in _DEPLOY_PARTS:
@@ -366,12 +273,7 @@ def _deploy(at: At, context: Context) -> Node | None:
     labels = at.set_at("labels")
     if labels is None or isinstance(labels.node.value, dict):
         return at.node
-    assert isinstance(at.node.value, dict)
-    given = pairs(labels, context)
-    entries: dict[str, Value | Node] = {**at.node.value, "labels": given or at.node.made({})}
-    node = made(at.node, entries)
-    node.keys = at.node.keys
-    return node
+    return with_value(at, "labels", pairs(labels) or at.node.made({}))
 
 
 def _build(at: At, context: Context) -> Node | None:
@@ -395,7 +297,7 @@ _FORMS: dict[str, Callable[[At, Context], Node | None]] = {
     "build": _build,
     "cap_add": strings,
     "cap_drop": strings,
-    "command": _words,
+    "command": words,
     "configs": _references,
     "depends_on": _dependencies,
     "deploy": _deploy,
@@ -403,9 +305,9 @@ _FORMS: dict[str, Callable[[At, Context], Node | None]] = {
     "dns": strings,
     "dns_opt": strings,
     "dns_search": strings,
-    "entrypoint": _words,
+    "entrypoint": words,
     "environment": pairs,
-    "expose": _exposed,
+    "expose": numbers,
     "extra_hosts": _hosts,
     "gpus": _gpus,
     "healthcheck": _healthcheck,
@@ -421,102 +323,3 @@ _FORMS: dict[str, Callable[[At, Context], Node | None]] = {
     "ulimits": _ulimits,
     "volumes": _mounts,
 }
-
-
-def _variables(at: At, entries: dict[str, Node], context: Context) -> None:
-    """Reads env_file and label_file below environment and labels, and gives variables without a
-    value the caller's.
-    """
-    if (files := at.set_at("env_file")) is not None:
-        reset = files.node.tag == "!reset"
-        found, paths = ({}, []) if reset else _env_files(files, context)
-        entries.pop("env_file")
-        if paths is not None or files.node.tag:
-            entries["env_file"] = files.node.made(list(paths or ()))  # printed, not read again
-            entries["env_file"].tag = files.node.tag
-        own = entries.get("environment")
-        if own is None:
-            entries["environment"] = files.node.made(dict(found))
-        elif isinstance(own.value, dict):
-            entries["environment"] = own.made({**found, **own.value})
-            entries["environment"].tag = own.tag
-    environment = entries.get("environment")
-    if environment is not None and isinstance(environment.value, dict):
-        resolved = {
-            name: node.made(context.variables[name])
-            if node.value is None and name in context.variables and node.tag != "!reset"
-            else node
-            for name, node in environment.value.items()
-        }
-        tag = environment.tag
-        entries["environment"] = environment.made(resolved)
-        entries["environment"].tag = tag
-    if (files := at.set_at("label_file")) is not None:
-        entries.pop("label_file", None)
-        if files.node.tag:  # only tells merging that another file's are gone
-            entries["label_file"] = files.node.made([])
-            entries["label_file"].tag = "!reset"
-        listed = strings(files, context) if files.node.tag != "!reset" else None
-        found = {}
-        for each in At(listed, files.path, at.report).elements() if listed is not None else ():
-            found |= _env_file(each, each.text(), context, dotenv=True, required=True)
-        own = entries.get("labels")
-        given = own.value if own is not None and isinstance(own.value, dict) else {}
-        entries["labels"] = files.node.made({**found, **given})
-
-
-def _env_files(at: At, context: Context) -> tuple[dict[str, Node], list[Node] | None]:
-    """The variables of the files, and the files' paths if all are in the short form."""
-    listed = at.node if isinstance(at.node.value, list | dict) else strings(at, context)
-    if listed is None:
-        return {}, None
-    if isinstance(listed.value, dict):
-        at.fail("must be a string or a list, not a mapping", "write - path: FILE")
-        return {}, None
-    found: dict[str, Node] = {}
-    paths: list[Node] | None = []
-    here = context.project in (None, context.base)
-    for each in At(listed, at.path, at.report).elements():
-        if not isinstance(each.node.value, dict):
-            name = each.text()
-            path = name if here else absolute(name, context.base, context.home)
-            if paths is not None:
-                paths.append(each.node.made(path))
-            found |= _env_file(each, name, context, dotenv=False, required=True)
-            continue
-        if not each.check_keys(keys.ENV_FILE, context="env_file"):
-            continue
-        paths = None
-        path_at, required, form = (each.set_at(key) for key in ("path", "required", "format"))
-        if path_at is None:
-            each.lacks("path", "add path: FILE")
-            continue
-        dotenv = form is None or form.choice(("dotenv", "raw")) != "raw"
-        must = required is None or required.truth()
-        found |= _env_file(path_at, path_at.text(), context, dotenv=dotenv, required=must)
-    return found, paths
-
-
-def _env_file(
-    at: At, name: str, context: Context, *, dotenv: bool, required: bool
-) -> dict[str, Node]:
-    if not name:
-        at.fail("must not be empty")
-        return {}
-    path = Path(absolute(name, context.base, context.home))
-    try:
-        text = envfile.read_text(path)
-    except FileNotFoundError:
-        if required:
-            at.fail(f"no such file: {path}", "create it, or write required: false in the long form")
-        return {}
-    except (OSError, ValueError) as error:
-        at.fail(f"{path}: {getattr(error, 'strerror', None) or error}")
-        return {}
-    source = Source(str(path), text, order=at.node.source.order)
-    parse = envfile.parse_dotenv if dotenv else envfile.parse_raw
-    values = parse(source, context.variables, context.report)
-    found = {key: at.node.made(value) for key, value in values.items()}
-    for node in found.values():
-        node.tag = FILE_TAG
-    return found

@@ -14,11 +14,11 @@ from pathlib import Path
 from cli.compose import keys
 from cli.compose.at import At
 from cli.compose.extending import extended
-from cli.compose.forms import Context, strings
 from cli.compose.merge import merge, plain, settled
 from cli.compose.mounts import absolute
 from cli.compose.objects import canonical_section
 from cli.compose.reading import SECTIONS, Reading, check_root, refuse_remote
+from cli.compose.shorts import Context, strings
 from cli.compose.tree import Node
 
 INCLUDE_DEPTH_MAX = 16

@@ -16,12 +16,12 @@ from pathlib import Path
 from cli.compose import between, convert
 from cli.compose.around import Surroundings
 from cli.compose.at import At
-from cli.compose.forms import Context
 from cli.compose.including import read_file
 from cli.compose.merge import merge, settled
 from cli.compose.objects import Objects
 from cli.compose.problems import ComposeError, Problem, Report
 from cli.compose.reading import SECTIONS, STDIN, Reading
+from cli.compose.shorts import Context
 from cli.compose.tree import Node
 from swarm.errors import Invalid
 from swarm.v1 import ServiceSpec, StackSpec, VolumeSpec

@@ -10,7 +10,7 @@ from __future__ import annotations
 import posixpath
 from pathlib import Path
 
-from cli.compose.at import At, made
+from cli.compose.at import At, made, with_value
 from cli.compose.keys import (
     BIND,
     IMAGE_OPTIONS,
@@ -19,6 +19,7 @@ from cli.compose.keys import (
     VOLUME_OPTIONS,
 )
 from cli.compose.problems import nearest
+from cli.compose.shorts import pairs
 from cli.compose.tree import Node, Value
 
 PROPAGATION = ("rprivate", "private", "rshared", "shared", "rslave", "slave")
@@ -72,20 +73,16 @@ def _long(at: At, base: Path, home: str) -> Node | None:
     ):
         if (options := at.set_at(key)) is not None:
             options.check_keys(known, context=f"volumes.{key}")
-    kind, source = at.set_at("type"), at.set_at("source")
+    kind, source, options = at.set_at("type"), at.set_at("source"), at.set_at("volume")
     if kind is None:
         at.lacks("type", "add type: volume, bind or tmpfs")
         return None
     if kind.node.value == "bind" and source is not None:
-        assert isinstance(at.node.value, dict)
         path = _source(source, source.text(), base, home) if source.text() else ""
-        entries: dict[str, Value | Node] = {
-            **at.node.value,
-            "source": source.node.made(path),
-        }
-        node = made(at.node, entries)
-        node.keys = at.node.keys
-        return node
+        return with_value(at, "source", source.node.made(path))
+    if options is not None and (labels := options.set_at("labels")) is not None:
+        given = pairs(labels) or labels.node.made({})
+        return with_value(at, "volume", with_value(options, "labels", given))
     return at.node
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from cli.compose import keys
 from cli.compose.around import NAMESPACE_LABEL, Declared
 from cli.compose.at import At
-from cli.compose.forms import Context, pairs
 from cli.compose.mounts import absolute
+from cli.compose.shorts import Context, pairs
 from swarm.quantities import format_bytes
 from swarm.v1 import ConfigSpec, Driver, IpamConfig, IpamOptions, NetworkSpec, SecretSpec
 

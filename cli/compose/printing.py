@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cli.compose.at import At, go_float
-from cli.compose.tree import LITERAL_TAG, Node, go_time
+from cli.compose.scalars import go_time
+from cli.compose.tree import LITERAL_TAG, Node
 from swarm.quantities import format_duration
 
 

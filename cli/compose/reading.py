@@ -14,9 +14,9 @@ from pathlib import Path
 
 from cli.compose import envfile, keys
 from cli.compose.at import At
-from cli.compose.forms import Context
 from cli.compose.interpolate import interpolate, keep_literal
 from cli.compose.problems import Mark, Report, Source, nearest
+from cli.compose.shorts import Context
 from cli.compose.tree import Node, parse
 from swarm.errors import Invalid
 

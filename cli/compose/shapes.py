@@ -10,7 +10,6 @@ Source: docker/cli, cli/compose/types/types.go; and the CLI itself, which the te
 from __future__ import annotations
 
 from cli.compose.at import At
-from cli.compose.forms import pairs
 from cli.compose.printing import (
     Field,
     Style,
@@ -38,6 +37,7 @@ from cli.compose.printing import (
     variables,
     written,
 )
+from cli.compose.shorts import pairs
 
 
 def _written_strings(at: At, style: Style) -> object:

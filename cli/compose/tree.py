@@ -1,25 +1,24 @@
 """YAML with positions, read as Docker reads it.
 
-libyaml's parser gives events; the composer here makes Nodes from them. Scalars are typed by the
-rules of gopkg.in/yaml.v3, which the docker CLI uses: `yes` and `12:30` are strings, `0777` is
-octal, `1_000` is a number. Mapping keys are strings, duplicates are refused, merge keys (`<<`) are
-applied, and one document is one file. An alias is a node of its own place that shares the contents
-of its anchor; aliases that stand for more than ALIASED_MAX values together are refused, so that a
-small file cannot take up the machine.
+libyaml's parser gives events; the composer here makes Nodes from them. Scalars are typed in
+scalars.py. Mapping keys are strings, duplicates are refused, merge keys (`<<`) are applied, and one
+document is one file. An alias is a node of its own place that shares the contents of its anchor;
+aliases that stand for more than ALIASED_MAX values together are refused, so that a small file
+cannot take up the machine.
 """
 
 from __future__ import annotations
 
 import binascii
-import re
 from base64 import b64decode
-from datetime import date
 from typing import Any
 
 import yaml
 from yaml._yaml import CParser
 
 from cli.compose.problems import Mark, Report, Source, nearest
+from cli.compose.scalars import resolve
+from cli.compose.syntax import explain, mark_of_offset
 
 ALIASED_MAX = 200_000  # values that all aliases of a file stand for
 DEPTH_MAX = 100  # nested collections
@@ -34,22 +33,6 @@ FILE_TAG = "!file"
 SILENT_TAGS = (FAILED_TAG, LITERAL_TAG)  # such a value is not told to be wrong
 _CORE = "tag:yaml.org,2002:"
 _SAME_AS = {"map": "set"}  # a set is a mapping without values
-_FIXED: dict[str, bool | float | None] = {
-    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
-    **dict.fromkeys(("true", "True", "TRUE"), True),
-    **dict.fromkeys(("false", "False", "FALSE"), False),
-    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
-    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"), float("inf")),
-    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
-}
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_INT = re.compile(r"([-+]?)(?:0[xX]([0-9a-fA-F]+)|0[bB]([01]+)|0[oO]?([0-7]+)|(0|[1-9][0-9]*))")
-_MAYBE_NUMBER = frozenset("+-.0123456789")
-_TIME = re.compile(
-    r"(?P<year>\d{4})-(?P<month>\d\d?)-(?P<day>\d\d?)"
-    r"(?:(?P<sep>[Tt ])(?P<hour>\d\d?):(?P<minute>\d\d?):(?P<second>\d\d?)(?P<part>\.\d+)?"
-    r"(?P<zone>Z|[-+]\d\d:\d\d)?)?"
-)
 
 Value = None | bool | int | float | str | list["Node"] | dict[str, "Node"]
 
@@ -124,52 +107,6 @@ class Node:
         return f"Node({self.value!r} at {self.line}:{self.column})"
 
 
-def resolve(text: str) -> bool | int | float | str | None:
-    """The value of a plain scalar, as gopkg.in/yaml.v3 decodes it into an `any`."""
-    if text in _FIXED:
-        return _FIXED[text]
-    if text[0] not in _MAYBE_NUMBER:
-        return text
-    digits = text.replace("_", "")
-    match = _INT.fullmatch(digits)
-    if match is not None:
-        sign, hexadecimal, binary, octal, decimal = match.groups()
-        for written, base in ((hexadecimal, 16), (binary, 2), (octal, 8), (decimal, 10)):
-            if written is not None:
-                if len(written) > 64:  # no 64-bit number is that long
-                    break
-                value = int(written, base)
-                if value < 2**64 and not (sign == "-" and value > 2**63):
-                    return -value if sign == "-" else value
-    if _FLOAT.fullmatch(digits):
-        number = float(digits)
-        if number not in (float("inf"), float("-inf")):
-            return number
-    return text
-
-
-def go_time(text: str) -> str | None:
-    """A plain scalar that yaml.v3 takes for a time, as Go prints that; None for any other."""
-    match = _TIME.fullmatch(text) if text[:4].isdigit() else None
-    if match is None:
-        return None
-    got = match.groupdict()
-    # With T a zone must follow, with a space it must not.
-    if got["sep"] is not None and (got["sep"] == " ") != (got["zone"] is None):
-        return None
-    hour, minute, second = (int(got[key] or 0) for key in ("hour", "minute", "second"))
-    try:
-        day = date(int(got["year"]), int(got["month"]), int(got["day"]))
-    except ValueError:
-        return None
-    if hour > 23 or minute > 59 or second > 59:
-        return None
-    part = (got["part"] or "")[:10].rstrip("0").rstrip(".")
-    zone = (got["zone"] or "Z").replace(":", "")
-    shown = "+0000 UTC" if zone[1:] in ("", "0000") else f"{zone} {zone}"
-    return f"{day.isoformat()} {hour:02}:{minute:02}:{second:02}{part} {shown}"
-
-
 def parse(source: Source, report: Report) -> Node | None:
     """The one document of a source; None if it is empty or cannot be read (then reported)."""
     if len(source.text) > BYTES_MAX:
@@ -180,10 +117,10 @@ def parse(source: Source, report: Report) -> Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        report.error(Mark(source, line, column), *_explain(source, error, line))
+        report.error(Mark(source, line, column), *explain(source, error, line))
     except yaml.reader.ReaderError as error:
         report.error(
-            _mark_of_offset(source, error.position),
+            mark_of_offset(source, error.position),
             f"the character {chr(error.character)!r} is not allowed in YAML"
             if isinstance(error.character, int)
             else "the file is not valid UTF-8",
@@ -460,43 +397,3 @@ class _Composer:
                     "write an alias to a mapping, such as <<: *defaults",
                 )
         return [each for each in given if isinstance(each.value, dict)]
-
-
-def _mark_of_offset(source: Source, offset: int) -> Mark:
-    before = source.text[: max(offset, 0)]
-    line = before.count("\n") + 1
-    return Mark(source, line, offset - (before.rfind("\n") + 1) + 1)
-
-
-def _explain(source: Source, error: yaml.MarkedYAMLError, line: int) -> tuple[str, str]:
-    """libyaml's words, and what most often is behind them."""
-    problem = error.problem or "not valid YAML"
-    text = source.line(line)
-    before = source.line(line - 1)
-    context = ""
-    if error.context:
-        context = f" {error.context}"
-        if error.context_mark is not None and error.context_mark.line + 1 != line:
-            context += f" that began in line {error.context_mark.line + 1}"
-    hint = "check the indentation of this line and the one above, and put odd text in quotes"
-    if "\t" in text[: len(text) - len(text.lstrip())]:
-        hint = "the line begins with a tab; indent with spaces"
-    elif "\t" in text and "token" in problem:
-        hint = "there is a tab here; use spaces"
-    elif "cannot start any token" in problem:
-        hint = "put text that begins with @, `, %, or another special character in quotes"
-    elif "mapping values are not allowed" in problem:
-        hint = (
-            'put text that contains ": " in quotes'
-            if text.count(": ") > 1
-            else "check the indentation: a key below a value cannot have a value of its own"
-        )
-    elif "did not find expected key" in problem or "block end" in problem:
-        hint = "this line does not line up with its neighbours; check the indentation"
-    elif "could not find expected ':'" in problem:
-        hint = f"a key needs a colon and a space after it; the line above is: {before.strip()}"
-    elif "quoted scalar" in context:
-        hint = "a closing quote is missing"
-    elif "flow" in context:
-        hint = "a closing bracket or a comma is missing"
-    return f"not valid YAML: {problem}{context}", hint

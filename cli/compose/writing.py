@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from cli.compose.at import go_float
-from cli.compose.tree import go_time, resolve
+from cli.compose.scalars import go_time, resolve
 
 _WIDTH = 1 << 20  # long strings stay on their line
 

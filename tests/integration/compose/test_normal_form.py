@@ -228,6 +228,7 @@ SERVICES: dict[str, str] = {
           - {type: volume, source: v, target: /c, volume: {nocopy: false}}
           - {type: volume, source: v, target: /n, read_only: true, volume: {nocopy: true}}
           - {type: volume, target: /nul}
+          - {type: volume, source: v, target: /l, volume: {labels: [a=b, c]}}
           - {type: tmpfs, target: /d, tmpfs: {size: 0}}
           - {type: tmpfs, target: /e, tmpfs: {size: 100}}
           - {type: tmpfs, target: /f}

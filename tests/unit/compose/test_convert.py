@@ -306,6 +306,15 @@ def test_an_image_is_named_as_docker_names_it(image: str, becomes: str) -> None:
             ),
         ),
         (
+            "{type: volume, source: named, target: /b, volume: {labels: [k=v, e]}}",
+            Mount(
+                type="volume",
+                source="real",
+                target="/b",
+                volume_options=VolumeOptions(labels=STACK | {"k": "v", "e": ""}),
+            ),
+        ),
+        (
             "{type: tmpfs, target: /b, read_only: true, tmpfs: {size: 1m, mode: 01777}}",
             Mount(
                 type="tmpfs",

@@ -140,10 +140,10 @@ def damaged(seed: int) -> bytes:
                 lines.insert(row, lines[rng.randrange(len(lines))])
                 data = bytearray(b"\n".join(lines))
             case 7:
-                lines[row] = b" " * rng.randint(0, 9) + lines[row].lstrip()
+                lines[row] = bytearray(b" " * rng.randint(0, 9)) + lines[row].lstrip()
                 data = bytearray(b"\n".join(lines))
             case 8:
-                lines[row] = b"\t" + lines[row]
+                lines[row] = bytearray(b"\t") + lines[row]
                 data = bytearray(b"\n".join(lines))
             case 9:
                 data = bytearray(data.replace(b"\n", rng.choice([b"\r\n", b"\r", b"\n\n"])))

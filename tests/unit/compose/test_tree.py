@@ -9,7 +9,8 @@ import pytest
 from cli.compose.at import go_float
 from cli.compose.merge import plain
 from cli.compose.problems import ComposeError, Report, Source
-from cli.compose.tree import Node, parse, resolve
+from cli.compose.scalars import resolve
+from cli.compose.tree import Node, parse
 
 
 def tree(text: str) -> Node:
