@@ -65,7 +65,7 @@ _KEYED: dict[tuple[str, ...], Callable[[Node], tuple[str, ...]]] = {
     ("services", "*", "tmpfs"): lambda node: (str(node.value).partition(":")[0],),
     ("networks", "*", "ipam", "config"): lambda node: (_scalar(node, "subnet"),),
 }
-# Docker sorts these of a service that stands in two files.
+# Docker sorts these of a service that stands in two files, unless only the later one has them.
 _SORTED = ("ports", "volumes", "secrets", "configs")
 
 
@@ -114,10 +114,13 @@ def _maps(base: Node, over: Node, path: tuple[str, ...]) -> Node:
 
 def _services(base: Node, over: Node, path: tuple[str, ...]) -> Node:
     merged = _maps(_without_files(base, over), over, path)
+    assert isinstance(base.value, dict)
     assert isinstance(merged.value, dict)
     for key in _SORTED:
-        found = merged.value.get(key)
-        if found is not None and isinstance(found.value, list):
+        given, found = base.value.get(key), merged.value.get(key)
+        if given is None or given.value is None or found is None:
+            continue
+        if isinstance(found.value, list):
             ordered = found.made(sorted(found.value, key=_KEYED[*path, key]))  # stable
             ordered.tag = found.tag
             merged.value[key] = ordered

@@ -378,6 +378,19 @@ FILES: dict[str, list[str]] = {
         "services: {a: {image: x, ports: ['900:9', '80:8'], volumes: [/z:/z, /b:/b], secrets: [z, a]}}",
         "services: {a: {hostname: h}}",
     ],
+    "the lists that only the later file has stay in its order": [
+        "services: {a: {image: x}, b: {image: x, ports: [], secrets: []}}",
+        """
+        services:
+          a: &a {ports: ['900:9', '80:8'], volumes: [/z:/z, /b:/b], secrets: [z, a], configs: [z, a]}
+          b: *a
+        """,
+    ],
+    "lists of three files": [
+        "services: {a: {image: x}}",
+        "services: {a: {ports: ['900:9', '80:8'], secrets: [z, a]}}",
+        "services: {a: {ports: ['70:7']}}",
+    ],
     "another log driver": [
         "services: {a: {image: x, logging: {driver: l, options: {x: 1}}}}",
         "services: {a: {logging: {driver: m}}}",
