@@ -87,7 +87,8 @@ class EtcdClient:
             # which went silent would not be noticed.
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
+            # Despite its name, how long a connection may take to be made.
+            ("grpc.min_reconnect_backoff_ms", 5_000),
             ("grpc.max_reconnect_backoff_ms", 1_000),
             # The engine knows which calls may be made again; the channel does not.
             ("grpc.enable_retries", 0),
