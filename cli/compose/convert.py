@@ -230,7 +230,7 @@ def _attachment(
                 f"{address.shown()} is not an IPv{version} address", "remove it, or write one"
             )
     aliases, priority = at.set_at("aliases"), at.set_at("priority")
-    given = aliases.texts() if aliases is not None else ()
+    given = dict.fromkeys(aliases.texts() if aliases is not None else ())  # two files may repeat
     return NetworkAttachmentSpec(
         target=declared.full_name,
         aliases=(*given, *(each for each in others if each not in given), name),

@@ -159,6 +159,15 @@ def test_the_services_name_is_its_last_alias_and_networks_stand_in_order() -> No
     )
 
 
+def test_an_alias_of_two_files_is_one(tmp_path: Path) -> None:
+    for name, aliases in (("a.yml", "[p, q]"), ("b.yml", "[q, r]")):
+        lines = f"image: x\nnetworks: {{default: {{aliases: {aliases}}}}}"
+        (tmp_path / name).write_text(document(lines, image=False))
+    files = [str(tmp_path / name) for name in ("a.yml", "b.yml")]
+    found = load(files, stack="st", environment={}).spec.services[0]
+    assert task(found).networks[0].aliases == ("p", "q", "r", "web")
+
+
 def test_external_objects_keep_their_names_and_are_only_required() -> None:
     found = spec(
         document(
