@@ -109,8 +109,8 @@ def _container_name(
     found = at.set_at("container_name")
     if found is None:
         return
-    wanted = found.text(empty=False)
-    if not wanted:
+    wanted = found.text()
+    if not wanted:  # a variable that is not set; Docker uses none of them
         return
     if not _CONTAINER_NAME.fullmatch(wanted):
         found.fail(f'"{wanted}" cannot be a name', "use a-z, A-Z, 0-9, _, . and -")

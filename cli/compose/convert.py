@@ -129,7 +129,8 @@ def _image(at: At, kind: str) -> tuple[str, str]:
             at.fail("runtime: process needs a command", "add command: [program, argument]")
         return "", ""
     if image is None:
-        at.lacks("image", "add image: NAME:TAG, or runtime: process for a host program")
+        if at.set_at("build") is None:  # which is refused with what to do
+            at.lacks("image", "add image: NAME:TAG, or runtime: process for a host program")
         return "", ""
     text = image.text(empty=False)
     if text and (len(text) > IMAGE_CHARS_MAX or not _IMAGE.fullmatch(text)):

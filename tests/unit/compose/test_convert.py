@@ -645,6 +645,11 @@ def test_container_name_is_an_alias_on_every_network_of_the_service() -> None:
     assert 'others reach the service as "shop"' in warning
 
 
+def test_an_empty_container_name_is_none() -> None:
+    found = loaded(document("container_name: $NO_SUCH")).spec.services[0]
+    assert task(found).networks[0].aliases == ("web",)
+
+
 def test_a_container_name_like_the_services_own_adds_nothing() -> None:
     assert aliases(document("container_name: web"))["web"] == [("st_default", ("web",))]
 

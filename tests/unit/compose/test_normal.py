@@ -173,7 +173,6 @@ def test_keys_a_deploy_refuses_are_printed_with_a_warning() -> None:
     assert 'stdin:1:16: a deploy refuses this: services.a: "build"' in told
     assert "build and push the image first" in told
     assert '"blkio_config" is not supported' in told
-    assert "image is missing" in told
 
 
 def test_what_only_a_deploy_needs_is_a_warning() -> None:

@@ -46,6 +46,7 @@ BAD = [
     (f"{WEB}    §Environment: {{}}\n", 'unknown key "Environment"', '"environment"?'),
     (f"{WEB}    §wibble: 1\n", 'unknown key "wibble"', "begin the key with x-"),
     (f"{WEB}    §build: .\n", '"build" is not supported', "build and push the image first"),
+    ("services: {web: {§build: .}}", '"build" is not supported', "build and push the image first"),
     (f"{WEB}    container_name: §'a b'\n", '"a b" cannot be a name', "use a-z"),
     (f"{WEB}    container_name: §b\n  b: {{image: b}}\n", 'means the service "b"', "another name"),
     (f"{WEB}    links: [§a]\n", 'there is no service "a"', "name a service"),
