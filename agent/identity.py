@@ -39,7 +39,7 @@ JOIN_TIMEOUT_S = 10.0
 # that joined together do not all come at once (SwarmKit ca/renewer.go does the same).
 _RENEW_FROM, _RENEW_TO = 0.5, 0.8
 # The clock is looked at this often, because a sleeping machine's timers do not run.
-_RENEW_CHECK_S = 60.0
+RENEW_CHECK_S = 60.0
 # After a renewal that failed; doubles. The first pauses are short, since the end of a rotation of
 # the root waits for this node.
 _RENEW_RETRY_S_MIN, _RENEW_RETRY_S_MAX = 1.0, 30.0
@@ -223,9 +223,11 @@ async def keep_renewed(
     rng: Rng,
     wake: asyncio.Event,
     issue: Issue | None = None,
+    check_s: float = RENEW_CHECK_S,
 ) -> None:
     """Renews the node's certificate for as long as it runs; `wake` asks for a renewal at once (the
-    role has changed, or another root signs). `issue`: see `renew`.
+    role has changed, or another root signs). `issue`: see `renew`. `check_s`: how often the clock
+    is looked at.
     """
     retry_s = _RENEW_RETRY_S_MIN
     while True:
@@ -234,7 +236,7 @@ async def keep_renewed(
         share = _RENEW_FROM + (_RENEW_TO - _RENEW_FROM) * rng.random()
         due_ns = facts.not_before_ns + int(life_ns * share)
         while clock.now_ns() < due_ns and not wake.is_set():
-            await _wait(wake, min(_RENEW_CHECK_S, max(0.0, (due_ns - clock.now_ns()) / SECOND_NS)))
+            await _wait(wake, min(check_s, max(0.0, (due_ns - clock.now_ns()) / SECOND_NS)))
         asked = wake.is_set()
         wake.clear()
         try:

@@ -131,10 +131,8 @@ def progress(cluster: Cluster, nodes: Mapping[str, Node]) -> str:
         for node in nodes.values()
         if node.description is None or node.description.cert_issuer_public_key != key
     )
-    verb = "has" if len(nodes) == 1 else "have"
-    text = f"{len(nodes) - len(waiting)} of {len(nodes)} nodes {verb} a certificate of the new root"
-    if len(nodes) == 1:
-        text = text.replace("1 nodes", "1 node")
+    what = "node has" if len(nodes) == 1 else "nodes have"
+    text = f"{len(nodes) - len(waiting)} of {len(nodes)} {what} a certificate of the new root"
     if waiting:
         names = ", ".join(waiting[:NAMES_MAX])
         more = len(waiting) - NAMES_MAX

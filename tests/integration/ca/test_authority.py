@@ -10,8 +10,8 @@ import pytest
 from msgspec import structs
 
 from agent import identity as ids
-from manager.ca import Authority, new_cluster, objects
-from manager.store import Store
+from manager.ca import Authority, new_cluster, objects, rotation
+from manager.store import Draft, Store
 from manager.store.engines.embedded import EmbeddedEngine
 from swarm import errors, rpc, tls
 from swarm.clock import SECOND_NS, SystemClock
@@ -25,12 +25,16 @@ from swarm.v1 import (
     IssueClientCertificateRequest,
     IssueNodeCertificateRequest,
     Node,
+    NodeDescription,
     NodeRole,
 )
 from swarm.v1 import services as sv
 
 HOUR_NS = 3600 * SECOND_NS
-TABLES = (sv.CONTROL_METHODS, sv.DISPATCHER_METHODS, sv.LOCAL_METHODS, sv.CERTIFICATES_METHODS)
+# Of all services that the contract has, so that a new one is in it from its first day.
+TABLES: tuple[tuple[rpc.Method, ...], ...] = tuple(
+    table for name, table in sorted(vars(sv).items()) if name.endswith("_METHODS")
+)
 
 
 class Reached(Exception):
@@ -57,8 +61,34 @@ class Anything:
 class Cluster:
     """A manager's port with its authority."""
 
-    def __init__(self, store: Store, authority: Authority, address: str) -> None:
-        self.store, self.authority, self.address = store, authority, address
+    def __init__(self, store: Store, authority: Authority) -> None:
+        self.store, self.authority = store, authority
+        self.address = ""
+        self.server_certificate = ("", "")
+
+    def offer(self) -> Any:
+        """What the port shows and trusts, asked for each connection."""
+        pem, key = self.server_certificate
+        return grpc.ssl_server_certificate_configuration(
+            [(key.encode(), pem.encode())], self.authority.trusted_pem().encode()
+        )
+
+    def offer_fresh(self) -> None:
+        """The manager has renewed its own certificate."""
+        manager_id = next(n.id for n in self.store.all(Node) if n.manager_status)
+        self.server_certificate = self.signed(manager_id, tls.OU_MANAGER)
+
+    def presented_roots(self) -> set[str]:
+        chain = tls.presented(self.address, timeout_s=5)
+        return {c for c in chain if tls.issuer_of(c, c) is not None}
+
+    async def reached(self, certificate: tuple[str, str], trusted_pem: str) -> None:
+        """Renews over a new connection that trusts just these roots."""
+        pem, key = certificate
+        credentials = tls.client_credentials(trusted_pem, key, pem)
+        request = IssueNodeCertificateRequest(csr_pem=tls.csr_pem(tls.new_key_pem()))
+        async with Channel.tls(self.address, credentials, server_name=tls.SERVER_NAME) as channel:
+            await sv.CertificatesClient(channel).issue_node_certificate(request, timeout_s=5)
 
     @property
     def root_pem(self) -> str:
@@ -70,13 +100,14 @@ class Cluster:
         key = tls.new_key_pem()
         certificate = tls.sign(
             tls.load_csr(tls.csr_pem(key)),
-            root_pem=cluster.root_ca_pem,
+            root_pem=tls.split_pem(cluster.root_ca_pem)[0],
             root_key_pem=keyring.root_ca_key_pem,
             common_name=name,
             unit=unit,
             organization=cluster.id,
             now_ns=SystemClock().now_ns(),
             lifetime_ns=lifetime_ns,
+            cross_pem=cluster.root_cross_pem,
         )
         return certificate, key
 
@@ -115,18 +146,20 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     await store.update(lambda d: [d.put(o) for o in (new.cluster, new.keyring, new.node)])
     authority = Authority(store, clock, system_rng())
     server = rpc.server()
-    others = [rpc.handler(t, Anything(), authority.authorize) for t in TABLES[:3]]
+    others = [
+        rpc.handler(t, Anything(), authority.authorize)
+        for t in TABLES
+        if t is not sv.CERTIFICATES_METHODS
+    ]
     real = rpc.handler(sv.CERTIFICATES_METHODS, authority, authority.authorize)
     server.add_generic_rpc_handlers((*others, real))
 
-    def offer() -> Any:
-        pair = (new.key_pem.encode(), new.certificate_pem.encode())
-        return grpc.ssl_server_certificate_configuration([pair], authority.trusted_pem().encode())
-
-    credentials = grpc.dynamic_ssl_server_credentials(offer(), offer, True)
-    port = server.add_secure_port("127.0.0.1:0", credentials)
+    made = Cluster(store, authority)
+    made.server_certificate = (new.certificate_pem, new.key_pem)
+    credentials = grpc.dynamic_ssl_server_credentials(made.offer(), made.offer, True)
+    made.address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
     await server.start()
-    yield Cluster(store, authority, f"127.0.0.1:{port}")
+    yield made
     await server.stop(0)
     await store.close()
 
@@ -325,3 +358,94 @@ async def test_a_message_above_the_limit_is_refused_with_the_limit(cluster: Clus
             await sv.CertificatesClient(channel).issue_node_certificate(
                 IssueNodeCertificateRequest(csr_pem="x" * (33 << 20)), timeout_s=10
             )
+
+
+# ---------------------------------------------------------------- a rotation of the root
+
+
+async def rotate(cluster: Cluster) -> None:
+    await cluster.store.update(rotation.begin)
+    cluster.offer_fresh()
+
+
+async def finish(cluster: Cluster) -> None:
+    """As when every node has reported a certificate of the new root."""
+
+    def change(draft: Draft) -> None:
+        new = tls.load_certificates(objects(draft)[0].root_ca_pem)[0]
+        issued = NodeDescription(cert_issuer_public_key=tls.public_key_der(new))
+        for node in list(draft.all(Node)):
+            draft.put(structs.replace(node, description=issued))
+        assert rotation.finish(draft)
+
+    await cluster.store.update(change)
+
+
+async def test_node_that_knows_only_the_old_root_renews_at_a_manager_of_the_new_one(
+    cluster: Cluster,
+) -> None:
+    """The manager's chain leads to the old root, and the old certificate is still let in."""
+    worker = structs.replace(
+        await cluster.join(cluster.authority.worker()), managers=(cluster.address,)
+    )
+    old = tls.split_pem(worker.root_ca_pem)
+    await rotate(cluster)
+    assert tls.split_pem(worker.root_ca_pem) == old
+    assert cluster.presented_roots().isdisjoint(old), "the manager shows the new root only"
+    renewed = await ids.renew(worker)
+    assert not renewed.outdated
+    assert tls.split_pem(renewed.root_ca_pem)[1:] == old
+    assert worker.issuer != renewed.issuer
+
+
+async def test_all_pairs_of_old_and_new_certificates_and_roots_meet_until_the_end(
+    cluster: Cluster,
+) -> None:
+    worker = await cluster.join(cluster.authority.worker())
+    old = (worker.certificate_pem, worker.key_pem)
+    old_root = worker.root_ca_pem
+    await rotate(cluster)
+    new = cluster.signed(worker.node_id, tls.OU_WORKER)
+    new_root = tls.split_pem(cluster.root_pem)[0]
+    for certificate in (old, new):
+        for trusted in (old_root, new_root, cluster.root_pem):
+            await cluster.reached(certificate, trusted)
+    await finish(cluster)
+    await cluster.reached(new, new_root)
+    for certificate, trusted in ((old, new_root), (old, old_root)):
+        with pytest.raises(errors.Unavailable):
+            await cluster.reached(certificate, trusted)
+
+
+async def test_connection_made_before_goes_on_when_the_old_root_is_dropped(
+    cluster: Cluster,
+) -> None:
+    worker = await cluster.join(cluster.authority.worker())
+    async with worker.channel(cluster.address) as channel:
+        client = sv.CertificatesClient(channel)
+        request = IssueNodeCertificateRequest(csr_pem=tls.csr_pem(tls.new_key_pem()))
+        await client.issue_node_certificate(request, timeout_s=5)
+        await rotate(cluster)
+        await finish(cluster)
+        await client.issue_node_certificate(request, timeout_s=5)
+        await cluster.store.update(lambda d: d.delete(Node, worker.node_id))
+        with pytest.raises(errors.Removed):
+            await client.issue_node_certificate(request, timeout_s=5)
+
+
+async def test_tokens_of_the_old_root_are_refused_from_the_begin_of_a_rotation(
+    cluster: Cluster,
+) -> None:
+    old = cluster.authority.worker()
+    await rotate(cluster)
+    with pytest.raises(errors.Denied, match="root certificate was rotated since"):
+        await cluster.join(old)
+    forged = tls.JoinToken(
+        tls.JoinToken.parse(cluster.authority.worker()).digest, tls.JoinToken.parse(old).secret
+    )
+    with pytest.raises(errors.Unavailable, match="refused the join token"):
+        await cluster.join(str(forged))
+    joined = await cluster.join(cluster.authority.worker())
+    assert not joined.outdated
+    await finish(cluster)
+    await ids.renew(structs.replace(joined, managers=(cluster.address,)))

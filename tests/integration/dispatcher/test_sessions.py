@@ -393,7 +393,7 @@ async def test_leftovers_nobody_knows_go_only_after_a_managers_word(tmp_path: Pa
         await manager.start()
         await manager.store.update(lambda d: d.delete(Task, stray))
         await until(lambda: agent.runtime.running() == {kept})
-        assert stray not in agent.runtime.containers
+        await until(lambda: stray not in agent.runtime.containers)
 
 
 async def test_tasks_run_on_without_a_manager_and_what_happened_is_told_later(

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from manager.store import Corrupt, Row, codec
 from manager.store.tables import BY_CLASS, SCHEMAS
-from swarm.v1 import Kind, Message, Meta, Service, ServiceSpec, Task, TaskState
+from swarm.v1 import Keyring, Kind, Message, Meta, Service, ServiceSpec, Task, TaskState
 from tests.unit.store.strategies import stored
 
 IDS = [s.kind.name for s in SCHEMAS]
@@ -88,3 +88,32 @@ def test_equal_rows_of_one_table_are_equal_objects() -> None:
     one = Service(id="s", spec=ServiceSpec(name="web", labels={"a": "b"}))
     assert codec.encode(one) == codec.encode(replace(one))
     assert codec.encode(one) != codec.encode(replace(one, id="s2"))
+
+
+class Reversed:
+    """Seals by turning round."""
+
+    def seal(self, data: bytes) -> bytes:
+        return data[::-1]
+
+    def open(self, sealed: bytes) -> bytes:
+        return sealed[::-1]
+
+
+def test_keyring_lies_sealed_where_there_is_a_seal_and_reads_back():
+    keyring = Keyring(id="c", meta=Meta(version=3), unlock_key="SWMKEY-1-secret")
+    value = codec.encode(keyring, Reversed())
+    assert b"SWMKEY" not in value
+    assert codec.decode(Kind.KEYRING, value, Reversed()) == keyring
+    row = Row(Kind.KEYRING, "c", 3, value)
+    with pytest.raises(Corrupt, match="opened without the key"):
+        codec.decode_row(row, where="here")
+    clear = codec.encode(keyring)
+    assert codec.decode(Kind.KEYRING, clear, Reversed()) == keyring, (
+        "as an earlier version wrote it"
+    )
+
+
+def test_other_objects_lie_as_they_are_also_with_a_seal():
+    task = Task(id="t", slot=1)
+    assert codec.encode(task, Reversed()) == codec.encode(task)
