@@ -38,6 +38,7 @@ from agent.membership import (
 from swarm import __version__, errors, logs, rpc
 from swarm.audit import Copy, Trail, copy_to
 from swarm.clock import Clock, SystemClock
+from swarm.finishing import to_the_end
 from swarm.ids import Rng, system_rng
 from swarm.v1 import (
     GetNodeInfoResponse,
@@ -476,12 +477,8 @@ class Swarmd:
                     advertise_addr=place.advertise_addr,
                     data_path_addr=place.data_path_addr,
                 )
-                taking = asyncio.create_task(self._take_over(work.install, identity, before))
-                try:
-                    await asyncio.shield(taking)
-                except asyncio.CancelledError:  # the caller left: too late to turn back
-                    await asyncio.wait({taking})
-                    raise
+                # A caller that leaves now is too late to turn back.
+                await to_the_end(self._take_over(work.install, identity, before))
             finally:
                 await work.discard()
             log.info(

@@ -145,7 +145,8 @@ class Sink:
         if self._path == "-":
             if sys.stdout.isatty():
                 raise Invalid("standard output is a terminal; write to a file or a pipe")
-            self._file = sys.stdout.buffer
+            # Not through a buffer, which would be emptied when nobody can be told any more.
+            self._file = open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)
             return self
         if os.path.lexists(self._path) and not self._force:
             raise Conflict(f"{self._path} exists; choose another name, or replace it with --force")
@@ -189,7 +190,9 @@ class Sink:
     def _put(self, data: bytes) -> None:
         assert self._file is not None
         try:
-            self._file.write(data)
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except BrokenPipeError:
             raise
         except OSError as error:

@@ -21,9 +21,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 
 import structlog
 from msgspec import structs
@@ -37,6 +39,7 @@ from manager.store.tables import BY_KIND
 from swarm import backup, errors, tls
 from swarm.clock import SECOND_NS, Clock
 from swarm.files import sync_folder
+from swarm.finishing import to_the_end
 from swarm.v1 import (
     Kind,
     ManagerStatus,
@@ -53,6 +56,9 @@ from swarm.v1 import (
 from swarm.vault import Vault
 
 log = structlog.get_logger("restore")
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 STORE_FILE: Final = "store.db"
 SEAL_FILE: Final = "seal.key"
@@ -87,6 +93,10 @@ class Restoration:
     _reader: backup.Reader = field(default_factory=backup.Reader)
     _writer: StateWriter | None = None
     _key: bytes = field(default=b"", repr=False)
+    # One thread, so that what a cancelled call has begun ends before it is cleaned up.
+    _thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="restore")
+    )
 
     @property
     def _making(self) -> Path:
@@ -110,8 +120,10 @@ class Restoration:
             raise errors.Unavailable(
                 f"{self._making} cannot be made: {error.strerror or error}"
             ) from None
-        path = self._making / STORE_FILE
-        self._writer = await asyncio.to_thread(StateWriter, path, self.clock)
+        await self._in_thread(self._open)
+
+    def _open(self) -> None:
+        self._writer = StateWriter(self._making / STORE_FILE, self.clock)
 
     async def feed(self, data: bytes) -> None:
         """Takes the next bytes. Raises Corrupt, Unavailable."""
@@ -119,7 +131,7 @@ class Restoration:
         assert writer is not None
         found = self._reader.feed(data)
         if found:
-            await asyncio.to_thread(lambda: writer.add(self._checked(found)))
+            await self._in_thread(lambda: writer.add(self._checked(found)))
 
     def _checked(self, found: Sequence[backup.Row]) -> list[Row]:
         header, sealer = self._reader.header, self._sealer()
@@ -164,19 +176,15 @@ class Restoration:
 
         Raises Corrupt, Internal (a key does not fit), Unavailable.
         """
-        writer, self._writer = self._writer, None
+        writer = self._writer
         assert writer is not None
-        try:
-            header = self._reader.finish()
-            keys = self._reader.keys
-            assert keys is not None
-            addr = advertise(header)
-            now_ns = self.clock.now_ns()
-            passed_s = max(0, now_ns - header.time_ns) // SECOND_NS
-            revision = header.revision + max(REVISIONS_MIN, passed_s * REVISIONS_PER_S)
-            await asyncio.to_thread(writer.finish, revision)
-        finally:
-            writer.close()
+        header = self._reader.finish()
+        keys = self._reader.keys
+        assert keys is not None
+        addr = advertise(header)
+        passed_s = max(0, self.clock.now_ns() - header.time_ns) // SECOND_NS
+        revision = header.revision + max(REVISIONS_MIN, passed_s * REVISIONS_PER_S)
+        await self._in_thread(writer.finish, revision)
         self._key, sealer = keys.seal_key, self._sealer()
         engine = EmbeddedEngine(self._making / STORE_FILE, self.clock)
         store = Store(engine, self.clock, seal=sealer)
@@ -244,12 +252,24 @@ class Restoration:
         sync_folder(self.folder.parent)
 
     async def discard(self) -> None:
-        """Removes what was not installed. May be repeated."""
+        """Removes what was not installed, however often it is cancelled. May be repeated."""
+        await to_the_end(self._discard())
+
+    async def _discard(self) -> None:
+        await self._in_thread(self._clean)
+        self._thread.shutdown()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="restore")
+
+    def _clean(self) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
-            await asyncio.to_thread(writer.close)
+            writer.close()
         if self._making.exists():
-            await asyncio.to_thread(shutil.rmtree, self._making)
+            shutil.rmtree(self._making)
+
+    async def _in_thread(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, partial(fn, *args, **kwargs))
 
 
 def only_manager(draft: Draft, node_id: str, addr: str, expires_at_ns: int) -> list[str]:

@@ -106,6 +106,7 @@ class FakeCluster:
         self.watch_script: list[Any] = []
         self.log_script: list[Any] = []
         self.events: list[Event] = []
+        self.kept_from_ns = 0
         # What a watch sees after its first, empty message.
         self.watch_events: list[Event] = []
         # Raised by the next call of the method with this name, once per item.
@@ -329,7 +330,9 @@ class _Control:
     ) -> AsyncIterator[WatchResponse]:
         self.cluster.note("watch", request)
         if self.cluster.events:
-            yield WatchResponse(events=tuple(self.cluster.events))
+            yield WatchResponse(
+                events=tuple(self.cluster.events), kept_from_ns=self.cluster.kept_from_ns
+            )
             return
         yield WatchResponse()
         while not self.cluster.watch_events:

@@ -37,6 +37,7 @@ from swarm.v1 import (
     UpdateConfig,
     UpdateState,
     UpdateStatus,
+    WatchRequest,
 )
 from tests.integration.cli.conftest import Cli
 from tests.integration.cli.fake import FakeCluster
@@ -235,6 +236,28 @@ def test_events_read_as_docker_s(cli: Cli, cluster: FakeCluster) -> None:
     first = json.loads(cli.ok("events", "--format", "json").splitlines()[0])
     assert first["Type"] == "service" and first["Actor"]["Attributes"]["replicas.new"] == "5"
     assert cli.ok("events", "--format", "{{.Action}} {{.Actor.ID}}") == "update w\ncreate t1\n"
+
+
+def test_events_of_the_past_say_who_asked_and_what_is_missing(
+    cli: Cli, cluster: FakeCluster
+) -> None:
+    cluster.events = [
+        Event(
+            action="create",
+            kind=Kind.SERVICE,
+            object=Object(service=service("web", id_="w", replicas=2)),
+            time_ns=TIME_NS,
+            revision=9,
+            who="admin ada",
+        )
+    ]
+    cluster.kept_from_ns = TIME_NS
+    answer = cli("events", "--since", "10m", "--until", "2030-01-01")
+    assert answer.out == f"{TIME} service create w (name=web, who=admin ada)\n"
+    assert "Warning: changes before 2026" in answer.err and "swarm audit" in answer.err
+    request = cluster.last(WatchRequest)
+    assert request.until_ns == 1_893_456_000_000_000_000
+    assert request.until_ns - request.since_ns > 0
 
 
 # ------------------------------------------------------------------ info and version

@@ -312,3 +312,44 @@ async def test_no_watch_stays_open_behind_a_caller_that_left(api: Api):
     other = await opened(api, request())
     await other.aclose()
     assert not api.store._hub._open
+
+
+# ---------------------------------------------------------------- times, and who asked
+
+
+async def test_a_watch_of_the_past_ends_at_its_time_and_says_who_asked(api: Api) -> None:
+    times = []
+    for name in "abc":
+        times.append(api.clock.now_ns())
+        await api.create(config=config(name))
+        api.clock.advance(seconds=10)
+    wanted = WatchRequest(kinds=(Kind.CONFIG,), since_ns=times[1], until_ns=times[2])
+    async with asyncio.timeout(5):
+        answers = [a async for a in api.control.watch(wanted, CONTEXT)]
+    events = [e for a in answers for e in a.events]
+    assert [(e.object.config.spec.name, e.who) for e in events if e.object] == [("b", "admin ada")]  # type: ignore[union-attr]
+    assert answers[0].kept_from_ns == 0
+
+
+async def test_a_watch_says_from_when_on_changes_are_kept(api: Api) -> None:
+    begun_ns = api.clock.now_ns()
+    stream = api.control.watch(WatchRequest(since_ns=begun_ns - SECOND_NS), CONTEXT)
+    assert (await anext(stream)).kept_from_ns == begun_ns
+    await stream.aclose()
+
+
+async def test_what_the_cluster_does_by_itself_has_nobody_who_asked(api: Api) -> None:
+    stream = await opened(api, request(Kind.NODE))
+    await api.put(node("n1"))
+    (event,) = await take(stream, 1)
+    assert event.who == ""
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [WatchRequest(since_ns=5, from_revision=3), WatchRequest(since_ns=5, until_ns=4)],
+    ids=["both", "backwards"],
+)
+async def test_beginnings_that_contradict_are_refused(api: Api, wanted: WatchRequest) -> None:
+    with pytest.raises(errors.Invalid):
+        await anext(api.control.watch(wanted, CONTEXT))

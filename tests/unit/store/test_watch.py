@@ -241,3 +241,34 @@ def test_only_those_concerned_are_touched(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Watch, "_push", spy)
     hub.dispatch(batch(1, change(None, task("t", node="n7")), change(None, Node(id="n9"))))
     assert touched == [watches[7], watches[9]]
+
+
+# ------------------------------------------------------------------ the past by time
+
+
+def timed(revision: int, time_ns: int) -> Batch:
+    return Batch(revision, time_ns, (change(None, task(f"t{revision}")),))
+
+
+@pytest.mark.parametrize(
+    ("since_ns", "after", "lost_ns"),
+    [(50, 9, 100), (100, 9, 0), (150, 10, 0), (200, 10, 0), (201, 11, 0), (301, 12, 0)],
+)
+def test_a_time_leads_to_the_revision_before_it(since_ns: int, after: int, lost_ns: int) -> None:
+    hub = Hub()
+    hub.start(9, 100)
+    for revision, time_ns in ((10, 110), (11, 200), (12, 300)):
+        hub.dispatch(timed(revision, time_ns))
+    assert hub.kept_since(since_ns) == (after, lost_ns)
+    hub.watch(("all",), revision=12, from_revision=after)  # is kept
+
+
+def test_a_time_before_what_is_kept_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "HISTORY_CHANGES_MAX", 2)
+    hub = Hub()
+    hub.start(0, 100)
+    for revision in range(1, 6):
+        hub.dispatch(timed(revision, 100 + revision))
+    assert hub.kept_since(101) == (3, 103)
+    assert hub.kept_since(104) == (3, 0)
+    assert Hub().kept_since(5) == (0, 0)
