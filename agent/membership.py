@@ -37,6 +37,7 @@ from swarm.vault import Vault
 
 log = structlog.get_logger("membership")
 
+PROBE_S = 2.0  # to look at what a manager that cannot be talked to presents
 LEAVE_TIMEOUT_S = 30.0  # to stop all tasks; longer than the usual grace period of 10 s
 
 
@@ -181,6 +182,7 @@ class Membership:
             rng=rng,
             on_cluster=self._learn,
             on_removed=self._removed,
+            explain=self._explain,
         )
         self._talking: asyncio.Task[None] | None = None
         self.first_session = self._session.first
@@ -293,6 +295,17 @@ class Membership:
 
     async def _connect(self, address: str) -> Channel:
         return self.identity.channel(address)
+
+    async def _explain(self, address: str) -> str:
+        identity = self.identity
+        why = await asyncio.to_thread(
+            tls.why_strangers,
+            address,
+            identity.certificate_pem,
+            identity.root_ca_pem,
+            timeout_s=PROBE_S,
+        )
+        return why and f"{why}; leave the swarm and join again with a fresh token"
 
     async def _keep_certificate(self) -> None:
         self._show_expiry()

@@ -51,6 +51,10 @@ RELAYS_MAX = 300  # streams at once: one call may read so many; the next one is 
 Connect = Callable[[str], Awaitable[Channel]]
 
 
+async def _no_explanation(address: str) -> str:
+    return ""
+
+
 class Session:
     """Keeps one session up with any of the managers. `run` until cancelled."""
 
@@ -63,8 +67,10 @@ class Session:
         rng: Rng,
         on_cluster: Callable[[ClusterInfo], Awaitable[None]],
         on_removed: Callable[[], None] = lambda: None,
+        explain: Callable[[str], Awaitable[str]] = _no_explanation,
     ) -> None:
-        """`on_cluster` gets each new ClusterInfo (managers, roots, role) before anything that comes
+        """`explain` tells why a manager at this address may not be reached; empty: it cannot tell.
+        `on_cluster` gets each new ClusterInfo (managers, roots, role) before anything that comes
         after it; `on_removed` is called when a manager says that the node is not in the cluster.
         """
         self._worker = worker
@@ -73,6 +79,7 @@ class Session:
         self._rng = rng
         self._on_cluster = on_cluster
         self._on_removed = on_removed
+        self._explain = explain
         self._next = 0
         self._leaving = asyncio.Event()
         self._left = asyncio.Event()
@@ -96,6 +103,8 @@ class Session:
                     await conversation.hold(channel)
             except* errors.SwarmError as group:
                 error = _first(group)
+                if isinstance(error, errors.Unavailable) and not conversation.welcomed:
+                    error = errors.Unavailable(await self._explain(manager) or error.message)
                 self._failed(manager, error)
                 if isinstance(error, errors.Removed):
                     # A manager's word that nothing is this node's any more.

@@ -95,19 +95,7 @@ async def why_refused(mine: Credentials, address: str, *, context: str) -> str:
     own = tls.facts(tls.load_certificates(mine.certificate_pem)[0])
     if own.not_after_ns <= SystemClock().now_ns():
         return f"this client's certificate has expired; {again}"
-    try:
-        chain = await asyncio.to_thread(tls.presented, address, timeout_s=PROBE_S)
-        if not chain:
-            return ""
-        theirs = tls.facts(tls.load_certificates(chain[0])[0])
-    except SwarmError:
-        return ""
-    if theirs.organization != own.organization:
-        return f"{address} belongs to another cluster than this client's certificate"
-    known = set(tls.split_pem(mine.root_ca_pem))
-    if known.isdisjoint(chain):
-        return (
-            f"the root CA of the cluster at {address} was rotated after this client's certificate "
-            f"was made and last used, so neither trusts the other; {again}"
-        )
-    return ""
+    why = await asyncio.to_thread(
+        tls.why_strangers, address, mine.certificate_pem, mine.root_ca_pem, timeout_s=PROBE_S
+    )
+    return why and f"{why}, so this client's certificate is of no use there; {again}"

@@ -241,7 +241,8 @@ class Manager:
         return await self.authority.issue_node_certificate(request, rpc.Context(own, ""))
 
     def _current(self) -> tuple[str, str, str]:
-        return (*self._certificate, self.authority.trusted_pem())
+        key_pem, certificate_pem = self._certificate
+        return key_pem, self.authority.chain(certificate_pem), self.authority.trusted_pem()
 
     def _fetch(self) -> Any:
         self._offered = key_pem, certificate_pem, trusted_pem = self._current()

@@ -172,6 +172,13 @@ class Authority:
             + _token_ca_pem(keyring.manager_token_secret)
         )
 
+    def chain(self, certificate_pem: str) -> str:
+        """What a server presents with its certificate: what leads from it to the roots that
+        count now. A certificate keeps the chain it was issued with, and a rotation may be over.
+        """
+        cluster, _ = objects(self._store)
+        return _chain(certificate_pem, cluster.root_ca_pem, cluster.root_cross_pem)
+
     def authorize(self, method: Method, auth: dict[str, list[bytes]]) -> Identity:
         """Who calls, if the method is for them. Raises Denied with the reason."""
         pem = next(iter(auth.get("x509_pem_cert", ())), b"")
@@ -369,6 +376,14 @@ def manager_addrs(view: View) -> tuple[str, ...]:
 
 def _expiry_ns(cluster: Cluster) -> int:
     return (cluster.spec and cluster.spec.node_cert_expiry_ns) or NODE_CERT_EXPIRY_NS
+
+
+@functools.lru_cache(maxsize=4)
+def _chain(certificate_pem: str, roots_pem: str, cross_pem: str) -> str:
+    leaf_pem, signing_pem = tls.split_pem(certificate_pem)[0], tls.split_pem(roots_pem)[0]
+    if tls.issuer_of(leaf_pem, signing_pem) is None:
+        return certificate_pem  # of a root that is being replaced
+    return leaf_pem + cross_pem + signing_pem
 
 
 @functools.lru_cache(maxsize=16)

@@ -142,7 +142,7 @@ class Rotations:
         while objects(self._store)[0].root_rotation_in_progress:
             left = len(waiting(self._store))
             if left != self._left:
-                log.info("root_rotation", nodes_left=left)
+                log.debug("root_rotation", nodes_left=left)
                 self._left = left
             if left:
                 return

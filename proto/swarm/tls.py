@@ -411,6 +411,26 @@ def presented(address: str, *, timeout_s: float) -> tuple[str, ...]:
     return tuple(_pem(certificate.to_cryptography()) for certificate in chain)
 
 
+def why_strangers(address: str, certificate_pem: str, roots_pem: str, *, timeout_s: float) -> str:
+    """Why a manager that listens at host:port and the holder of a certificate do not trust each
+    other, as far as can be told without trust; empty: they might, or nobody listens. For messages
+    alone. Blocking.
+    """
+    try:
+        chain = presented(address, timeout_s=timeout_s)
+    except errors.Unavailable:
+        return ""
+    if not chain:
+        return ""
+    mine = facts(load_certificates(certificate_pem)[0])
+    if facts(load_certificates(chain[0])[0]).organization != mine.organization:
+        return f"{address} belongs to another cluster"
+    # A chain with a cross-signed root leads to one of ours as well.
+    if all(issuer_of(pem, roots_pem) is None for pem in chain):
+        return f"the root CA of the cluster at {address} was rotated, and this side missed it"
+    return ""
+
+
 # ------------------------------------------------------------------ gRPC credentials
 
 

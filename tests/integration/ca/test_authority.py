@@ -70,7 +70,8 @@ class Cluster:
         """What the port shows and trusts, asked for each connection."""
         pem, key = self.server_certificate
         return grpc.ssl_server_certificate_configuration(
-            [(key.encode(), pem.encode())], self.authority.trusted_pem().encode()
+            [(key.encode(), self.authority.chain(pem).encode())],
+            self.authority.trusted_pem().encode(),
         )
 
     def offer_fresh(self) -> None:
@@ -410,8 +411,10 @@ async def test_all_pairs_of_old_and_new_certificates_and_roots_meet_until_the_en
     for certificate in (old, new):
         for trusted in (old_root, new_root, cluster.root_pem):
             await cluster.reached(certificate, trusted)
+    assert tls.why_strangers(cluster.address, old[0], old_root, timeout_s=5) == ""
     await finish(cluster)
     await cluster.reached(new, new_root)
+    assert "was rotated" in tls.why_strangers(cluster.address, old[0], old_root, timeout_s=5)
     for certificate, trusted in ((old, new_root), (old, old_root)):
         with pytest.raises(errors.Unavailable):
             await cluster.reached(certificate, trusted)
