@@ -25,9 +25,7 @@ EXIT_DEFECT = 1
 _MANAGE = "Management commands"
 _LOCAL = "This client"
 ENTRIES = (
-    Entry(
-        "swarm", "cli.commands.swarm:group", "Make, join, configure, back up a cluster", _MANAGE
-    ),
+    Entry("swarm", "cli.commands.swarm:group", "Make, join, configure, back up a cluster", _MANAGE),
     Entry("node", "cli.commands.node:group", "Manage nodes", _MANAGE),
     Entry("stack", "cli.commands.stack:group", "Deploy and manage stacks", _MANAGE),
     Entry("service", "cli.commands.service:group", "Manage services", _MANAGE),

@@ -120,7 +120,7 @@ def test_all_nodes_move_to_the_new_root_and_nothing_is_interrupted(
     for node in nodes:
         wait_for(
             f"{node.name} has dropped the old root",
-            lambda node=node: tls.split_pem(identity(node).root_ca_pem) == new_roots,
+            lambda node=node: tls.split_pem(identity(node).root_ca_pem) == new_roots,  # type: ignore[misc]  # bound early
         )
         assert not identity(node).outdated
     # Connections that are made from now on.

@@ -155,7 +155,9 @@ async def test_templates_are_expanded_for_each_task(bench: Bench) -> None:
                     f"   p   a   {{   {{   .   s   s 377   @   {slot}",
                 ]
                 form = "{{.Labels.slot}}"
-                assert bench.host.docker("volume", "inspect", "-f", form, f"{volume}-{slot}").strip() == str(slot)
+                assert bench.host.docker(
+                    "volume", "inspect", "-f", form, f"{volume}-{slot}"
+                ).strip() == str(slot)
     finally:
         bench.harness.drop_containers()
         bench.host.docker("volume", "rm", "-f", f"{volume}-1", f"{volume}-2")

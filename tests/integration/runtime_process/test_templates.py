@@ -67,9 +67,7 @@ def container(**fields: object) -> ContainerSpec:
 async def inside(held: Harness, task: Assignment, script: str) -> list[str]:
     """What a command in the task says; its output is in no log."""
     assert task.task is not None
-    code, said = await held.execute(
-        work("unused", task_id=task.task.id), "sh", "-c", script
-    )
+    code, said = await held.execute(work("unused", task_id=task.task.id), "sh", "-c", script)
     assert code == 0, said
     return said.splitlines()
 
@@ -165,7 +163,9 @@ async def test_a_template_that_fails_rejects_its_task_and_says_where(
     await plain.restart()
     assert status is not None
     assert (status.state, status.cause) == (TaskState.REJECTED, "unsupported")
-    assert status.err.startswith("environment A: line 1, column 3: there is no label 'nope' (set: tier)")
+    assert status.err.startswith(
+        "environment A: line 1, column 3: there is no label 'nope' (set: tier)"
+    )
 
 
 @pytest.mark.parametrize("isolate", [False, pytest.param(True, marks=needs_root)])
@@ -237,9 +237,7 @@ async def test_a_plain_task_of_any_user_reads_its_own_files(plain: Harness, uid:
         TaskFile("/run/secrets/mine", b"mine", uid=uid, gid=uid, mode=0o400),
         TaskFile("/run/secrets/others", b"others", uid=1, gid=1, mode=0o400),
     ]
-    script = (
-        'cd "$SWARM_FILES/run/secrets"; cat mine; echo; stat -c "%u %g %a" mine others; cat others 2>&1; exit 0'
-    )
+    script = 'cd "$SWARM_FILES/run/secrets"; cat mine; echo; stat -c "%u %g %a" mine others; cat others 2>&1; exit 0'
     job = work("sh", "-c", script, files=files, container=ContainerSpec(user=f"{uid}:{uid}"))
     code, said = await plain.finish(job)
     lines = said.splitlines()
@@ -258,7 +256,9 @@ def test_without_root_an_owner_is_refused_and_says_why(tmp_path: Path) -> None:
 
 
 def test_folders_are_for_their_task_alone_and_in_memory(tmp_path: Path) -> None:
-    assert filesystem(next(p for p in (files_root(), *files_root().parents) if p.exists())) == "tmpfs"
+    assert (
+        filesystem(next(p for p in (files_root(), *files_root().parents) if p.exists())) == "tmpfs"
+    )
     files = Files("n1", tmp_path)
     folder = files.write("t1", [TaskFile("/a/b", b"x", mode=0o440)], uid=None, gid=None)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -325,7 +325,9 @@ async def test_an_agent_that_is_killed_leaves_no_secrets_but_those_of_running_ta
     assert found == {runs: Phase.RUNNING, begun: Phase.CREATED}
     assert on_disk(marker.encode(), held.folder) == []
     folder = files_root() / held.runtime._node_id
-    assert (isolate == "yes" and not folder.exists()) or [p.name for p in folder.iterdir()] == [runs]
+    assert (isolate == "yes" and not folder.exists()) or [p.name for p in folder.iterdir()] == [
+        runs
+    ]
     job = work("unused", task_id=runs)
     path = "/run/secrets/key" if isolate == "yes" else "$SWARM_FILES/run/secrets/key"
     assert await held.execute(job, "sh", "-c", f"cat {path}") == (0, marker)

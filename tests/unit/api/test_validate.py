@@ -320,9 +320,18 @@ BAD: dict[str, tuple[ServiceSpec, str]] = {
         "mounts[0].bind.propagation: 'x' is not one of private",
     ),
     # container
-    "env template": (container(env=("A={{.Task.Solt}}",)), "environment A: line 1, column 3: there is no field 'Solt'; did you mean 'Slot'?"),
-    "hostname template": (container(hostname="a-{{.Task.Slot}"), "hostname: line 1, column 15: '}' cannot be read here"),
-    "mount template": (mounted(Mount(type="volume", source="{{foo}}", target="/d")), "mount /d: source: line 1, column 3: there is no function 'foo'"),
+    "env template": (
+        container(env=("A={{.Task.Solt}}",)),
+        "environment A: line 1, column 3: there is no field 'Solt'; did you mean 'Slot'?",
+    ),
+    "hostname template": (
+        container(hostname="a-{{.Task.Slot}"),
+        "hostname: line 1, column 15: '}' cannot be read here",
+    ),
+    "mount template": (
+        mounted(Mount(type="volume", source="{{foo}}", target="/d")),
+        "mount /d: source: line 1, column 3: there is no function 'foo'",
+    ),
     "env": (container(env=("=x",)), "environment[0]: '=x' is not of the form NAME=value or NAME"),
     "hosts": (
         container(hosts=("db 10.0.0.5",)),
@@ -460,8 +469,12 @@ GOOD: dict[str, ServiceSpec] = {
     "signal number": container(stop_signal="9"),
     "host gateway": container(hosts=("host-gateway host.internal",)),
     "templates": container(hostname="{{.Node.Hostname}}", env=("A={{.Task.Slot}}", "B", "C=")),
-    "templates that hang on the task": container(env=("A={{.Service.Labels.x}}{{slice .Node.Hostname 0 9}}",)),
-    "template for a path": mounted(Mount(type="bind", source="{{.Service.Labels.path}}", target="{{.Service.Labels.path}}")),
+    "templates that hang on the task": container(
+        env=("A={{.Service.Labels.x}}{{slice .Node.Hostname 0 9}}",)
+    ),
+    "template for a path": mounted(
+        Mount(type="bind", source="{{.Service.Labels.path}}", target="{{.Service.Labels.path}}")
+    ),
     "anonymous volume": mounted(Mount(type="volume", target="/data")),
     "unlimited ulimit": container(ulimits=(Ulimit(name="memlock", soft=-1, hard=-1),)),
     "empty options of another mount": mounted(

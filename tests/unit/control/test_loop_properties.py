@@ -89,7 +89,9 @@ class Observed(World):
     def _open(self, service: Service, *, all_of_it: bool = False) -> bool:
         for gate in service.spec.depends_on if service.spec else ():
             (other,) = self.tables.by(Service, "name", gate.service)
-            wanted = other.spec.mode.replicated.replicas
+            assert other.spec and other.spec.mode and other.spec.mode.replicated
+            assert other.spec.task and other.spec.task.container
+            wanted = other.spec.mode.replicated.replicas or 0
             least = S.RUNNING if gate.condition == "service_healthy" else S.STARTING
             slots = set()
             for task in self.tables.by(Task, "service", other.id):
@@ -97,7 +99,7 @@ class Observed(World):
                 fine = least <= state_of(task) <= S.RUNNING and task.desired_state <= S.RUNNING
                 if all_of_it:
                     fine = fine and self.image(task) == other.spec.task.container.image
-                if fine and node is not None and node.status.state not in LOST:
+                if fine and node is not None and node.status and node.status.state not in LOST:
                     slots.add(task.slot)
             if len(slots) < (wanted if all_of_it else min(1, wanted)):
                 return False
