@@ -8,6 +8,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -117,17 +118,22 @@ def test_all_nodes_move_to_the_new_root_and_nothing_is_interrupted(
     following.wait(timeout=10)
     following.stdout.close()
     assert "session_ended" not in manager.log.read_text()
+
+    def dropped(node: Node) -> bool:
+        return tls.split_pem(identity(node).root_ca_pem) == new_roots
+
     for node in nodes:
-        wait_for(
-            f"{node.name} has dropped the old root",
-            lambda node=node: tls.split_pem(identity(node).root_ca_pem) == new_roots,  # type: ignore[misc]  # bound early
-        )
+        wait_for(f"{node.name} has dropped the old root", partial(dropped, node))
         assert not identity(node).outdated
     # Connections that are made from now on.
+
+    def connected(node: Node) -> bool:
+        return "Connected: true" in node.ok("info")
+
     for worker in workers:
         worker.stop()
         worker.start()
-        wait_for("the session stands", lambda worker=worker: "Connected: true" in worker.ok("info"))
+        wait_for("the session stands", partial(connected, worker))
     assert sleepers() == pids
     # Old tokens are void, new ones work.
     fresh = token(manager)
