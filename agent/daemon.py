@@ -457,10 +457,8 @@ class Swarmd:
         start = await restoring.first(requests)
         async with self._changing:
             if self._locked is not None:
-                raise errors.Unavailable(local.LOCKED)
-            member = self._member
-            if self._locked is not None:
                 raise errors.Unavailable(local.LOCKED_RESTORE)
+            member = self._member
             before = restoring.replaceable(member.identity if member else None, self._error)
             place = restoring.Place(start, before, await asyncio.to_thread(machine_addresses))
             work = restoration(self._options.settings, self._clock)
