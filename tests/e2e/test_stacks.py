@@ -99,6 +99,7 @@ services:
     image: busybox:latest
     command: &sleep ["sh", "-c", "exec sleep 1000"]
     stop_grace_period: 0s
+    deploy: &soon {update_config: {monitor: 1s}}
     secrets: [password]
   user2:
     <<: *user
@@ -107,6 +108,7 @@ services:
     image: busybox:latest
     command: *sleep
     stop_grace_period: 0s
+    deploy: *soon
     secrets: [other]
 secrets:
   password: {file: ./password.txt}
@@ -176,7 +178,7 @@ services:
     depends_on:
       db: {condition: service_healthy}
       migrate: {condition: service_completed_successfully}
-    deploy: {replicas: 2}
+    deploy: {replicas: 2, update_config: {monitor: 1s}}
   migrate:
     image: busybox:latest
     environment: {VERSION: "VERSION_HERE"}
