@@ -264,11 +264,12 @@ def test_the_order_holds_when_a_host_is_lost(app: App) -> None:
         assert healthy <= at(web[0]["State"]["StartedAt"])
     finally:
         lost.heal()
-        app.cluster.ctl("node", "update", "--label-rm", "zone", spare.name)
     wait_for(
         "the lost host's tasks are stopped",
         lambda: not [h for s in ("db", "web") for h, _ in app.containers(s) if h is lost],
     )
+    # Not before: the tasks would move back.
+    app.cluster.ctl("node", "update", "--label-rm", "zone", spare.name)
 
 
 # ------------------------------------------------------------------ plans come true
