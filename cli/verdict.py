@@ -9,7 +9,6 @@ the change says nothing about it (`before`). Pure; cli/converge.py waits.
 from __future__ import annotations
 
 import enum
-import re
 from dataclasses import dataclass, field
 
 from swarm.errors import EXIT_NOT_CONVERGED, EXIT_ROLLED_BACK
@@ -46,8 +45,6 @@ class Goal(enum.Enum):
 
 _PAUSED = (UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED)
 _GOING = (UpdateState.UPDATING, UpdateState.ROLLBACK_STARTED)
-# To run is a reason for not having converged only for the tasks of a job.
-_AT_WORK = re.compile(r"\d+ of \d+ tasks? (is|are) running")
 _ROLLED_BACK = "the last update failed and was rolled back"
 
 
@@ -229,7 +226,7 @@ def done(status: ServiceStatus) -> tuple[int, str]:
     """How many tasks are where they are wanted, and what that is: running, completed, or updated
     while tasks of an earlier version run as well.
     """
-    if any(_AT_WORK.fullmatch(reason) for reason in status.reasons):
+    if status.job and status.up_to_date:
         return status.completed, "completed"
     if status.completed and status.converged and status.up_to_date:
         # No job: of its tasks some have ended well and are not to be restarted.

@@ -78,6 +78,7 @@ def service_status(
         settles_in_ns=0 if stuck else account.settles_in_ns(),
         stuck=bool(stuck),
         failing_task_id=account.failing(stuck) if reasons else "",
+        job=mode_of(service.spec).job,
     )
 
 

@@ -944,6 +944,7 @@ class ServiceStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=F
     settles_in_ns: int = 0
     stuck: bool = False
     failing_task_id: str = ""
+    job: bool = False
 
 
 class GetResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -3811,6 +3812,8 @@ def _fill_service_status(s: ServiceStatus, m: Any) -> None:
         m.stuck = s.stuck
     if s.failing_task_id:
         m.failing_task_id = s.failing_task_id
+    if s.job:
+        m.job = s.job
 
 
 def _read_service_status(m: Any) -> ServiceStatus:
@@ -3830,6 +3833,7 @@ def _read_service_status(m: Any) -> ServiceStatus:
         settles_in_ns=m.settles_in_ns,
         stuck=m.stuck,
         failing_task_id=m.failing_task_id,
+        job=m.job,
     )
 
 

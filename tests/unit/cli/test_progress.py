@@ -197,7 +197,7 @@ def test_an_empty_verdict_is_not_over() -> None:
             "web: 1/3 completed, 2 running",
         ),
         (
-            {"up_to_date": 3, "states": {"running": 3}, "reasons": ("3 of 3 tasks are running",)},
+            {"job": True, "up_to_date": 3, "states": {"running": 3}},
             Progress.GOING,
             "web: 0/3 completed, 3 running",
         ),

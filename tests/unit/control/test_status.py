@@ -591,3 +591,9 @@ def test_an_old_task_beside_its_replacement_is_told() -> None:
         "1 of 1 replica is assigned",
         "update in progress",
     )
+
+
+def test_a_status_says_whether_it_is_of_a_job() -> None:
+    world = World(1)
+    assert world.status(world.create(make_spec("once", mode=job(2)))).job
+    assert not world.status(world.create(make_spec())).job
