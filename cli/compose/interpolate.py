@@ -157,13 +157,11 @@ class _Template:
         return value
 
 
-def interpolate(
-    root: Node, variables: Mapping[str, str], report: Report, seen: set[int] | None = None
-) -> None:
+def interpolate(root: Node, variables: Mapping[str, str], report: Report) -> None:
     """Fills in the variables of all strings below `root`, in place. What several aliases share is
-    done once, in the place of the anchor; `seen` remembers that from one call to the next.
+    done once, in the place of the anchor.
     """
-    seen = set() if seen is None else seen
+    seen: set[int] = set()
     stack = [root]
     while stack:
         node = stack.pop()
