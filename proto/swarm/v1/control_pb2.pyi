@@ -43,6 +43,10 @@ class GetInfoResponse(google.protobuf.message.Message):
     LEADER_NODE_ID_FIELD_NUMBER: builtins.int
     MANAGER_ADDRS_FIELD_NUMBER: builtins.int
     ROOT_CA_PEM_FIELD_NUMBER: builtins.int
+    STORE_VERSION_FIELD_NUMBER: builtins.int
+    STORE_BYTES_FIELD_NUMBER: builtins.int
+    STORE_BYTES_USED_FIELD_NUMBER: builtins.int
+    MANAGERS_REACHABLE_FIELD_NUMBER: builtins.int
     cluster_id: builtins.str
     node_id: builtins.str
     """The node that answers."""
@@ -59,6 +63,12 @@ class GetInfoResponse(google.protobuf.message.Message):
     stacks: builtins.int
     leader_node_id: builtins.str
     root_ca_pem: builtins.str
+    store_version: builtins.str
+    """Of the answering manager's engine: its version, and the bytes it takes on the disk and uses of them; empty and 0: not known."""
+    store_bytes: builtins.int
+    store_bytes_used: builtins.int
+    managers_reachable: builtins.int
+    """Managers that the leader can reach."""
     @property
     def manager_addrs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """host:port of every manager."""
@@ -81,8 +91,12 @@ class GetInfoResponse(google.protobuf.message.Message):
         leader_node_id: builtins.str = ...,
         manager_addrs: collections.abc.Iterable[builtins.str] | None = ...,
         root_ca_pem: builtins.str = ...,
+        store_version: builtins.str = ...,
+        store_bytes: builtins.int = ...,
+        store_bytes_used: builtins.int = ...,
+        managers_reachable: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cluster_id", b"cluster_id", "leader_node_id", b"leader_node_id", "manager_addrs", b"manager_addrs", "managers", b"managers", "node_id", b"node_id", "nodes", b"nodes", "nodes_ready", b"nodes_ready", "revision", b"revision", "root_ca_pem", b"root_ca_pem", "services", b"services", "stacks", b"stacks", "store_engine", b"store_engine", "tasks", b"tasks", "tasks_running", b"tasks_running", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cluster_id", b"cluster_id", "leader_node_id", b"leader_node_id", "manager_addrs", b"manager_addrs", "managers", b"managers", "managers_reachable", b"managers_reachable", "node_id", b"node_id", "nodes", b"nodes", "nodes_ready", b"nodes_ready", "revision", b"revision", "root_ca_pem", b"root_ca_pem", "services", b"services", "stacks", b"stacks", "store_bytes", b"store_bytes", "store_bytes_used", b"store_bytes_used", "store_engine", b"store_engine", "store_version", b"store_version", "tasks", b"tasks", "tasks_running", b"tasks_running", "version", b"version"]) -> None: ...
 
 global___GetInfoResponse = GetInfoResponse
 

@@ -26,7 +26,7 @@ from swarm.v1 import options_pb2 as swarm_dot_v1_dot_options__pb2
 from swarm.v1 import specs_pb2 as swarm_dot_v1_dot_specs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13swarm/v1/node.proto\x12\x08swarm.v1\x1a\x16swarm/v1/options.proto\x1a\x14swarm/v1/specs.proto\"\x14\n\x12GetNodeInfoRequest\"\xa3\x02\n\x13GetNodeInfoResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12 \n\x04role\x18\x05 \x01(\x0e\x32\x12.swarm.v1.NodeRole\x12\x19\n\x11\x63ontrol_available\x18\x06 \x01(\x08\x12\x11\n\tnode_addr\x18\x07 \x01(\t\x12\x10\n\x08managers\x18\x08 \x03(\t\x12\x10\n\x08hostname\x18\t \x01(\t\x12\x0f\n\x07version\x18\n \x01(\t\x12\x10\n\x08runtimes\x18\x0b \x03(\t\x12\x10\n\x08warnings\x18\x0c \x03(\t\x12\x11\n\tconnected\x18\r \x01(\x08\x12\r\n\x05tasks\x18\x0e \x01(\x03\"\x97\x02\n\x0bInitRequest\x12\x13\n\x0blisten_addr\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x64vertise_addr\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x61ta_path_addr\x18\x03 \x01(\t\x12\x16\n\x0e\x64\x61ta_path_port\x18\x04 \x01(\r\x12,\n\x0c\x61vailability\x18\x05 \x01(\x0e\x32\x16.swarm.v1.Availability\x12#\n\x04spec\x18\x06 \x01(\x0b\x32\x15.swarm.v1.ClusterSpec\x12\x19\n\x11\x64\x65\x66\x61ult_addr_pool\x18\x07 \x03(\t\x12\x13\n\x0bsubnet_size\x18\x08 \x01(\r\x12\x19\n\x11\x66orce_new_cluster\x18\t \x01(\x08\x12\r\n\x05store\x18\n \x01(\t\"n\n\x0cInitResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x14\n\x0cworker_token\x18\x03 \x01(\t\x12\x15\n\rmanager_token\x18\x04 \x01(\t\x12\x0c\n\x04\x61\x64\x64r\x18\x05 \x01(\t\"\xbd\x01\n\x0bJoinRequest\x12\x13\n\x0blisten_addr\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x64vertise_addr\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x61ta_path_addr\x18\x03 \x01(\t\x12\x16\n\x0e\x64\x61ta_path_port\x18\x04 \x01(\r\x12,\n\x0c\x61vailability\x18\x05 \x01(\x0e\x32\x16.swarm.v1.Availability\x12\x14\n\x0cremote_addrs\x18\x06 \x03(\t\x12\r\n\x05token\x18\x07 \x01(\t\"A\n\x0cJoinResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12 \n\x04role\x18\x02 \x01(\x0e\x32\x12.swarm.v1.NodeRole\"\x1d\n\x0cLeaveRequest\x12\r\n\x05\x66orce\x18\x01 \x01(\x08\"\x0f\n\rLeaveResponse\"#\n\rUnlockRequest\x12\x12\n\nunlock_key\x18\x01 \x01(\t\"\x10\n\x0eUnlockResponse\"U\n\x0eRestoreRequest\x12%\n\x05start\x18\x01 \x01(\x0b\x32\x16.swarm.v1.RestoreStart\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06\x66inish\x18\x03 \x01(\x08\"S\n\x0cRestoreStart\x12\x13\n\x0blisten_addr\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x64vertise_addr\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x61ta_path_addr\x18\x03 \x01(\t\"\x90\x01\n\x0fRestoreResponse\x12\r\n\x05\x62ytes\x18\x01 \x01(\x03\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x17\n\x0f\x62\x61\x63kup_revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x61\x64\x64r\x18\x06 \x01(\t\x12\x10\n\x08warnings\x18\x07 \x03(\t\"|\n\x1bIssueNodeCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\t\x12,\n\x0c\x61vailability\x18\x02 \x01(\x0e\x32\x16.swarm.v1.Availability\x12\x10\n\x08hostname\x18\x03 \x01(\t\x12\x0c\n\x04\x61\x64\x64r\x18\x04 \x01(\t\"\xa5\x01\n\x1cIssueNodeCertificateResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x02 \x01(\t\x12\x13\n\x0broot_ca_pem\x18\x03 \x01(\t\x12 \n\x04role\x18\x04 \x01(\x0e\x32\x12.swarm.v1.NodeRole\x12\x12\n\ncluster_id\x18\x05 \x01(\t\x12\x10\n\x08managers\x18\x06 \x03(\t\">\n\x1dIssueClientCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"N\n\x1eIssueClientCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\t\x12\x13\n\x0broot_ca_pem\x18\x02 \x01(\t2\xd2\x03\n\x05Local\x12U\n\x0bGetNodeInfo\x12\x1c.swarm.v1.GetNodeInfoRequest\x1a\x1d.swarm.v1.GetNodeInfoResponse\"\t\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x12\x44\n\x04Init\x12\x15.swarm.v1.InitRequest\x1a\x16.swarm.v1.InitResponse\"\r\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x98\xb5\x18\x01\x12\x44\n\x04Join\x12\x15.swarm.v1.JoinRequest\x1a\x16.swarm.v1.JoinResponse\"\r\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x98\xb5\x18\x01\x12G\n\x05Leave\x12\x16.swarm.v1.LeaveRequest\x1a\x17.swarm.v1.LeaveResponse\"\r\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x98\xb5\x18\x01\x12J\n\x06Unlock\x12\x17.swarm.v1.UnlockRequest\x1a\x18.swarm.v1.UnlockResponse\"\r\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x98\xb5\x18\x01\x12Q\n\x07Restore\x12\x18.swarm.v1.RestoreRequest\x1a\x19.swarm.v1.RestoreResponse\"\r\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x98\xb5\x18\x01(\x01\x30\x01\x32\xfc\x01\n\x0c\x43\x65rtificates\x12s\n\x14IssueNodeCertificate\x12%.swarm.v1.IssueNodeCertificateRequest\x1a&.swarm.v1.IssueNodeCertificateResponse\"\x0c\x8a\xb5\x18\x04\x05\x06\x03\x04\x98\xb5\x18\x01\x12w\n\x16IssueClientCertificate\x12\'.swarm.v1.IssueClientCertificateRequest\x1a(.swarm.v1.IssueClientCertificateResponse\"\n\x8a\xb5\x18\x02\x01\x02\x98\xb5\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13swarm/v1/node.proto\x12\x08swarm.v1\x1a\x16swarm/v1/options.proto\x1a\x14swarm/v1/specs.proto\"\x14\n\x12GetNodeInfoRequest\"\xa3\x02\n\x13GetNodeInfoResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12 \n\x04role\x18\x05 \x01(\x0e\x32\x12.swarm.v1.NodeRole\x12\x19\n\x11\x63ontrol_available\x18\x06 \x01(\x08\x12\x11\n\tnode_addr\x18\x07 \x01(\t\x12\x10\n\x08managers\x18\x08 \x03(\t\x12\x10\n\x08hostname\x18\t \x01(\t\x12\x0f\n\x07version\x18\n \x01(\t\x12\x10\n\x08runtimes\x18\x0b \x03(\t\x12\x10\n\x08warnings\x18\x0c \x03(\t\x12\x11\n\tconnected\x18\r \x01(\x08\x12\r\n\x05tasks\x18\x0e \x01(\x03\"\xbb\x02\n\x0bInitRequest\x12\x13\n\x0blisten_addr\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x64vertise_addr\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x61ta_path_addr\x18\x03 \x01(\t\x12\x16\n\x0e\x64\x61ta_path_port\x18\x04 \x01(\r\x12,\n\x0c\x61vailability\x18\x05 \x01(\x0e\x32\x16.swarm.v1.Availability\x12#\n\x04spec\x18\x06 \x01(\x0b\x32\x15.swarm.v1.ClusterSpec\x12\x19\n\x11\x64\x65\x66\x61ult_addr_pool\x18\x07 \x03(\t\x12\x13\n\x0bsubnet_size\x18\x08 \x01(\r\x12\x19\n\x11\x66orce_new_cluster\x18\t \x01(\x08\x12\r\n\x05store\x18\n \x01(\t\x12\"\n\x04\x65tcd\x18\x0b \x01(\x0b\x32\x14.swarm.v1.EtcdAccess\"i\n\nEtcdAccess\x12\x11\n\tendpoints\x18\x01 \x03(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61_pem\x18\x03 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x04 \x01(\t\x12\x0f\n\x07key_pem\x18\x05 \x01(\t\"n\n\x0cInitResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x14\n\x0cworker_token\x18\x03 \x01(\t\x12\x15\n\rmanager_token\x18\x04 \x01(\t\x12\x0c\n\x04\x61\x64\x64r\x18\x05 \x01(\t\"\xbd\x01\n\x0bJoinRequest\x12\x13\n\x0blisten_addr\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x64vertise_addr\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x61ta_path_addr\x18\x03 \x01(\t\x12\x16\n\x0e\x64\x61ta_path_port\x18\x04 \x01(\r\x12,\n\x0c\x61vailability\x18\x05 \x01(\x0e\x32\x16.swarm.v1.Availability\x12\x14\n\x0cremote_addrs\x18\x06 \x03(\t\x12\r\n\x05token\x18\x07 \x01(\t\"A\n\x0cJoinResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12 \n\x04role\x18\x02 \x01(\x0e\x32\x12.swarm.v1.NodeRole\"\x1d\n\x0cLeaveRequest\x12\r\n\x05\x66orce\x18\x01 \x01(\x08\"\x0f\n\rLeaveResponse\"#\n\rUnlockRequest\x12\x12\n\nunlock_key\x18\x01 \x01(\t\"\x10\n\x0eUnlockResponse\"U\n\x0eRestoreRequest\x12%\n\x05start\x18\x01 \x01(\x0b\x32\x16.swarm.v1.RestoreStart\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06\x66inish\x18\x03 \x01(\x08\"S\n\x0cRestoreStart\x12\x13\n\x0blisten_addr\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x64vertise_addr\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x61ta_path_addr\x18\x03 \x01(\t\"\x90\x01\n\x0fRestoreResponse\x12\r\n\x05\x62ytes\x18\x01 \x01(\x03\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x17\n\x0f\x62\x61\x63kup_revision\x18\x05 \x01(\x03\x12\x0c\n\x04\x61\x64\x64r\x18\x06 \x01(\t\x12\x10\n\x08warnings\x18\x07 \x03(\t\"|\n\x1bIssueNodeCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\t\x12,\n\x0c\x61vailability\x18\x02 \x01(\x0e\x32\x16.swarm.v1.Availability\x12\x10\n\x08hostname\x18\x03 \x01(\t\x12\x0c\n\x04\x61\x64\x64r\x18\x04 \x01(\t\"\xa5\x01\n\x1cIssueNodeCertificateResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x02 \x01(\t\x12\x13\n\x0broot_ca_pem\x18\x03 \x01(\t\x12 \n\x04role\x18\x04 \x01(\x0e\x32\x12.swarm.v1.NodeRole\x12\x12\n\ncluster_id\x18\x05 \x01(\t\x12\x10\n\x08managers\x18\x06 \x03(\t\">\n\x1dIssueClientCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"N\n\x1eIssueClientCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\t\x12\x13\n\x0broot_ca_pem\x18\x02 \x01(\t2\xd2\x03\n\x05Local\x12U\n\x0bGetNodeInfo\x12\x1c.swarm.v1.GetNodeInfoRequest\x1a\x1d.swarm.v1.GetNodeInfoResponse\"\t\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x12\x44\n\x04Init\x12\x15.swarm.v1.InitRequest\x1a\x16.swarm.v1.InitResponse\"\r\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x98\xb5\x18\x01\x12\x44\n\x04Join\x12\x15.swarm.v1.JoinRequest\x1a\x16.swarm.v1.JoinResponse\"\r\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x98\xb5\x18\x01\x12G\n\x05Leave\x12\x16.swarm.v1.LeaveRequest\x1a\x17.swarm.v1.LeaveResponse\"\r\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x98\xb5\x18\x01\x12J\n\x06Unlock\x12\x17.swarm.v1.UnlockRequest\x1a\x18.swarm.v1.UnlockResponse\"\r\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x98\xb5\x18\x01\x12Q\n\x07Restore\x12\x18.swarm.v1.RestoreRequest\x1a\x19.swarm.v1.RestoreResponse\"\r\x8a\xb5\x18\x01\x01\x90\xb5\x18\x01\x98\xb5\x18\x01(\x01\x30\x01\x32\xfc\x01\n\x0c\x43\x65rtificates\x12s\n\x14IssueNodeCertificate\x12%.swarm.v1.IssueNodeCertificateRequest\x1a&.swarm.v1.IssueNodeCertificateResponse\"\x0c\x8a\xb5\x18\x04\x05\x06\x03\x04\x98\xb5\x18\x01\x12w\n\x16IssueClientCertificate\x12\'.swarm.v1.IssueClientCertificateRequest\x1a(.swarm.v1.IssueClientCertificateResponse\"\n\x8a\xb5\x18\x02\x01\x02\x98\xb5\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,37 +54,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETNODEINFORESPONSE']._serialized_start=102
   _globals['_GETNODEINFORESPONSE']._serialized_end=393
   _globals['_INITREQUEST']._serialized_start=396
-  _globals['_INITREQUEST']._serialized_end=675
-  _globals['_INITRESPONSE']._serialized_start=677
-  _globals['_INITRESPONSE']._serialized_end=787
-  _globals['_JOINREQUEST']._serialized_start=790
-  _globals['_JOINREQUEST']._serialized_end=979
-  _globals['_JOINRESPONSE']._serialized_start=981
-  _globals['_JOINRESPONSE']._serialized_end=1046
-  _globals['_LEAVEREQUEST']._serialized_start=1048
-  _globals['_LEAVEREQUEST']._serialized_end=1077
-  _globals['_LEAVERESPONSE']._serialized_start=1079
-  _globals['_LEAVERESPONSE']._serialized_end=1094
-  _globals['_UNLOCKREQUEST']._serialized_start=1096
-  _globals['_UNLOCKREQUEST']._serialized_end=1131
-  _globals['_UNLOCKRESPONSE']._serialized_start=1133
-  _globals['_UNLOCKRESPONSE']._serialized_end=1149
-  _globals['_RESTOREREQUEST']._serialized_start=1151
-  _globals['_RESTOREREQUEST']._serialized_end=1236
-  _globals['_RESTORESTART']._serialized_start=1238
-  _globals['_RESTORESTART']._serialized_end=1321
-  _globals['_RESTORERESPONSE']._serialized_start=1324
-  _globals['_RESTORERESPONSE']._serialized_end=1468
-  _globals['_ISSUENODECERTIFICATEREQUEST']._serialized_start=1470
-  _globals['_ISSUENODECERTIFICATEREQUEST']._serialized_end=1594
-  _globals['_ISSUENODECERTIFICATERESPONSE']._serialized_start=1597
-  _globals['_ISSUENODECERTIFICATERESPONSE']._serialized_end=1762
-  _globals['_ISSUECLIENTCERTIFICATEREQUEST']._serialized_start=1764
-  _globals['_ISSUECLIENTCERTIFICATEREQUEST']._serialized_end=1826
-  _globals['_ISSUECLIENTCERTIFICATERESPONSE']._serialized_start=1828
-  _globals['_ISSUECLIENTCERTIFICATERESPONSE']._serialized_end=1906
-  _globals['_LOCAL']._serialized_start=1909
-  _globals['_LOCAL']._serialized_end=2375
-  _globals['_CERTIFICATES']._serialized_start=2378
-  _globals['_CERTIFICATES']._serialized_end=2630
+  _globals['_INITREQUEST']._serialized_end=711
+  _globals['_ETCDACCESS']._serialized_start=713
+  _globals['_ETCDACCESS']._serialized_end=818
+  _globals['_INITRESPONSE']._serialized_start=820
+  _globals['_INITRESPONSE']._serialized_end=930
+  _globals['_JOINREQUEST']._serialized_start=933
+  _globals['_JOINREQUEST']._serialized_end=1122
+  _globals['_JOINRESPONSE']._serialized_start=1124
+  _globals['_JOINRESPONSE']._serialized_end=1189
+  _globals['_LEAVEREQUEST']._serialized_start=1191
+  _globals['_LEAVEREQUEST']._serialized_end=1220
+  _globals['_LEAVERESPONSE']._serialized_start=1222
+  _globals['_LEAVERESPONSE']._serialized_end=1237
+  _globals['_UNLOCKREQUEST']._serialized_start=1239
+  _globals['_UNLOCKREQUEST']._serialized_end=1274
+  _globals['_UNLOCKRESPONSE']._serialized_start=1276
+  _globals['_UNLOCKRESPONSE']._serialized_end=1292
+  _globals['_RESTOREREQUEST']._serialized_start=1294
+  _globals['_RESTOREREQUEST']._serialized_end=1379
+  _globals['_RESTORESTART']._serialized_start=1381
+  _globals['_RESTORESTART']._serialized_end=1464
+  _globals['_RESTORERESPONSE']._serialized_start=1467
+  _globals['_RESTORERESPONSE']._serialized_end=1611
+  _globals['_ISSUENODECERTIFICATEREQUEST']._serialized_start=1613
+  _globals['_ISSUENODECERTIFICATEREQUEST']._serialized_end=1737
+  _globals['_ISSUENODECERTIFICATERESPONSE']._serialized_start=1740
+  _globals['_ISSUENODECERTIFICATERESPONSE']._serialized_end=1905
+  _globals['_ISSUECLIENTCERTIFICATEREQUEST']._serialized_start=1907
+  _globals['_ISSUECLIENTCERTIFICATEREQUEST']._serialized_end=1969
+  _globals['_ISSUECLIENTCERTIFICATERESPONSE']._serialized_start=1971
+  _globals['_ISSUECLIENTCERTIFICATERESPONSE']._serialized_end=2049
+  _globals['_LOCAL']._serialized_start=2052
+  _globals['_LOCAL']._serialized_end=2518
+  _globals['_CERTIFICATES']._serialized_start=2521
+  _globals['_CERTIFICATES']._serialized_end=2773
 # @@protoc_insertion_point(module_scope)

@@ -100,6 +100,7 @@ class InitRequest(google.protobuf.message.Message):
     SUBNET_SIZE_FIELD_NUMBER: builtins.int
     FORCE_NEW_CLUSTER_FIELD_NUMBER: builtins.int
     STORE_FIELD_NUMBER: builtins.int
+    ETCD_FIELD_NUMBER: builtins.int
     listen_addr: builtins.str
     """host:port to listen on; empty: 0.0.0.0:2377."""
     advertise_addr: builtins.str
@@ -111,11 +112,15 @@ class InitRequest(google.protobuf.message.Message):
     subnet_size: builtins.int
     force_new_cluster: builtins.bool
     store: builtins.str
-    """auto, embedded or etcd; empty: auto."""
+    """auto, embedded or etcd; empty: auto, which is etcd where its binary is found."""
     @property
     def spec(self) -> swarm.v1.specs_pb2.ClusterSpec: ...
     @property
     def default_addr_pool(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def etcd(self) -> global___EtcdAccess:
+        """An etcd that somebody else runs; absent: swarmd runs its own where the store is etcd."""
+
     def __init__(
         self,
         *,
@@ -129,11 +134,47 @@ class InitRequest(google.protobuf.message.Message):
         subnet_size: builtins.int = ...,
         force_new_cluster: builtins.bool = ...,
         store: builtins.str = ...,
+        etcd: global___EtcdAccess | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["advertise_addr", b"advertise_addr", "availability", b"availability", "data_path_addr", b"data_path_addr", "data_path_port", b"data_path_port", "default_addr_pool", b"default_addr_pool", "force_new_cluster", b"force_new_cluster", "listen_addr", b"listen_addr", "spec", b"spec", "store", b"store", "subnet_size", b"subnet_size"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["etcd", b"etcd", "spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["advertise_addr", b"advertise_addr", "availability", b"availability", "data_path_addr", b"data_path_addr", "data_path_port", b"data_path_port", "default_addr_pool", b"default_addr_pool", "etcd", b"etcd", "force_new_cluster", b"force_new_cluster", "listen_addr", b"listen_addr", "spec", b"spec", "store", b"store", "subnet_size", b"subnet_size"]) -> None: ...
 
 global___InitRequest = InitRequest
+
+@typing.final
+class EtcdAccess(google.protobuf.message.Message):
+    """How to reach an etcd that swarmd does not run itself."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENDPOINTS_FIELD_NUMBER: builtins.int
+    PREFIX_FIELD_NUMBER: builtins.int
+    CA_PEM_FIELD_NUMBER: builtins.int
+    CERTIFICATE_PEM_FIELD_NUMBER: builtins.int
+    KEY_PEM_FIELD_NUMBER: builtins.int
+    prefix: builtins.str
+    """Keys begin with it; no two clusters may share one. Empty: /swarm/<cluster id>."""
+    ca_pem: builtins.str
+    """PEM of its root; empty: it is reached without TLS."""
+    certificate_pem: builtins.str
+    """PEM of what it knows this cluster by; empty: it asks for nothing."""
+    key_pem: builtins.str
+    @property
+    def endpoints(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """host:port, all reached in the same way."""
+
+    def __init__(
+        self,
+        *,
+        endpoints: collections.abc.Iterable[builtins.str] | None = ...,
+        prefix: builtins.str = ...,
+        ca_pem: builtins.str = ...,
+        certificate_pem: builtins.str = ...,
+        key_pem: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ca_pem", b"ca_pem", "certificate_pem", b"certificate_pem", "endpoints", b"endpoints", "key_pem", b"key_pem", "prefix", b"prefix"]) -> None: ...
+
+global___EtcdAccess = EtcdAccess
 
 @typing.final
 class InitResponse(google.protobuf.message.Message):

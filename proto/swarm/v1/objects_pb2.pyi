@@ -298,6 +298,7 @@ class Keyring(google.protobuf.message.Message):
     UNLOCK_KEY_RECEIVED_FIELD_NUMBER: builtins.int
     PREVIOUS_UNLOCK_KEY_FIELD_NUMBER: builtins.int
     OLD_ROOT_CA_KEY_PEM_FIELD_NUMBER: builtins.int
+    DATA_KEYS_FIELD_NUMBER: builtins.int
     id: builtins.str
     root_ca_key_pem: builtins.str
     """PEM of the private key of the root that signs."""
@@ -316,6 +317,10 @@ class Keyring(google.protobuf.message.Message):
     """During a rotation: the key of the root that is being replaced, should a further rotation need its signature."""
     @property
     def meta(self) -> global___Meta: ...
+    @property
+    def data_keys(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DataKey]:
+        """What secrets are sealed with, the newest last; none: the sealing key itself, as clusters of earlier versions do."""
+
     def __init__(
         self,
         *,
@@ -329,11 +334,35 @@ class Keyring(google.protobuf.message.Message):
         unlock_key_received: builtins.bool = ...,
         previous_unlock_key: builtins.str = ...,
         old_root_ca_key_pem: builtins.str = ...,
+        data_keys: collections.abc.Iterable[global___DataKey] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["meta", b"meta"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "manager_token_secret", b"manager_token_secret", "meta", b"meta", "old_root_ca_key_pem", b"old_root_ca_key_pem", "previous_unlock_key", b"previous_unlock_key", "relay_key", b"relay_key", "root_ca_key_pem", b"root_ca_key_pem", "unlock_key", b"unlock_key", "unlock_key_received", b"unlock_key_received", "worker_token_secret", b"worker_token_secret"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data_keys", b"data_keys", "id", b"id", "manager_token_secret", b"manager_token_secret", "meta", b"meta", "old_root_ca_key_pem", b"old_root_ca_key_pem", "previous_unlock_key", b"previous_unlock_key", "relay_key", b"relay_key", "root_ca_key_pem", b"root_ca_key_pem", "unlock_key", b"unlock_key", "unlock_key_received", b"unlock_key_received", "worker_token_secret", b"worker_token_secret"]) -> None: ...
 
 global___Keyring = Keyring
+
+@typing.final
+class DataKey(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    KEY_FIELD_NUMBER: builtins.int
+    CREATED_AT_NS_FIELD_NUMBER: builtins.int
+    id: builtins.int
+    """Counts from 1."""
+    key: builtins.bytes
+    """32 bytes."""
+    created_at_ns: builtins.int
+    def __init__(
+        self,
+        *,
+        id: builtins.int = ...,
+        key: builtins.bytes = ...,
+        created_at_ns: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["created_at_ns", b"created_at_ns", "id", b"id", "key", b"key"]) -> None: ...
+
+global___DataKey = DataKey
 
 @typing.final
 class Node(google.protobuf.message.Message):
@@ -401,6 +430,7 @@ class NodeDescription(google.protobuf.message.Message):
     GPUS_FIELD_NUMBER: builtins.int
     CERT_ISSUER_SUBJECT_FIELD_NUMBER: builtins.int
     CERT_ISSUER_PUBLIC_KEY_FIELD_NUMBER: builtins.int
+    ETCD_VERSION_FIELD_NUMBER: builtins.int
     hostname: builtins.str
     agent_version: builtins.str
     """swarmd's version."""
@@ -410,6 +440,8 @@ class NodeDescription(google.protobuf.message.Message):
     cert_issuer_subject: builtins.bytes
     """Who issued the certificate that the node uses: subject and public key, DER. A rotation of the root waits for these."""
     cert_issuer_public_key: builtins.bytes
+    etcd_version: builtins.str
+    """Of the etcd binary found here, which it takes to be one of several managers; empty: there is none."""
     @property
     def platform(self) -> swarm.v1.specs_pb2.Platform: ...
     @property
@@ -443,9 +475,10 @@ class NodeDescription(google.protobuf.message.Message):
         gpus: collections.abc.Iterable[global___Gpu] | None = ...,
         cert_issuer_subject: builtins.bytes = ...,
         cert_issuer_public_key: builtins.bytes = ...,
+        etcd_version: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["engine", b"engine", "platform", b"platform", "resources", b"resources"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent_version", b"agent_version", "cert_issuer_public_key", b"cert_issuer_public_key", "cert_issuer_subject", b"cert_issuer_subject", "data_path_addr", b"data_path_addr", "data_path_port", b"data_path_port", "engine", b"engine", "gpus", b"gpus", "hostname", b"hostname", "platform", b"platform", "resources", b"resources", "runtimes", b"runtimes", "warnings", b"warnings"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent_version", b"agent_version", "cert_issuer_public_key", b"cert_issuer_public_key", "cert_issuer_subject", b"cert_issuer_subject", "data_path_addr", b"data_path_addr", "data_path_port", b"data_path_port", "engine", b"engine", "etcd_version", b"etcd_version", "gpus", b"gpus", "hostname", b"hostname", "platform", b"platform", "resources", b"resources", "runtimes", b"runtimes", "warnings", b"warnings"]) -> None: ...
 
 global___NodeDescription = NodeDescription
 
@@ -572,6 +605,7 @@ class NodeStatus(google.protobuf.message.Message):
     MESSAGE_FIELD_NUMBER: builtins.int
     ADDR_FIELD_NUMBER: builtins.int
     SINCE_NS_FIELD_NUMBER: builtins.int
+    MANAGER_ID_FIELD_NUMBER: builtins.int
     state: global___NodeState.ValueType
     message: builtins.str
     """Why it is not ready."""
@@ -579,6 +613,8 @@ class NodeStatus(google.protobuf.message.Message):
     """The address it was last seen at."""
     since_ns: builtins.int
     """When the state last changed, unix time."""
+    manager_id: builtins.str
+    """The manager that holds the node's session, or held the last one, by its node's id: that one says whether the node is down."""
     def __init__(
         self,
         *,
@@ -586,8 +622,9 @@ class NodeStatus(google.protobuf.message.Message):
         message: builtins.str = ...,
         addr: builtins.str = ...,
         since_ns: builtins.int = ...,
+        manager_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["addr", b"addr", "message", b"message", "since_ns", b"since_ns", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["addr", b"addr", "manager_id", b"manager_id", "message", b"message", "since_ns", b"since_ns", "state", b"state"]) -> None: ...
 
 global___NodeStatus = NodeStatus
 
@@ -598,18 +635,22 @@ class ManagerStatus(google.protobuf.message.Message):
     LEADER_FIELD_NUMBER: builtins.int
     REACHABILITY_FIELD_NUMBER: builtins.int
     ADDR_FIELD_NUMBER: builtins.int
+    ENGINE_VERSION_FIELD_NUMBER: builtins.int
     leader: builtins.bool
     reachability: global___Reachability.ValueType
     addr: builtins.str
     """host:port of its API."""
+    engine_version: builtins.str
+    """Of its store's engine, as "etcd 3.4.23"; empty: not known."""
     def __init__(
         self,
         *,
         leader: builtins.bool = ...,
         reachability: global___Reachability.ValueType = ...,
         addr: builtins.str = ...,
+        engine_version: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["addr", b"addr", "leader", b"leader", "reachability", b"reachability"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["addr", b"addr", "engine_version", b"engine_version", "leader", b"leader", "reachability", b"reachability"]) -> None: ...
 
 global___ManagerStatus = ManagerStatus
 

@@ -9,6 +9,8 @@ from typing import Protocol
 
 from swarm.rpc import Channel, Context, Method
 from swarm.v1.structs import (
+    AdmitRequest,
+    AdmitResponse,
     AgentMessage,
     BackupRequest,
     BackupResponse,
@@ -17,10 +19,13 @@ from swarm.v1.structs import (
     CreateResponse,
     DeployStackRequest,
     DeployStackResponse,
+    EnfranchiseRequest,
+    EnfranchiseResponse,
     ExecInput,
     ExecOutput,
     ExplainTaskRequest,
     ExplainTaskResponse,
+    ForwardFrame,
     GetInfoRequest,
     GetInfoResponse,
     GetJoinTokensRequest,
@@ -475,5 +480,54 @@ class CertificatesServicer(Protocol):
         """A client certificate for a person."""
         ...
 
+MANAGERS_METHODS: tuple[Method, ...] = (
+    Method('/swarm.v1.Managers/Admit', 'admit', AdmitRequest, AdmitResponse,
+        client_streams=False, server_streams=False,
+        callers=frozenset({Caller.MANAGER}),
+        without_manager=False,
+        audited=True),
+    Method('/swarm.v1.Managers/Enfranchise', 'enfranchise', EnfranchiseRequest, EnfranchiseResponse,
+        client_streams=False, server_streams=False,
+        callers=frozenset({Caller.MANAGER}),
+        without_manager=False,
+        audited=True),
+    Method('/swarm.v1.Managers/Forward', 'forward', ForwardFrame, RelayFrame,
+        client_streams=True, server_streams=True,
+        callers=frozenset({Caller.MANAGER}),
+        without_manager=False,
+        audited=False),
+)
 
-__all__ = ['CERTIFICATES_METHODS', 'CONTROL_METHODS', 'CertificatesClient', 'CertificatesServicer', 'ControlClient', 'ControlServicer', 'DISPATCHER_METHODS', 'DispatcherClient', 'DispatcherServicer', 'LOCAL_METHODS', 'LocalClient', 'LocalServicer']
+
+class ManagersClient:
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    async def admit(self, request: AdmitRequest, *, timeout_s: float | None = 60.0) -> AdmitResponse:
+        """Lets the calling node's manager in: its etcd member is added, not voting yet, and it is told what it takes to serve. Asking again is harmless. A cluster on the embedded store begins to move to etcd and answers UNAVAILABLE until that is done."""
+        return await self._channel.unary_unary(MANAGERS_METHODS[0], AdmitResponse, request, timeout_s)
+
+    async def enfranchise(self, request: EnfranchiseRequest, *, timeout_s: float | None = 60.0) -> EnfranchiseResponse:
+        """Gives the calling node's member its vote, once it has caught up."""
+        return await self._channel.unary_unary(MANAGERS_METHODS[1], EnfranchiseResponse, request, timeout_s)
+
+    def forward(self, request: AsyncIterable[ForwardFrame], *, timeout_s: float | None = None) -> AsyncIterator[RelayFrame]:
+        """A stream to a task's node whose session is with the manager that is asked; the first frame is `start`."""
+        return self._channel.stream_stream(MANAGERS_METHODS[2], RelayFrame, request, timeout_s)
+
+
+class ManagersServicer(Protocol):
+    async def admit(self, request: AdmitRequest, context: Context) -> AdmitResponse:
+        """Lets the calling node's manager in: its etcd member is added, not voting yet, and it is told what it takes to serve. Asking again is harmless. A cluster on the embedded store begins to move to etcd and answers UNAVAILABLE until that is done."""
+        ...
+
+    async def enfranchise(self, request: EnfranchiseRequest, context: Context) -> EnfranchiseResponse:
+        """Gives the calling node's member its vote, once it has caught up."""
+        ...
+
+    def forward(self, request: AsyncIterator[ForwardFrame], context: Context) -> AsyncIterator[RelayFrame]:
+        """A stream to a task's node whose session is with the manager that is asked; the first frame is `start`."""
+        ...
+
+
+__all__ = ['CERTIFICATES_METHODS', 'CONTROL_METHODS', 'CertificatesClient', 'CertificatesServicer', 'ControlClient', 'ControlServicer', 'DISPATCHER_METHODS', 'DispatcherClient', 'DispatcherServicer', 'LOCAL_METHODS', 'LocalClient', 'LocalServicer', 'MANAGERS_METHODS', 'ManagersClient', 'ManagersServicer']

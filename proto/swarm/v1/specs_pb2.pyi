@@ -1608,6 +1608,8 @@ class ClusterSpec(google.protobuf.message.Message):
     CA_FORCE_ROTATE_FIELD_NUMBER: builtins.int
     SIGNING_CA_CERT_FIELD_NUMBER: builtins.int
     SIGNING_CA_KEY_FIELD_NUMBER: builtins.int
+    DATA_KEY_LIFETIME_NS_FIELD_NUMBER: builtins.int
+    DATA_KEY_FORCE_ROTATE_FIELD_NUMBER: builtins.int
     name: builtins.str
     task_history_limit: builtins.int
     """Ended tasks kept per slot; 5 when the cluster is made."""
@@ -1622,6 +1624,10 @@ class ClusterSpec(google.protobuf.message.Message):
     signing_ca_cert: builtins.str
     """Docker's signing CA, given by the user for a rotation."""
     signing_ca_key: builtins.str
+    data_key_lifetime_ns: builtins.int
+    """How long a key that secrets are sealed with is used before the next one takes its place; 0: 90 days."""
+    data_key_force_rotate: builtins.int
+    """Counted up to replace it at once."""
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
     @property
@@ -1647,9 +1653,11 @@ class ClusterSpec(google.protobuf.message.Message):
         ca_force_rotate: builtins.int = ...,
         signing_ca_cert: builtins.str = ...,
         signing_ca_key: builtins.str = ...,
+        data_key_lifetime_ns: builtins.int = ...,
+        data_key_force_rotate: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["default_log_driver", b"default_log_driver", "raft", b"raft"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["autolock_managers", b"autolock_managers", "ca_force_rotate", b"ca_force_rotate", "default_log_driver", b"default_log_driver", "external_cas", b"external_cas", "heartbeat_period_ns", b"heartbeat_period_ns", "labels", b"labels", "name", b"name", "node_cert_expiry_ns", b"node_cert_expiry_ns", "raft", b"raft", "signing_ca_cert", b"signing_ca_cert", "signing_ca_key", b"signing_ca_key", "task_history_limit", b"task_history_limit"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["autolock_managers", b"autolock_managers", "ca_force_rotate", b"ca_force_rotate", "data_key_force_rotate", b"data_key_force_rotate", "data_key_lifetime_ns", b"data_key_lifetime_ns", "default_log_driver", b"default_log_driver", "external_cas", b"external_cas", "heartbeat_period_ns", b"heartbeat_period_ns", "labels", b"labels", "name", b"name", "node_cert_expiry_ns", b"node_cert_expiry_ns", "raft", b"raft", "signing_ca_cert", b"signing_ca_cert", "signing_ca_key", b"signing_ca_key", "task_history_limit", b"task_history_limit"]) -> None: ...
 
 global___ClusterSpec = ClusterSpec
 

@@ -494,6 +494,8 @@ class ClusterSpec(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
     ca_force_rotate: int = 0
     signing_ca_cert: str = ""
     signing_ca_key: str = ""
+    data_key_lifetime_ns: int = 0
+    data_key_force_rotate: int = 0
 
 
 class SecretSpec(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -581,6 +583,12 @@ class Cluster(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     root_cross_pem: str = ""
 
 
+class DataKey(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    id: int = 0
+    key: bytes = b""
+    created_at_ns: int = 0
+
+
 class Keyring(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """The cluster's secrets about itself; one object, never served, in backups sealed."""
 
@@ -594,6 +602,7 @@ class Keyring(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     unlock_key_received: bool = False
     previous_unlock_key: str = ""
     old_root_ca_key_pem: str = ""
+    data_keys: tuple[DataKey, ...] = ()
 
 
 class EnginePlugin(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -638,6 +647,7 @@ class NodeDescription(Message, frozen=True, kw_only=True, omit_defaults=True, gc
     gpus: tuple[Gpu, ...] = ()
     cert_issuer_subject: bytes = b""
     cert_issuer_public_key: bytes = b""
+    etcd_version: str = ""
 
 
 class NodeStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -645,12 +655,14 @@ class NodeStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
     message: str = ""
     addr: str = ""
     since_ns: int = 0
+    manager_id: str = ""
 
 
 class ManagerStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     leader: bool = False
     reachability: Reachability = Reachability.UNSPECIFIED
     addr: str = ""
+    engine_version: str = ""
 
 
 class Node(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -919,6 +931,10 @@ class GetInfoResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc
     leader_node_id: str = ""
     manager_addrs: tuple[str, ...] = ()
     root_ca_pem: str = ""
+    store_version: str = ""
+    store_bytes: int = 0
+    store_bytes_used: int = 0
+    managers_reachable: int = 0
 
 
 class GetRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -1427,6 +1443,16 @@ class GetNodeInfoResponse(Message, frozen=True, kw_only=True, omit_defaults=True
     tasks: int = 0
 
 
+class EtcdAccess(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """How to reach an etcd that swarmd does not run itself."""
+
+    endpoints: tuple[str, ...] = ()
+    prefix: str = ""
+    ca_pem: str = ""
+    certificate_pem: str = ""
+    key_pem: str = ""
+
+
 class InitRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     listen_addr: str = ""
     advertise_addr: str = ""
@@ -1438,6 +1464,7 @@ class InitRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
     subnet_size: int = 0
     force_new_cluster: bool = False
     store: str = ""
+    etcd: EtcdAccess | None = None
 
 
 class InitResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -1527,6 +1554,40 @@ class IssueClientCertificateRequest(Message, frozen=True, kw_only=True, omit_def
 class IssueClientCertificateResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     certificate_pem: str = ""
     root_ca_pem: str = ""
+
+
+class AdmitRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    peer_url: str = ""
+
+
+class EtcdPeer(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    name: str = ""
+    url: str = ""
+
+
+class AdmitResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    seal_key: bytes = b""
+    prefix: str = ""
+    peers: tuple[EtcdPeer, ...] = ()
+    etcd: EtcdAccess | None = None
+
+
+class EnfranchiseRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    peer_url: str = ""
+
+
+class EnfranchiseResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    pass
+
+
+class ForwardStart(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    node_id: str = ""
+    request: RelayRequest | None = None
+
+
+class ForwardFrame(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    start: ForwardStart | None = None
+    relay: RelayFrame | None = None
 
 
 def _fill_credential_spec(s: CredentialSpec, m: Any) -> None:
@@ -2547,6 +2608,10 @@ def _fill_cluster_spec(s: ClusterSpec, m: Any) -> None:
         m.signing_ca_cert = s.signing_ca_cert
     if s.signing_ca_key:
         m.signing_ca_key = s.signing_ca_key
+    if s.data_key_lifetime_ns:
+        m.data_key_lifetime_ns = s.data_key_lifetime_ns
+    if s.data_key_force_rotate:
+        m.data_key_force_rotate = s.data_key_force_rotate
 
 
 def _read_cluster_spec(m: Any) -> ClusterSpec:
@@ -2563,6 +2628,8 @@ def _read_cluster_spec(m: Any) -> ClusterSpec:
         ca_force_rotate=m.ca_force_rotate,
         signing_ca_cert=m.signing_ca_cert,
         signing_ca_key=m.signing_ca_key,
+        data_key_lifetime_ns=m.data_key_lifetime_ns,
+        data_key_force_rotate=m.data_key_force_rotate,
     )
 
 
@@ -2803,6 +2870,23 @@ def _read_cluster(m: Any) -> Cluster:
     )
 
 
+def _fill_data_key(s: DataKey, m: Any) -> None:
+    if s.id:
+        m.id = s.id
+    if s.key:
+        m.key = s.key
+    if s.created_at_ns:
+        m.created_at_ns = s.created_at_ns
+
+
+def _read_data_key(m: Any) -> DataKey:
+    return DataKey(
+        id=m.id,
+        key=m.key,
+        created_at_ns=m.created_at_ns,
+    )
+
+
 def _fill_keyring(s: Keyring, m: Any) -> None:
     if s.id:
         m.id = s.id
@@ -2825,6 +2909,8 @@ def _fill_keyring(s: Keyring, m: Any) -> None:
         m.previous_unlock_key = s.previous_unlock_key
     if s.old_root_ca_key_pem:
         m.old_root_ca_key_pem = s.old_root_ca_key_pem
+    for data_keys in s.data_keys:
+        _fill_data_key(data_keys, m.data_keys.add())
 
 
 def _read_keyring(m: Any) -> Keyring:
@@ -2839,6 +2925,7 @@ def _read_keyring(m: Any) -> Keyring:
         unlock_key_received=m.unlock_key_received,
         previous_unlock_key=m.previous_unlock_key,
         old_root_ca_key_pem=m.old_root_ca_key_pem,
+        data_keys=tuple([_read_data_key(v) for v in m.data_keys]),
     )
 
 
@@ -2942,6 +3029,8 @@ def _fill_node_description(s: NodeDescription, m: Any) -> None:
         m.cert_issuer_subject = s.cert_issuer_subject
     if s.cert_issuer_public_key:
         m.cert_issuer_public_key = s.cert_issuer_public_key
+    if s.etcd_version:
+        m.etcd_version = s.etcd_version
 
 
 def _read_node_description(m: Any) -> NodeDescription:
@@ -2958,6 +3047,7 @@ def _read_node_description(m: Any) -> NodeDescription:
         gpus=tuple([_read_gpu(v) for v in m.gpus]),
         cert_issuer_subject=m.cert_issuer_subject,
         cert_issuer_public_key=m.cert_issuer_public_key,
+        etcd_version=m.etcd_version,
     )
 
 
@@ -2970,6 +3060,8 @@ def _fill_node_status(s: NodeStatus, m: Any) -> None:
         m.addr = s.addr
     if s.since_ns:
         m.since_ns = s.since_ns
+    if s.manager_id:
+        m.manager_id = s.manager_id
 
 
 def _read_node_status(m: Any) -> NodeStatus:
@@ -2978,6 +3070,7 @@ def _read_node_status(m: Any) -> NodeStatus:
         message=m.message,
         addr=m.addr,
         since_ns=m.since_ns,
+        manager_id=m.manager_id,
     )
 
 
@@ -2988,6 +3081,8 @@ def _fill_manager_status(s: ManagerStatus, m: Any) -> None:
         m.reachability = s.reachability
     if s.addr:
         m.addr = s.addr
+    if s.engine_version:
+        m.engine_version = s.engine_version
 
 
 def _read_manager_status(m: Any) -> ManagerStatus:
@@ -2995,6 +3090,7 @@ def _read_manager_status(m: Any) -> ManagerStatus:
         leader=m.leader,
         reachability=Reachability(m.reachability),
         addr=m.addr,
+        engine_version=m.engine_version,
     )
 
 
@@ -3744,6 +3840,14 @@ def _fill_get_info_response(s: GetInfoResponse, m: Any) -> None:
         m.manager_addrs.extend(s.manager_addrs)
     if s.root_ca_pem:
         m.root_ca_pem = s.root_ca_pem
+    if s.store_version:
+        m.store_version = s.store_version
+    if s.store_bytes:
+        m.store_bytes = s.store_bytes
+    if s.store_bytes_used:
+        m.store_bytes_used = s.store_bytes_used
+    if s.managers_reachable:
+        m.managers_reachable = s.managers_reachable
 
 
 def _read_get_info_response(m: Any) -> GetInfoResponse:
@@ -3763,6 +3867,10 @@ def _read_get_info_response(m: Any) -> GetInfoResponse:
         leader_node_id=m.leader_node_id,
         manager_addrs=tuple(m.manager_addrs),
         root_ca_pem=m.root_ca_pem,
+        store_version=m.store_version,
+        store_bytes=m.store_bytes,
+        store_bytes_used=m.store_bytes_used,
+        managers_reachable=m.managers_reachable,
     )
 
 
@@ -5150,6 +5258,29 @@ def _read_get_node_info_response(m: Any) -> GetNodeInfoResponse:
     )
 
 
+def _fill_etcd_access(s: EtcdAccess, m: Any) -> None:
+    if s.endpoints:
+        m.endpoints.extend(s.endpoints)
+    if s.prefix:
+        m.prefix = s.prefix
+    if s.ca_pem:
+        m.ca_pem = s.ca_pem
+    if s.certificate_pem:
+        m.certificate_pem = s.certificate_pem
+    if s.key_pem:
+        m.key_pem = s.key_pem
+
+
+def _read_etcd_access(m: Any) -> EtcdAccess:
+    return EtcdAccess(
+        endpoints=tuple(m.endpoints),
+        prefix=m.prefix,
+        ca_pem=m.ca_pem,
+        certificate_pem=m.certificate_pem,
+        key_pem=m.key_pem,
+    )
+
+
 def _fill_init_request(s: InitRequest, m: Any) -> None:
     if s.listen_addr:
         m.listen_addr = s.listen_addr
@@ -5172,6 +5303,9 @@ def _fill_init_request(s: InitRequest, m: Any) -> None:
         m.force_new_cluster = s.force_new_cluster
     if s.store:
         m.store = s.store
+    if s.etcd is not None:
+        m.etcd.SetInParent()
+        _fill_etcd_access(s.etcd, m.etcd)
 
 
 def _read_init_request(m: Any) -> InitRequest:
@@ -5186,6 +5320,7 @@ def _read_init_request(m: Any) -> InitRequest:
         subnet_size=m.subnet_size,
         force_new_cluster=m.force_new_cluster,
         store=m.store,
+        etcd=_read_etcd_access(m.etcd) if m.HasField('etcd') else None,
     )
 
 
@@ -5433,6 +5568,103 @@ def _read_issue_client_certificate_response(m: Any) -> IssueClientCertificateRes
     )
 
 
+def _fill_admit_request(s: AdmitRequest, m: Any) -> None:
+    if s.peer_url:
+        m.peer_url = s.peer_url
+
+
+def _read_admit_request(m: Any) -> AdmitRequest:
+    return AdmitRequest(
+        peer_url=m.peer_url,
+    )
+
+
+def _fill_etcd_peer(s: EtcdPeer, m: Any) -> None:
+    if s.name:
+        m.name = s.name
+    if s.url:
+        m.url = s.url
+
+
+def _read_etcd_peer(m: Any) -> EtcdPeer:
+    return EtcdPeer(
+        name=m.name,
+        url=m.url,
+    )
+
+
+def _fill_admit_response(s: AdmitResponse, m: Any) -> None:
+    if s.seal_key:
+        m.seal_key = s.seal_key
+    if s.prefix:
+        m.prefix = s.prefix
+    for peers in s.peers:
+        _fill_etcd_peer(peers, m.peers.add())
+    if s.etcd is not None:
+        m.etcd.SetInParent()
+        _fill_etcd_access(s.etcd, m.etcd)
+
+
+def _read_admit_response(m: Any) -> AdmitResponse:
+    return AdmitResponse(
+        seal_key=m.seal_key,
+        prefix=m.prefix,
+        peers=tuple([_read_etcd_peer(v) for v in m.peers]),
+        etcd=_read_etcd_access(m.etcd) if m.HasField('etcd') else None,
+    )
+
+
+def _fill_enfranchise_request(s: EnfranchiseRequest, m: Any) -> None:
+    if s.peer_url:
+        m.peer_url = s.peer_url
+
+
+def _read_enfranchise_request(m: Any) -> EnfranchiseRequest:
+    return EnfranchiseRequest(
+        peer_url=m.peer_url,
+    )
+
+
+def _fill_enfranchise_response(s: EnfranchiseResponse, m: Any) -> None:
+    pass
+
+
+def _read_enfranchise_response(m: Any) -> EnfranchiseResponse:
+    return EnfranchiseResponse(
+    )
+
+
+def _fill_forward_start(s: ForwardStart, m: Any) -> None:
+    if s.node_id:
+        m.node_id = s.node_id
+    if s.request is not None:
+        m.request.SetInParent()
+        _fill_relay_request(s.request, m.request)
+
+
+def _read_forward_start(m: Any) -> ForwardStart:
+    return ForwardStart(
+        node_id=m.node_id,
+        request=_read_relay_request(m.request) if m.HasField('request') else None,
+    )
+
+
+def _fill_forward_frame(s: ForwardFrame, m: Any) -> None:
+    if s.start is not None:
+        m.start.SetInParent()
+        _fill_forward_start(s.start, m.start)
+    if s.relay is not None:
+        m.relay.SetInParent()
+        _fill_relay_frame(s.relay, m.relay)
+
+
+def _read_forward_frame(m: Any) -> ForwardFrame:
+    return ForwardFrame(
+        start=_read_forward_start(m.start) if m.HasField('start') else None,
+        relay=_read_relay_frame(m.relay) if m.HasField('relay') else None,
+    )
+
+
 _MODULE: dict[type[Message], str] = {
     CredentialSpec: 'specs_pb2',
     SeLinuxContext: 'specs_pb2',
@@ -5486,6 +5718,7 @@ _MODULE: dict[type[Message], str] = {
     StackSpec: 'specs_pb2',
     Meta: 'objects_pb2',
     Cluster: 'objects_pb2',
+    DataKey: 'objects_pb2',
     Keyring: 'objects_pb2',
     EnginePlugin: 'objects_pb2',
     EngineDescription: 'objects_pb2',
@@ -5587,6 +5820,7 @@ _MODULE: dict[type[Message], str] = {
     RelayFrame: 'dispatcher_pb2',
     GetNodeInfoRequest: 'node_pb2',
     GetNodeInfoResponse: 'node_pb2',
+    EtcdAccess: 'node_pb2',
     InitRequest: 'node_pb2',
     InitResponse: 'node_pb2',
     JoinRequest: 'node_pb2',
@@ -5602,6 +5836,13 @@ _MODULE: dict[type[Message], str] = {
     IssueNodeCertificateResponse: 'node_pb2',
     IssueClientCertificateRequest: 'node_pb2',
     IssueClientCertificateResponse: 'node_pb2',
+    AdmitRequest: 'managers_pb2',
+    EtcdPeer: 'managers_pb2',
+    AdmitResponse: 'managers_pb2',
+    EnfranchiseRequest: 'managers_pb2',
+    EnfranchiseResponse: 'managers_pb2',
+    ForwardStart: 'managers_pb2',
+    ForwardFrame: 'managers_pb2',
 }
 _FILL: dict[type[Message], Any] = {
     CredentialSpec: _fill_credential_spec,
@@ -5656,6 +5897,7 @@ _FILL: dict[type[Message], Any] = {
     StackSpec: _fill_stack_spec,
     Meta: _fill_meta,
     Cluster: _fill_cluster,
+    DataKey: _fill_data_key,
     Keyring: _fill_keyring,
     EnginePlugin: _fill_engine_plugin,
     EngineDescription: _fill_engine_description,
@@ -5757,6 +5999,7 @@ _FILL: dict[type[Message], Any] = {
     RelayFrame: _fill_relay_frame,
     GetNodeInfoRequest: _fill_get_node_info_request,
     GetNodeInfoResponse: _fill_get_node_info_response,
+    EtcdAccess: _fill_etcd_access,
     InitRequest: _fill_init_request,
     InitResponse: _fill_init_response,
     JoinRequest: _fill_join_request,
@@ -5772,6 +6015,13 @@ _FILL: dict[type[Message], Any] = {
     IssueNodeCertificateResponse: _fill_issue_node_certificate_response,
     IssueClientCertificateRequest: _fill_issue_client_certificate_request,
     IssueClientCertificateResponse: _fill_issue_client_certificate_response,
+    AdmitRequest: _fill_admit_request,
+    EtcdPeer: _fill_etcd_peer,
+    AdmitResponse: _fill_admit_response,
+    EnfranchiseRequest: _fill_enfranchise_request,
+    EnfranchiseResponse: _fill_enfranchise_response,
+    ForwardStart: _fill_forward_start,
+    ForwardFrame: _fill_forward_frame,
 }
 _READ: dict[type[Message], Any] = {
     CredentialSpec: _read_credential_spec,
@@ -5826,6 +6076,7 @@ _READ: dict[type[Message], Any] = {
     StackSpec: _read_stack_spec,
     Meta: _read_meta,
     Cluster: _read_cluster,
+    DataKey: _read_data_key,
     Keyring: _read_keyring,
     EnginePlugin: _read_engine_plugin,
     EngineDescription: _read_engine_description,
@@ -5927,6 +6178,7 @@ _READ: dict[type[Message], Any] = {
     RelayFrame: _read_relay_frame,
     GetNodeInfoRequest: _read_get_node_info_request,
     GetNodeInfoResponse: _read_get_node_info_response,
+    EtcdAccess: _read_etcd_access,
     InitRequest: _read_init_request,
     InitResponse: _read_init_response,
     JoinRequest: _read_join_request,
@@ -5942,6 +6194,13 @@ _READ: dict[type[Message], Any] = {
     IssueNodeCertificateResponse: _read_issue_node_certificate_response,
     IssueClientCertificateRequest: _read_issue_client_certificate_request,
     IssueClientCertificateResponse: _read_issue_client_certificate_response,
+    AdmitRequest: _read_admit_request,
+    EtcdPeer: _read_etcd_peer,
+    AdmitResponse: _read_admit_response,
+    EnfranchiseRequest: _read_enfranchise_request,
+    EnfranchiseResponse: _read_enfranchise_response,
+    ForwardStart: _read_forward_start,
+    ForwardFrame: _read_forward_frame,
 }
 _PB: dict[type[Message], Any] = {}
 M = TypeVar("M", bound=Message)
@@ -5975,4 +6234,4 @@ def decode(cls: type[M], data: bytes) -> M:
     return _READ[cls](m)  # type: ignore[no-any-return]  # the table pairs each class with its reader
 
 
-__all__ = ['AgentMessage', 'AppArmorOpts', 'Assignment', 'Assignments', 'AuditRecord', 'Availability', 'Backend', 'BackupRequest', 'BackupResponse', 'BindOptions', 'Caller', 'Cluster', 'ClusterInfo', 'ClusterSpec', 'Config', 'ConfigData', 'ConfigReference', 'ConfigSpec', 'ContainerSpec', 'ContainerStatus', 'CreateRequest', 'CreateResponse', 'CredentialSpec', 'Dependency', 'DeployStackRequest', 'DeployStackResponse', 'DeviceMapping', 'DeviceRequest', 'DnsConfig', 'Driver', 'Endpoint', 'EndpointSpec', 'EngineDescription', 'EnginePlugin', 'Event', 'ExecInput', 'ExecOutput', 'ExecStart', 'ExplainTaskRequest', 'ExplainTaskResponse', 'ExternalCa', 'FieldChange', 'FileTarget', 'Filter', 'FilterResult', 'GenericResource', 'GetInfoRequest', 'GetInfoResponse', 'GetJoinTokensRequest', 'GetJoinTokensResponse', 'GetNodeInfoRequest', 'GetNodeInfoResponse', 'GetRequest', 'GetResponse', 'GetStackHistoryRequest', 'GetStackHistoryResponse', 'GetUnlockKeyRequest', 'GetUnlockKeyResponse', 'Global', 'GlobalJob', 'Goodbye', 'Gpu', 'HealthConfig', 'Heartbeat', 'HeartbeatAck', 'Hello', 'IngressService', 'InitRequest', 'InitResponse', 'IpamConfig', 'IpamOptions', 'IssueClientCertificateRequest', 'IssueClientCertificateResponse', 'IssueNodeCertificateRequest', 'IssueNodeCertificateResponse', 'JoinRequest', 'JoinResponse', 'Keyring', 'Kind', 'LeaveRequest', 'LeaveResponse', 'Leaving', 'ListAuditRequest', 'ListAuditResponse', 'ListRequest', 'ListResponse', 'LogLine', 'LogOptions', 'LogStream', 'LogsRequest', 'LogsResponse', 'ManagerMessage', 'ManagerStatus', 'Message', 'Meta', 'Mount', 'Network', 'NetworkAttachment', 'NetworkAttachmentSpec', 'NetworkSpec', 'Node', 'NodeDescription', 'NodePlacement', 'NodeRole', 'NodeSpec', 'NodeState', 'NodeStatus', 'Object', 'PendingPlacement', 'Placement', 'PlacementPreference', 'PlanStackResponse', 'PlannedChange', 'Platform', 'PortConfig', 'Privileges', 'RaftConfig', 'Reachability', 'RelayFrame', 'RelayRequest', 'RemoveRequest', 'RemoveResponse', 'Replicated', 'ReplicatedJob', 'ResourceRequirements', 'Resources', 'RestartPolicy', 'RestoreRequest', 'RestoreResponse', 'RestoreStart', 'RotateRequest', 'RotateResponse', 'SeLinuxContext', 'SeccompOpts', 'Secret', 'SecretData', 'SecretReference', 'SecretSpec', 'Service', 'ServiceMode', 'ServicePlacement', 'ServiceRevision', 'ServiceSpec', 'ServiceStatus', 'Spec', 'Stack', 'StackChange', 'StackRevision', 'StackRollback', 'StackSpec', 'StatusAck', 'StatusBatch', 'Task', 'TaskReport', 'TaskSpec', 'TaskState', 'TaskStats', 'TaskStatus', 'TmpfsOption', 'TmpfsOptions', 'Ulimit', 'UnlockRequest', 'UnlockResponse', 'UpdateConfig', 'UpdateRequest', 'UpdateResponse', 'UpdateState', 'UpdateStatus', 'VirtualIp', 'Volume', 'VolumeOptions', 'VolumeSpec', 'WatchRequest', 'WatchResponse', 'WatchServicesRequest', 'WatchServicesResponse', 'Welcome', 'WindowSize', 'decode', 'encode']
+__all__ = ['AdmitRequest', 'AdmitResponse', 'AgentMessage', 'AppArmorOpts', 'Assignment', 'Assignments', 'AuditRecord', 'Availability', 'Backend', 'BackupRequest', 'BackupResponse', 'BindOptions', 'Caller', 'Cluster', 'ClusterInfo', 'ClusterSpec', 'Config', 'ConfigData', 'ConfigReference', 'ConfigSpec', 'ContainerSpec', 'ContainerStatus', 'CreateRequest', 'CreateResponse', 'CredentialSpec', 'DataKey', 'Dependency', 'DeployStackRequest', 'DeployStackResponse', 'DeviceMapping', 'DeviceRequest', 'DnsConfig', 'Driver', 'Endpoint', 'EndpointSpec', 'EnfranchiseRequest', 'EnfranchiseResponse', 'EngineDescription', 'EnginePlugin', 'EtcdAccess', 'EtcdPeer', 'Event', 'ExecInput', 'ExecOutput', 'ExecStart', 'ExplainTaskRequest', 'ExplainTaskResponse', 'ExternalCa', 'FieldChange', 'FileTarget', 'Filter', 'FilterResult', 'ForwardFrame', 'ForwardStart', 'GenericResource', 'GetInfoRequest', 'GetInfoResponse', 'GetJoinTokensRequest', 'GetJoinTokensResponse', 'GetNodeInfoRequest', 'GetNodeInfoResponse', 'GetRequest', 'GetResponse', 'GetStackHistoryRequest', 'GetStackHistoryResponse', 'GetUnlockKeyRequest', 'GetUnlockKeyResponse', 'Global', 'GlobalJob', 'Goodbye', 'Gpu', 'HealthConfig', 'Heartbeat', 'HeartbeatAck', 'Hello', 'IngressService', 'InitRequest', 'InitResponse', 'IpamConfig', 'IpamOptions', 'IssueClientCertificateRequest', 'IssueClientCertificateResponse', 'IssueNodeCertificateRequest', 'IssueNodeCertificateResponse', 'JoinRequest', 'JoinResponse', 'Keyring', 'Kind', 'LeaveRequest', 'LeaveResponse', 'Leaving', 'ListAuditRequest', 'ListAuditResponse', 'ListRequest', 'ListResponse', 'LogLine', 'LogOptions', 'LogStream', 'LogsRequest', 'LogsResponse', 'ManagerMessage', 'ManagerStatus', 'Message', 'Meta', 'Mount', 'Network', 'NetworkAttachment', 'NetworkAttachmentSpec', 'NetworkSpec', 'Node', 'NodeDescription', 'NodePlacement', 'NodeRole', 'NodeSpec', 'NodeState', 'NodeStatus', 'Object', 'PendingPlacement', 'Placement', 'PlacementPreference', 'PlanStackResponse', 'PlannedChange', 'Platform', 'PortConfig', 'Privileges', 'RaftConfig', 'Reachability', 'RelayFrame', 'RelayRequest', 'RemoveRequest', 'RemoveResponse', 'Replicated', 'ReplicatedJob', 'ResourceRequirements', 'Resources', 'RestartPolicy', 'RestoreRequest', 'RestoreResponse', 'RestoreStart', 'RotateRequest', 'RotateResponse', 'SeLinuxContext', 'SeccompOpts', 'Secret', 'SecretData', 'SecretReference', 'SecretSpec', 'Service', 'ServiceMode', 'ServicePlacement', 'ServiceRevision', 'ServiceSpec', 'ServiceStatus', 'Spec', 'Stack', 'StackChange', 'StackRevision', 'StackRollback', 'StackSpec', 'StatusAck', 'StatusBatch', 'Task', 'TaskReport', 'TaskSpec', 'TaskState', 'TaskStats', 'TaskStatus', 'TmpfsOption', 'TmpfsOptions', 'Ulimit', 'UnlockRequest', 'UnlockResponse', 'UpdateConfig', 'UpdateRequest', 'UpdateResponse', 'UpdateState', 'UpdateStatus', 'VirtualIp', 'Volume', 'VolumeOptions', 'VolumeSpec', 'WatchRequest', 'WatchResponse', 'WatchServicesRequest', 'WatchServicesResponse', 'Welcome', 'WindowSize', 'decode', 'encode']
