@@ -59,6 +59,7 @@ RESTART_S_MIN, RESTART_S_MAX = 0.2, 30.0
 CAMPAIGN_S_MAX = 2.0
 DATA_PATH_PORT = 4789  # Swarm's
 SUBNET_SIZE = 24  # Swarm's
+PEER_PORT = 2380  # etcd's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,17 @@ class Settings:
     key_pem: str
     certificate_pem: str
     version: str
+    root_ca_pem: str = ""
+    # Where the member of etcd that runs here is reached by the others', on the same hosts.
+    peer_port: int = PEER_PORT
+    # The managers that the node knows.
+    managers: Callable[[], tuple[str, ...]] = tuple
+    # A connection to one of them as this node.
+    connect: Callable[[str], Awaitable[rpc.Channel]] | None = None
+
+
+class Demoted(errors.SwarmError):
+    """The cluster does not have this node as a manager any more."""
 
 
 async def bootstrap(
@@ -231,8 +243,10 @@ class Manager:
         await server.start()
         self._server = server
 
-    def use_certificate(self, key_pem: str, certificate_pem: str) -> None:
-        """From now on new connections are answered with this certificate."""
+    def use_certificate(self, key_pem: str, certificate_pem: str, root_ca_pem: str = "") -> None:
+        """From now on new connections are answered with this certificate. `root_ca_pem`: the roots
+        that the node trusts by now.
+        """
         self._certificate = (key_pem, certificate_pem)
 
     async def issue_own(self, request: IssueNodeCertificateRequest) -> IssueNodeCertificateResponse:
