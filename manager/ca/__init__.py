@@ -3,7 +3,7 @@
 from manager.ca import autolock, rotation
 from manager.ca.authority import Authority, NewCluster, manager_addrs, new_cluster
 from manager.ca.autolock import Autolock
-from manager.ca.objects import objects
+from manager.ca.objects import objects, serving_role
 from manager.ca.rotation import Rotations
 from manager.ca.seal import KEY_BYTES, Sealer, load_key, load_or_make_key, write_key
 
@@ -21,5 +21,6 @@ __all__ = [
     "new_cluster",
     "objects",
     "rotation",
+    "serving_role",
     "write_key",
 ]

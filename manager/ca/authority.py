@@ -8,13 +8,14 @@ certificates. The keys live in the store's Keyring.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 from msgspec import structs
 
-from manager.ca.objects import objects
+from manager.ca.objects import objects, serving_role
 from manager.store import Draft, Store, View
 from swarm import errors, tls
 from swarm.clock import SECOND_NS, Clock
@@ -94,6 +95,7 @@ def new_cluster(
         organization=cluster_id,
         now_ns=now_ns,
         lifetime_ns=spec.node_cert_expiry_ns,
+        host=tls.split_address(advertise_addr)[0],
     )
     return NewCluster(
         cluster=Cluster(
@@ -152,8 +154,17 @@ def _cluster_spec(spec: ClusterSpec) -> ClusterSpec:
 class Authority:
     """Trust and certificates of one manager; implements the contract's Certificates service."""
 
-    def __init__(self, store: Store, clock: Clock, rng: Rng) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        rng: Rng,
+        *,
+        check_admits: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`check_admits` raises Unsupported where the cluster cannot have a further manager."""
         self._store = store
+        self._check_admits = check_admits
         self._clock = clock
         self._rng = rng
         # Certificates seen, by PEM: checking a signature costs 0.2 ms, and a node makes many calls.
@@ -246,8 +257,7 @@ class Authority:
                 f"node {identity.node_id} was removed from the cluster; run `swarmctl swarm leave` "
                 "on it, and join again with a fresh token"
             )
-        role = node.spec.role if node.spec else NodeRole.UNSPECIFIED
-        if identity.caller == Caller.MANAGER and role != NodeRole.MANAGER:
+        if identity.caller == Caller.MANAGER and serving_role(node) != NodeRole.MANAGER:
             raise errors.Denied(
                 f"node {identity.node_id} is not a manager any more; it must renew its certificate"
             )
@@ -288,11 +298,10 @@ class Authority:
         csr = tls.load_csr(request.csr_pem)
         joining = context.identity.caller in (Caller.JOIN_WORKER, Caller.JOIN_MANAGER)
         node_id = new_id(self._rng) if joining else context.identity.node_id
+        wanted = NodeRole.WORKER
         if context.identity.caller == Caller.JOIN_MANAGER:
-            raise errors.Unsupported(
-                "this cluster keeps its state in the embedded store, which has one manager; "
-                "join with the worker token (`swarmctl swarm join-token worker`)"
-            )
+            self._check_admits()
+            wanted = NodeRole.MANAGER
 
         def enter(draft: Draft) -> NodeRole:
             cluster, _ = objects(draft)
@@ -301,10 +310,9 @@ class Authority:
             if node is None:
                 if not joining:
                     raise errors.Denied(f"node {node_id} is not in the cluster any more")
-                node = self._new_worker(node_id, request, draft.now_ns)
+                node = _new_node(node_id, wanted, request, draft.now_ns)
             draft.put(structs.replace(node, certificate_expires_at_ns=expires_ns))
-            assert node.spec is not None
-            return node.spec.role
+            return serving_role(node)
 
         role = await self._store.update(enter)
         context.note(
@@ -317,24 +325,15 @@ class Authority:
         )
         log.info("certificate_issued", node_id=node_id, role=role.name.lower(), joined=joining)
         cluster, _ = objects(self._store)
+        # Managers are dialled by their address by other managers' etcd, which checks it.
+        host = tls.split_address(request.addr)[0] if role == NodeRole.MANAGER else ""
         return IssueNodeCertificateResponse(
             node_id=node_id,
-            certificate_pem=self._sign(csr, node_id, _UNITS[role], _expiry_ns(cluster)),
+            certificate_pem=self._sign(csr, node_id, _UNITS[role], _expiry_ns(cluster), host),
             root_ca_pem=cluster.root_ca_pem,
             role=role,
             cluster_id=cluster.id,
             managers=manager_addrs(self._store),
-        )
-
-    def _new_worker(self, node_id: str, request: IssueNodeCertificateRequest, now_ns: int) -> Node:
-        return Node(
-            id=node_id,
-            spec=NodeSpec(
-                role=NodeRole.WORKER,
-                availability=request.availability or Availability.ACTIVE,
-            ),
-            description=NodeDescription(hostname=request.hostname),
-            status=NodeStatus(state=NodeState.UNKNOWN, since_ns=now_ns),
         )
 
     async def issue_client_certificate(
@@ -352,7 +351,7 @@ class Authority:
             root_ca_pem=objects(self._store)[0].root_ca_pem,
         )
 
-    def _sign(self, csr: Any, name: str, unit: str, lifetime_ns: int) -> str:
+    def _sign(self, csr: Any, name: str, unit: str, lifetime_ns: int, host: str = "") -> str:
         cluster, keyring = objects(self._store)
         return tls.sign(
             csr,
@@ -363,8 +362,20 @@ class Authority:
             organization=cluster.id,
             now_ns=self._clock.now_ns(),
             lifetime_ns=lifetime_ns,
+            host=host,
             cross_pem=cluster.root_cross_pem,
         )
+
+
+def _new_node(
+    node_id: str, role: NodeRole, request: IssueNodeCertificateRequest, now_ns: int
+) -> Node:
+    return Node(
+        id=node_id,
+        spec=NodeSpec(role=role, availability=request.availability or Availability.ACTIVE),
+        description=NodeDescription(hostname=request.hostname),
+        status=NodeStatus(state=NodeState.UNKNOWN, since_ns=now_ns),
+    )
 
 
 def manager_addrs(view: View) -> tuple[str, ...]:

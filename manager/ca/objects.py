@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from manager.store import View
 from swarm import errors
-from swarm.v1 import Cluster, Keyring
+from swarm.v1 import Cluster, Keyring, Node, NodeRole
 
 
 def objects(view: View) -> tuple[Cluster, Keyring]:
@@ -14,3 +14,12 @@ def objects(view: View) -> tuple[Cluster, Keyring]:
     if cluster is None or keyring is None:
         raise errors.Internal("the store holds no cluster; restore it from a backup")
     return cluster, keyring
+
+
+def serving_role(node: Node) -> NodeRole:
+    """What the node is now: one that is to be a worker stays a manager until the others have let it
+    go, for up to then its voice counts among theirs.
+    """
+    if node.manager_status is not None:
+        return NodeRole.MANAGER
+    return node.spec.role if node.spec is not None else NodeRole.UNSPECIFIED

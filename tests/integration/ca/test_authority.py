@@ -1,12 +1,14 @@
 """Who may call what, over real connections: a real store, real TLS, every kind of caller."""
 
 import asyncio
+import ipaddress
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
 from msgspec import structs
 
 from agent import identity as ids
@@ -240,8 +242,29 @@ async def test_a_rotated_token_is_refused_and_joined_nodes_stay(cluster: Cluster
     ).node_id == joined.node_id
 
 
-async def test_the_manager_token_is_refused_with_the_reason(cluster: Cluster) -> None:
-    with pytest.raises(errors.Unsupported, match="embedded store.*worker token"):
+async def test_the_manager_token_makes_a_manager_whose_certificate_names_its_host(
+    cluster: Cluster,
+) -> None:
+    joined = await cluster.join(cluster.authority.manager())
+    node = cluster.store.get(Node, joined.node_id)
+    assert node is not None and node.spec is not None
+    assert joined.role == node.spec.role == NodeRole.MANAGER
+    assert node.manager_status is None  # it does not serve yet
+    certificate = tls.load_certificates(joined.certificate_pem)[0]
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.IPAddress) == [
+        ipaddress.ip_address(tls.split_address(joined.advertise_addr)[0])
+    ]
+
+
+async def test_a_cluster_that_cannot_have_a_further_manager_enters_no_node(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise errors.Unsupported("several managers need etcd")
+
+    monkeypatch.setattr(cluster.authority, "_check_admits", refuse)
+    with pytest.raises(errors.Unsupported, match="need etcd"):
         await cluster.join(cluster.authority.manager())
     assert cluster.store.count(Node) == 1
 
