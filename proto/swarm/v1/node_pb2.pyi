@@ -276,9 +276,17 @@ global___LeaveRequest = LeaveRequest
 class LeaveResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    WARNINGS_FIELD_NUMBER: builtins.int
+    @property
+    def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What is left to be done elsewhere."""
+
     def __init__(
         self,
+        *,
+        warnings: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["warnings", b"warnings"]) -> None: ...
 
 global___LeaveResponse = LeaveResponse
 
@@ -404,12 +412,15 @@ class IssueNodeCertificateRequest(google.protobuf.message.Message):
     AVAILABILITY_FIELD_NUMBER: builtins.int
     HOSTNAME_FIELD_NUMBER: builtins.int
     ADDR_FIELD_NUMBER: builtins.int
+    ETCD_VERSION_FIELD_NUMBER: builtins.int
     csr_pem: builtins.str
     """PEM of a certificate signing request; its subject is ignored."""
     availability: swarm.v1.specs_pb2.Availability.ValueType
     hostname: builtins.str
     addr: builtins.str
     """For a manager: host:port others reach it at."""
+    etcd_version: builtins.str
+    """With a join certificate: of the etcd binary found there, which it takes to be one of several managers; empty: there is none."""
     def __init__(
         self,
         *,
@@ -417,8 +428,9 @@ class IssueNodeCertificateRequest(google.protobuf.message.Message):
         availability: swarm.v1.specs_pb2.Availability.ValueType = ...,
         hostname: builtins.str = ...,
         addr: builtins.str = ...,
+        etcd_version: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["addr", b"addr", "availability", b"availability", "csr_pem", b"csr_pem", "hostname", b"hostname"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["addr", b"addr", "availability", b"availability", "csr_pem", b"csr_pem", "etcd_version", b"etcd_version", "hostname", b"hostname"]) -> None: ...
 
 global___IssueNodeCertificateRequest = IssueNodeCertificateRequest
 

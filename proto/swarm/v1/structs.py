@@ -1495,7 +1495,7 @@ class LeaveRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
 
 
 class LeaveResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    pass
+    warnings: tuple[str, ...] = ()
 
 
 class UnlockRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -1535,6 +1535,7 @@ class IssueNodeCertificateRequest(Message, frozen=True, kw_only=True, omit_defau
     availability: Availability = Availability.UNSPECIFIED
     hostname: str = ""
     addr: str = ""
+    etcd_version: str = ""
 
 
 class IssueNodeCertificateResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -5402,11 +5403,13 @@ def _read_leave_request(m: Any) -> LeaveRequest:
 
 
 def _fill_leave_response(s: LeaveResponse, m: Any) -> None:
-    pass
+    if s.warnings:
+        m.warnings.extend(s.warnings)
 
 
 def _read_leave_response(m: Any) -> LeaveResponse:
     return LeaveResponse(
+        warnings=tuple(m.warnings),
     )
 
 
@@ -5503,6 +5506,8 @@ def _fill_issue_node_certificate_request(s: IssueNodeCertificateRequest, m: Any)
         m.hostname = s.hostname
     if s.addr:
         m.addr = s.addr
+    if s.etcd_version:
+        m.etcd_version = s.etcd_version
 
 
 def _read_issue_node_certificate_request(m: Any) -> IssueNodeCertificateRequest:
@@ -5511,6 +5516,7 @@ def _read_issue_node_certificate_request(m: Any) -> IssueNodeCertificateRequest:
         availability=Availability(m.availability),
         hostname=m.hostname,
         addr=m.addr,
+        etcd_version=m.etcd_version,
     )
 
 
