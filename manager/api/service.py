@@ -151,7 +151,7 @@ class ControlService:
         self._unlock_keys = unlock_keys
         self._facts = facts
         # Waits until this manager's tables have reached the cluster's present revision, so that
-        # reads are linearizable.
+        # reads are linearizable; see `_catch_up`.
         self._barrier = barrier
         self._audit_trail = audit
         self._backups = Backups(
@@ -195,37 +195,37 @@ class ControlService:
 
     async def get_info(self, request: GetInfoRequest, context: Context) -> GetInfoResponse:
         async with measured(self._clock, "GetInfo"):
-            await self._barrier()
+            await self._catch_up(context)
             facts = self._facts
             return queries.info(self._store, node_id=facts.node_id, version=facts.version)
 
     async def get(self, request: GetRequest, context: Context) -> GetResponse:
         async with measured(self._clock, "Get"):
-            await self._barrier()
+            await self._catch_up(context)
             return queries.get(self._store, request, now_ns=self._clock.now_ns())
 
     async def list(self, request: ListRequest, context: Context) -> ListResponse:
         async with measured(self._clock, "List"):
-            await self._barrier()
+            await self._catch_up(context)
             return queries.list_objects(self._store, request, now_ns=self._clock.now_ns())
 
     async def explain_task(
         self, request: ExplainTaskRequest, context: Context
     ) -> ExplainTaskResponse:
         async with measured(self._clock, "ExplainTask"):
-            await self._barrier()
+            await self._catch_up(context)
             return queries.explain_task(self._store, request.task)
 
     async def plan_stack(self, request: DeployStackRequest, context: Context) -> PlanStackResponse:
         async with measured(self._clock, "PlanStack"):
-            await self._barrier()
+            await self._catch_up(context)
             return await self._planner.plan(request)
 
     async def get_stack_history(
         self, request: GetStackHistoryRequest, context: Context
     ) -> GetStackHistoryResponse:
         async with measured(self._clock, "GetStackHistory"):
-            await self._barrier()
+            await self._catch_up(context)
             return history.history(self._store, request.stack)
 
     # -------------------------------------------------------------- changing
@@ -353,7 +353,7 @@ class ControlService:
         self, request: WatchServicesRequest, context: Context
     ) -> AsyncGenerator[WatchServicesResponse, None]:
         async with measured(self._clock, "WatchServices", stream=True):
-            await self._barrier()
+            await self._catch_up(context)
             async with aclosing(watch_services(self._store, self._clock, request)) as responses:
                 async for response in responses:
                     yield response
@@ -361,18 +361,18 @@ class ControlService:
     async def watch(
         self, request: WatchRequest, context: Context
     ) -> AsyncGenerator[WatchResponse, None]:
-        async with (
-            measured(self._clock, "Watch", stream=True),
-            aclosing(watch_objects(self._store, self._clock, request)) as responses,
-        ):
-            async for response in responses:
-                yield response
+        async with measured(self._clock, "Watch", stream=True):
+            # Before the watch begins, so that what was done before it was asked for is not in it.
+            await self._catch_up(context)
+            async with aclosing(watch_objects(self._store, self._clock, request)) as responses:
+                async for response in responses:
+                    yield response
 
     async def logs(
         self, request: LogsRequest, context: Context
     ) -> AsyncGenerator[LogsResponse, None]:
         async with measured(self._clock, "Logs", stream=True):
-            await self._barrier()
+            await self._catch_up(context)
             reader = LogReader(self._store, self._relays, request)
             async with aclosing(reader.read()) as responses:
                 async for response in responses:
@@ -382,7 +382,7 @@ class ControlService:
         self, request: AsyncIterator[ExecInput], context: Context
     ) -> AsyncGenerator[ExecOutput, None]:
         async with measured(self._clock, "Exec", stream=True):
-            await self._barrier()
+            await self._catch_up(context)
             running = run_exec(
                 self._store, self._relays, request, who=_who(context.identity), note=context.note
             )
@@ -394,7 +394,7 @@ class ControlService:
         self, request: BackupRequest, context: Context
     ) -> AsyncGenerator[BackupResponse, None]:
         async with measured(self._clock, "Backup", stream=True):
-            await self._barrier()
+            await self._catch_up(context)
             context.note(what="backup", kind="cluster", revision=self._store.revision)
             log.info("backup", who=_who(context.identity), revision=self._store.revision)
             async with aclosing(self._backups.stream()) as responses:
@@ -413,6 +413,13 @@ class ControlService:
 
     # -------------------------------------------------------------- helpers
 
+    async def _catch_up(self, context: Context) -> None:
+        """Waits until this manager knows all that was acknowledged before, by any manager, unless
+        the caller is content with less.
+        """
+        if not context.stale:
+            await self._barrier()
+
     def _new_id(self) -> str:
         return new_id(self._rng)
 
@@ -422,6 +429,9 @@ class ControlService:
         return o.meta.version if o is not None else 0  # type: ignore[attr-defined]  # all have meta
 
     async def _apply(self, context: Context, change: Callable[[Draft], R]) -> R:
+        # The commit's preconditions see to what is written. What is refused, or has nothing to
+        # change, is never committed: that must not be for what another manager has changed since.
+        await self._barrier()
         async with self._giving_out:
             return await self._store.update(change, who=_who(context.identity))
 

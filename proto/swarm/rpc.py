@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 MESSAGE_BYTES_MAX = 32 * 1024 * 1024  # a stack with a few of the largest configs (1 MB each) fits
 ERROR_KEY = "swarm-error"
+# Metadata of a call: reads may be answered from what the manager knows, however old it is.
+STALE_KEY = "swarm-stale"
 _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
@@ -64,6 +66,7 @@ _SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
 )
 
+Metadata = tuple[tuple[str, str], ...]
 Req = TypeVar("Req", bound=Message)
 Resp = TypeVar("Resp", bound=Message)
 
@@ -110,6 +113,8 @@ class Context:
     request_id: str = ""
     # What the audit trail says of the call; see `note`.
     notes: dict[str, object] = field(default_factory=dict, compare=False)
+    # A read may be answered from what this manager knows; else it waits until that is all there is.
+    stale: bool = False
 
     def note(self, **facts: object) -> None:
         """Facts for the audit trail: what, kind, name, object_id, revision (swarm.v1.AuditRecord),
@@ -195,7 +200,8 @@ class _Call:
         identity = authorize(self._method, self._grpc.auth_context())
         audited = self._audit is not None and self._method.audited
         request_id = self._audit.new_request_id() if audited and self._audit is not None else ""
-        self.made = Context(identity, self._grpc.peer(), request_id)
+        stale = (STALE_KEY, "1") in (self._grpc.invocation_metadata() or ())
+        self.made = Context(identity, self._grpc.peer(), request_id, stale=stale)
         return self.made
 
     def ended(self, error: BaseException | None) -> bool:
@@ -287,23 +293,29 @@ async def _abort(method: Method, error: Exception, context: Any) -> None:
 class Channel:
     """A connection to one or several servers that serve the same; safe to share between calls."""
 
-    def __init__(self, channel: Any, target: str) -> None:
+    def __init__(self, channel: Any, target: str, *, metadata: Metadata = ()) -> None:
+        """`metadata` goes with each call."""
         self._channel = channel
         self.target = target
+        self._metadata = metadata
         self._calls: dict[str, Any] = {}
 
     @classmethod
-    def unix(cls, path: str) -> Channel:
+    def unix(cls, path: str, *, metadata: Metadata = ()) -> Channel:
         """To a daemon's unix socket, where file permissions say who may."""
         # grpc would send the socket's path as authority, with characters HTTP/2 forbids.
         options = (*_CHANNEL_OPTIONS, ("grpc.default_authority", "localhost"))
-        return cls(grpc.aio.insecure_channel(f"unix:{path}", options=options), path)
+        channel = grpc.aio.insecure_channel(f"unix:{path}", options=options)
+        return cls(channel, path, metadata=metadata)
 
     @classmethod
-    def tls(cls, address: str, credentials: Any, *, server_name: str) -> Channel:
+    def tls(
+        cls, address: str, credentials: Any, *, server_name: str, metadata: Metadata = ()
+    ) -> Channel:
         """To host:port with mutual TLS; the server's certificate must name `server_name`."""
         options = (*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", server_name))
-        return cls(grpc.aio.secure_channel(address, credentials, options=options), address)
+        channel = grpc.aio.secure_channel(address, credentials, options=options)
+        return cls(channel, address, metadata=metadata)
 
     async def ready(self, *, timeout_s: float) -> None:
         """Waits until the connection stands. Raises Unavailable."""
@@ -320,7 +332,9 @@ class Channel:
     ) -> Resp:
         call = self._call(method, self._channel.unary_unary)
         try:
-            return await call(request, timeout=timeout_s)  # type: ignore[no-any-return]
+            return await call(  # type: ignore[no-any-return]
+                request, timeout=timeout_s, metadata=self._metadata
+            )
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error, self.target) from None
 
@@ -328,7 +342,7 @@ class Channel:
         self, method: Method, response: type[Resp], request: Message, timeout_s: float | None
     ) -> AsyncIterator[Resp]:
         call = self._call(method, self._channel.unary_stream)
-        return self._responses(lambda: call(request, timeout=timeout_s))
+        return self._responses(lambda: call(request, timeout=timeout_s, metadata=self._metadata))
 
     def stream_stream(
         self,
@@ -338,7 +352,7 @@ class Channel:
         timeout_s: float | None,
     ) -> AsyncIterator[Resp]:
         call = self._call(method, self._channel.stream_stream)
-        return self._responses(lambda: call(request, timeout=timeout_s))
+        return self._responses(lambda: call(request, timeout=timeout_s, metadata=self._metadata))
 
     async def _responses(self, start: Callable[[], Any]) -> AsyncIterator[Any]:
         call = start()
