@@ -27,7 +27,7 @@ from swarm.v1 import node_pb2 as swarm_dot_v1_dot_node__pb2
 from swarm.v1 import options_pb2 as swarm_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17swarm/v1/managers.proto\x12\x08swarm.v1\x1a\x19swarm/v1/dispatcher.proto\x1a\x13swarm/v1/node.proto\x1a\x16swarm/v1/options.proto\" \n\x0c\x41\x64mitRequest\x12\x10\n\x08peer_url\x18\x01 \x01(\t\"x\n\rAdmitResponse\x12\x10\n\x08seal_key\x18\x01 \x01(\x0c\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12!\n\x05peers\x18\x03 \x03(\x0b\x32\x12.swarm.v1.EtcdPeer\x12\"\n\x04\x65tcd\x18\x04 \x01(\x0b\x32\x14.swarm.v1.EtcdAccess\"%\n\x08\x45tcdPeer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\"&\n\x12\x45nfranchiseRequest\x12\x10\n\x08peer_url\x18\x01 \x01(\t\"\x15\n\x13\x45nfranchiseResponse\"g\n\x0c\x46orwardFrame\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.swarm.v1.ForwardStartH\x00\x12%\n\x05relay\x18\x02 \x01(\x0b\x32\x14.swarm.v1.RelayFrameH\x00\x42\x07\n\x05\x66rame\"H\n\x0c\x46orwardStart\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\'\n\x07request\x18\x02 \x01(\x0b\x32\x16.swarm.v1.RelayRequest2\xea\x01\n\x08Managers\x12\x43\n\x05\x41\x64mit\x12\x16.swarm.v1.AdmitRequest\x1a\x17.swarm.v1.AdmitResponse\"\t\x8a\xb5\x18\x01\x03\x98\xb5\x18\x01\x12U\n\x0b\x45nfranchise\x12\x1c.swarm.v1.EnfranchiseRequest\x1a\x1d.swarm.v1.EnfranchiseResponse\"\t\x8a\xb5\x18\x01\x03\x98\xb5\x18\x01\x12\x42\n\x07\x46orward\x12\x16.swarm.v1.ForwardFrame\x1a\x14.swarm.v1.RelayFrame\"\x05\x8a\xb5\x18\x01\x03(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17swarm/v1/managers.proto\x12\x08swarm.v1\x1a\x19swarm/v1/dispatcher.proto\x1a\x13swarm/v1/node.proto\x1a\x16swarm/v1/options.proto\"2\n\x0c\x41\x64mitRequest\x12\x10\n\x08peer_url\x18\x01 \x01(\t\x12\x10\n\x08has_data\x18\x02 \x01(\x08\"x\n\rAdmitResponse\x12\x10\n\x08seal_key\x18\x01 \x01(\x0c\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12!\n\x05peers\x18\x03 \x03(\x0b\x32\x12.swarm.v1.EtcdPeer\x12\"\n\x04\x65tcd\x18\x04 \x01(\x0b\x32\x14.swarm.v1.EtcdAccess\"%\n\x08\x45tcdPeer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\"&\n\x12\x45nfranchiseRequest\x12\x10\n\x08peer_url\x18\x01 \x01(\t\"\x15\n\x13\x45nfranchiseResponse\"g\n\x0c\x46orwardFrame\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.swarm.v1.ForwardStartH\x00\x12%\n\x05relay\x18\x02 \x01(\x0b\x32\x14.swarm.v1.RelayFrameH\x00\x42\x07\n\x05\x66rame\"H\n\x0c\x46orwardStart\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\'\n\x07request\x18\x02 \x01(\x0b\x32\x16.swarm.v1.RelayRequest2\xea\x01\n\x08Managers\x12\x43\n\x05\x41\x64mit\x12\x16.swarm.v1.AdmitRequest\x1a\x17.swarm.v1.AdmitResponse\"\t\x8a\xb5\x18\x01\x03\x98\xb5\x18\x01\x12U\n\x0b\x45nfranchise\x12\x1c.swarm.v1.EnfranchiseRequest\x1a\x1d.swarm.v1.EnfranchiseResponse\"\t\x8a\xb5\x18\x01\x03\x98\xb5\x18\x01\x12\x42\n\x07\x46orward\x12\x16.swarm.v1.ForwardFrame\x1a\x14.swarm.v1.RelayFrame\"\x05\x8a\xb5\x18\x01\x03(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,19 +41,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MANAGERS'].methods_by_name['Forward']._loaded_options = None
   _globals['_MANAGERS'].methods_by_name['Forward']._serialized_options = b'\212\265\030\001\003'
   _globals['_ADMITREQUEST']._serialized_start=109
-  _globals['_ADMITREQUEST']._serialized_end=141
-  _globals['_ADMITRESPONSE']._serialized_start=143
-  _globals['_ADMITRESPONSE']._serialized_end=263
-  _globals['_ETCDPEER']._serialized_start=265
-  _globals['_ETCDPEER']._serialized_end=302
-  _globals['_ENFRANCHISEREQUEST']._serialized_start=304
-  _globals['_ENFRANCHISEREQUEST']._serialized_end=342
-  _globals['_ENFRANCHISERESPONSE']._serialized_start=344
-  _globals['_ENFRANCHISERESPONSE']._serialized_end=365
-  _globals['_FORWARDFRAME']._serialized_start=367
-  _globals['_FORWARDFRAME']._serialized_end=470
-  _globals['_FORWARDSTART']._serialized_start=472
-  _globals['_FORWARDSTART']._serialized_end=544
-  _globals['_MANAGERS']._serialized_start=547
-  _globals['_MANAGERS']._serialized_end=781
+  _globals['_ADMITREQUEST']._serialized_end=159
+  _globals['_ADMITRESPONSE']._serialized_start=161
+  _globals['_ADMITRESPONSE']._serialized_end=281
+  _globals['_ETCDPEER']._serialized_start=283
+  _globals['_ETCDPEER']._serialized_end=320
+  _globals['_ENFRANCHISEREQUEST']._serialized_start=322
+  _globals['_ENFRANCHISEREQUEST']._serialized_end=360
+  _globals['_ENFRANCHISERESPONSE']._serialized_start=362
+  _globals['_ENFRANCHISERESPONSE']._serialized_end=383
+  _globals['_FORWARDFRAME']._serialized_start=385
+  _globals['_FORWARDFRAME']._serialized_end=488
+  _globals['_FORWARDSTART']._serialized_start=490
+  _globals['_FORWARDSTART']._serialized_end=562
+  _globals['_MANAGERS']._serialized_start=565
+  _globals['_MANAGERS']._serialized_end=799
 # @@protoc_insertion_point(module_scope)

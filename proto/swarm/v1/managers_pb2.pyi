@@ -19,14 +19,18 @@ class AdmitRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PEER_URL_FIELD_NUMBER: builtins.int
+    HAS_DATA_FIELD_NUMBER: builtins.int
     peer_url: builtins.str
     """Where other members reach this one, as https://HOST:PORT; empty: the etcd is somebody else's."""
+    has_data: builtins.bool
+    """Its disk holds what a member of etcd has written. A member that is known and has lost it is removed, and comes in anew."""
     def __init__(
         self,
         *,
         peer_url: builtins.str = ...,
+        has_data: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["peer_url", b"peer_url"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["has_data", b"has_data", "peer_url", b"peer_url"]) -> None: ...
 
 global___AdmitRequest = AdmitRequest
 

@@ -1559,6 +1559,7 @@ class IssueClientCertificateResponse(Message, frozen=True, kw_only=True, omit_de
 
 class AdmitRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     peer_url: str = ""
+    has_data: bool = False
 
 
 class EtcdPeer(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -5577,11 +5578,14 @@ def _read_issue_client_certificate_response(m: Any) -> IssueClientCertificateRes
 def _fill_admit_request(s: AdmitRequest, m: Any) -> None:
     if s.peer_url:
         m.peer_url = s.peer_url
+    if s.has_data:
+        m.has_data = s.has_data
 
 
 def _read_admit_request(m: Any) -> AdmitRequest:
     return AdmitRequest(
         peer_url=m.peer_url,
+        has_data=m.has_data,
     )
 
 
