@@ -25,6 +25,7 @@ from manager.api.objects import (
     update_volume,
 )
 from manager.api.problems import Finder, Problems
+from manager.api.roles import Here
 from manager.api.services import (
     Credentials,
     ask_removal,
@@ -162,7 +163,7 @@ def _create_service(
 # ---------------------------------------------------------------- update
 
 
-def update(draft: Draft, request: UpdateRequest, *, sealer: Sealer) -> Done:
+def update(draft: Draft, request: UpdateRequest, *, sealer: Sealer, here: Here) -> Done:
     """Replaces one object's spec. Raises Conflict when it is not at the given version any more."""
     cls = served(request.kind)
     o: Any = find(draft, cls, request.id)
@@ -203,7 +204,7 @@ def update(draft: Draft, request: UpdateRequest, *, sealer: Sealer) -> Done:
             update_volume(draft, o, given.volume)
         case Node():
             assert given.node is not None
-            update_node(draft, o, given.node)
+            update_node(draft, o, given.node, here=here)
         case Cluster():
             assert given.cluster is not None
             update_cluster(draft, o, given.cluster)

@@ -21,6 +21,7 @@ from manager.api.lookup import name_of, quoted
 from manager.api.names import check_labels
 from manager.api.problems import Finder, Problems
 from manager.api.references import users
+from manager.api.roles import Here, check_removable, check_role
 from manager.api.validate_objects import check_cluster, check_node
 from manager.ca import Sealer, autolock, rotation
 from manager.store import Draft, View
@@ -166,38 +167,15 @@ def _refuse_change(o: Secret | Config | Network | Volume, field: str) -> None:
     )
 
 
-def update_node(draft: Draft, node: Node, spec: NodeSpec) -> None:
-    """Labels, availability, role. Raises Invalid, Conflict (the last manager), Unsupported (a
-    second manager on the embedded store).
-    """
+def update_node(draft: Draft, node: Node, spec: NodeSpec, *, here: Here) -> None:
+    """Labels, availability, role. Raises Invalid, and what roles.check_role does."""
     problems = Problems()
     check_node(problems.of(quoted(node)), spec)
     problems.raise_any()
     before = node.spec.role if node.spec else NodeRole.WORKER
     if spec.role != before:
-        _check_role(draft, node, spec.role)
+        check_role(draft, node, spec.role, here=here)
     draft.put(structs.replace(node, spec=spec))
-
-
-def _check_role(view: View, node: Node, role: NodeRole) -> None:
-    if role == NodeRole.MANAGER:
-        cluster = next(iter(view.all(Cluster)), Cluster())
-        if cluster.store_engine == "embedded":
-            raise errors.Unsupported(
-                f"{quoted(node)} cannot be promoted: this cluster keeps its state in the embedded "
-                "store, which has one manager"
-            )
-        return
-    others = [n for n in view.all(Node) if n.id != node.id and _is_manager(n)]
-    if not others:
-        raise errors.Invalid(
-            f"{quoted(node)}: attempting to demote the last manager of the swarm; promote another "
-            "node first"
-        )
-
-
-def _is_manager(node: Node) -> bool:
-    return node.spec is not None and node.spec.role == NodeRole.MANAGER
 
 
 def update_cluster(draft: Draft, cluster: Cluster, spec: ClusterSpec) -> None:
@@ -240,11 +218,7 @@ def remove_used(draft: Draft, o: Used) -> None:
 def remove_node(draft: Draft, node: Node, *, force: bool) -> None:
     """A node that has left, or, by force, one that is up. Raises Conflict."""
     name = name_of(node)
-    if _is_manager(node):
-        raise errors.Conflict(
-            f"node {name} ({node.id}) is a cluster manager and a member of the raft cluster; it "
-            "must be demoted to worker before removal (`swarmctl node demote`)"
-        )
+    check_removable(node)
     state = node.status.state if node.status else NodeState.UNKNOWN
     if not force and state not in (NodeState.DOWN, NodeState.DISCONNECTED):
         raise errors.Conflict(

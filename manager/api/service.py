@@ -26,6 +26,7 @@ from manager.api.metrics import measured
 from manager.api.mutations import Done
 from manager.api.plan import Planner
 from manager.api.relays import LogReader, Relays, run_exec
+from manager.api.roles import Here
 from manager.api.rotate import rotate
 from manager.api.services import RemovalPending
 from manager.api.stacks import deploy_request
@@ -118,6 +119,8 @@ class NodeFacts:
     node_id: str
     advertise_addr: str
     version: str
+    # The cluster's state is in an etcd that somebody else runs: managers need none of their own.
+    external_etcd: bool = False
 
 
 async def _no_barrier() -> None:
@@ -150,6 +153,7 @@ class ControlService:
         self._tokens = tokens
         self._unlock_keys = unlock_keys
         self._facts = facts
+        self._here = Here(facts.node_id, external_etcd=facts.external_etcd)
         # Waits until this manager's tables have reached the cluster's present revision, so that
         # reads are linearizable; see `_catch_up`.
         self._barrier = barrier
@@ -244,7 +248,10 @@ class ControlService:
     async def update(self, request: UpdateRequest, context: Context) -> UpdateResponse:
         async with measured(self._clock, "Update"):
             done = await self._apply(
-                context, lambda draft: mutations.update(draft, request, sealer=self._sealer)
+                context,
+                lambda draft: mutations.update(
+                    draft, request, sealer=self._sealer, here=self._here
+                ),
             )
             if request.kind == Kind.CLUSTER:
                 await self._unlock_keys.settle()

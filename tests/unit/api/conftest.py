@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ async def hasty() -> AsyncIterator[Api]:
 
 
 @asynccontextmanager
-async def opened(**options: float) -> AsyncIterator[Api]:
+async def opened(**options: Any) -> AsyncIterator[Api]:
     made = Api(**options)
     await made.open()
     yield made

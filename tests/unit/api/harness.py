@@ -58,6 +58,7 @@ from swarm.v1 import (
     UpdateRequest,
 )
 
+FACTS = NodeFacts(node_id="m", advertise_addr="10.9.0.1:2377", version="1.2.3")
 CONTEXT = Context(Identity(Caller.ADMIN, name="ada"), "ipv4:127.0.0.1:1")
 
 
@@ -164,8 +165,7 @@ class Api:
             relays=self.relays,
             tokens=self.tokens,
             unlock_keys=FakeUnlockKeys(),
-            facts=NodeFacts(node_id="m", advertise_addr="10.9.0.1:2377", version="1.2.3"),
-            **self._options,
+            **{"facts": FACTS, **self._options},
         )
 
     async def open(self) -> None:

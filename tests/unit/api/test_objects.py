@@ -262,18 +262,6 @@ async def test_node_spec_is_checked(api: Api, spec: NodeSpec, message: str):
         await api.update(api.stored(Node, "n1"), node=spec)
 
 
-async def test_embedded_store_has_one_manager(api: Api):
-    await api.put(node("n1"))
-    with pytest.raises(errors.Unsupported, match="which has one manager"):
-        await api.update(api.stored(Node, "n1"), node=node_spec(role=NodeRole.MANAGER))
-
-
-async def test_last_manager_is_not_demoted(api: Api):
-    await api.put(node("m", spec={"role": NodeRole.MANAGER}))
-    with pytest.raises(errors.Invalid, match="attempting to demote the last manager of the swarm"):
-        await api.update(api.stored(Node, "m"), node=node_spec())
-
-
 CLUSTER_BAD = {
     "expiry": (ClusterSpec(name="default", node_cert_expiry_ns=10**9), "certificates live for at least 1h"),
     "history": (ClusterSpec(name="default", task_history_limit=-1), "task_history_limit: a number of tasks"),
