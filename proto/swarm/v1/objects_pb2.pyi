@@ -206,19 +206,23 @@ class Meta(google.protobuf.message.Message):
     VERSION_FIELD_NUMBER: builtins.int
     CREATED_AT_NS_FIELD_NUMBER: builtins.int
     UPDATED_AT_NS_FIELD_NUMBER: builtins.int
+    SEEN_VERSION_FIELD_NUMBER: builtins.int
     version: builtins.int
     """The store's revision at the object's last change; what an update must repeat."""
     created_at_ns: builtins.int
     """Unix time."""
     updated_at_ns: builtins.int
+    seen_version: builtins.int
+    """The version that the last change had which anybody can see, where the store has sealed the object's data anew since; 0: version."""
     def __init__(
         self,
         *,
         version: builtins.int = ...,
         created_at_ns: builtins.int = ...,
         updated_at_ns: builtins.int = ...,
+        seen_version: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["created_at_ns", b"created_at_ns", "updated_at_ns", b"updated_at_ns", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["created_at_ns", b"created_at_ns", "seen_version", b"seen_version", "updated_at_ns", b"updated_at_ns", "version", b"version"]) -> None: ...
 
 global___Meta = Meta
 
@@ -348,19 +352,23 @@ class DataKey(google.protobuf.message.Message):
     ID_FIELD_NUMBER: builtins.int
     KEY_FIELD_NUMBER: builtins.int
     CREATED_AT_NS_FIELD_NUMBER: builtins.int
+    RETIRED_FIELD_NUMBER: builtins.int
     id: builtins.int
     """Counts from 1."""
     key: builtins.bytes
     """32 bytes."""
     created_at_ns: builtins.int
+    retired: builtins.bool
+    """Nothing is sealed with it any more, and it goes once nothing is left that was."""
     def __init__(
         self,
         *,
         id: builtins.int = ...,
         key: builtins.bytes = ...,
         created_at_ns: builtins.int = ...,
+        retired: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["created_at_ns", b"created_at_ns", "id", b"id", "key", b"key"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["created_at_ns", b"created_at_ns", "id", b"id", "key", b"key", "retired", b"retired"]) -> None: ...
 
 global___DataKey = DataKey
 
@@ -378,11 +386,14 @@ class Node(google.protobuf.message.Message):
     MANAGER_STATUS_FIELD_NUMBER: builtins.int
     CERTIFICATE_EXPIRES_AT_NS_FIELD_NUMBER: builtins.int
     REVOKED_FIELD_NUMBER: builtins.int
+    JOINED_KEY_FIELD_NUMBER: builtins.int
     id: builtins.str
     certificate_expires_at_ns: builtins.int
     """When its certificate runs out, unix time; 0: unknown."""
     revoked: builtins.bool
     """True once removed from the cluster by force while its certificate still lives."""
+    joined_key: builtins.bytes
+    """SHA-256 of the public key that the node joined with: a join that is repeated, because its answer was lost, gives this node again."""
     @property
     def meta(self) -> global___Meta: ...
     @property
@@ -408,9 +419,10 @@ class Node(google.protobuf.message.Message):
         manager_status: global___ManagerStatus | None = ...,
         certificate_expires_at_ns: builtins.int = ...,
         revoked: builtins.bool = ...,
+        joined_key: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["description", b"description", "manager_status", b"manager_status", "meta", b"meta", "spec", b"spec", "status", b"status"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["certificate_expires_at_ns", b"certificate_expires_at_ns", "description", b"description", "id", b"id", "manager_status", b"manager_status", "meta", b"meta", "revoked", b"revoked", "spec", b"spec", "status", b"status"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["certificate_expires_at_ns", b"certificate_expires_at_ns", "description", b"description", "id", b"id", "joined_key", b"joined_key", "manager_status", b"manager_status", "meta", b"meta", "revoked", b"revoked", "spec", b"spec", "status", b"status"]) -> None: ...
 
 global___Node = Node
 

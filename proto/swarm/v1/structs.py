@@ -566,6 +566,7 @@ class Meta(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     version: int = 0
     created_at_ns: int = 0
     updated_at_ns: int = 0
+    seen_version: int = 0
 
 
 class Cluster(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -587,6 +588,7 @@ class DataKey(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     id: int = 0
     key: bytes = b""
     created_at_ns: int = 0
+    retired: bool = False
 
 
 class Keyring(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -674,6 +676,7 @@ class Node(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     manager_status: ManagerStatus | None = None
     certificate_expires_at_ns: int = 0
     revoked: bool = False
+    joined_key: bytes = b""
 
 
 class VirtualIp(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -2822,6 +2825,8 @@ def _fill_meta(s: Meta, m: Any) -> None:
         m.created_at_ns = s.created_at_ns
     if s.updated_at_ns:
         m.updated_at_ns = s.updated_at_ns
+    if s.seen_version:
+        m.seen_version = s.seen_version
 
 
 def _read_meta(m: Any) -> Meta:
@@ -2829,6 +2834,7 @@ def _read_meta(m: Any) -> Meta:
         version=m.version,
         created_at_ns=m.created_at_ns,
         updated_at_ns=m.updated_at_ns,
+        seen_version=m.seen_version,
     )
 
 
@@ -2879,6 +2885,8 @@ def _fill_data_key(s: DataKey, m: Any) -> None:
         m.key = s.key
     if s.created_at_ns:
         m.created_at_ns = s.created_at_ns
+    if s.retired:
+        m.retired = s.retired
 
 
 def _read_data_key(m: Any) -> DataKey:
@@ -2886,6 +2894,7 @@ def _read_data_key(m: Any) -> DataKey:
         id=m.id,
         key=m.key,
         created_at_ns=m.created_at_ns,
+        retired=m.retired,
     )
 
 
@@ -3118,6 +3127,8 @@ def _fill_node(s: Node, m: Any) -> None:
         m.certificate_expires_at_ns = s.certificate_expires_at_ns
     if s.revoked:
         m.revoked = s.revoked
+    if s.joined_key:
+        m.joined_key = s.joined_key
 
 
 def _read_node(m: Any) -> Node:
@@ -3130,6 +3141,7 @@ def _read_node(m: Any) -> Node:
         manager_status=_read_manager_status(m.manager_status) if m.HasField('manager_status') else None,
         certificate_expires_at_ns=m.certificate_expires_at_ns,
         revoked=m.revoked,
+        joined_key=m.joined_key,
     )
 
 
