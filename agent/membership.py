@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -19,6 +17,7 @@ from msgspec import structs
 from agent import identity as ids
 from agent import metrics
 from agent.description import About, Issuer
+from agent.options import Settings
 from agent.proxy import Proxy
 from agent.runtime.base import Runtime
 from agent.runtime.docker import DockerRuntime
@@ -39,18 +38,6 @@ log = structlog.get_logger("membership")
 
 PROBE_S = 2.0  # to look at what a manager that cannot be talked to presents
 LEAVE_TIMEOUT_S = 30.0  # to stop all tasks; longer than the usual grace period of 10 s
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the command line says of the node."""
-
-    state_dir: Path
-    hostname: str
-    docker_socket: str  # empty: no container engine
-    runtimes: tuple[str, ...]  # of docker, process; the first is the default
-    relay_port: int
-    engine_labels: Mapping[str, str]
 
 
 async def found(

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 from agent import identity as ids
 from agent import local
+from agent.membership import save
+from agent.tenure import Tenure, set_aside
 from swarm import errors, tls
 from swarm.backup import Header
 from swarm.v1 import NodeRole, RestoreRequest, RestoreStart
+from swarm.vault import Vault
 
 MESSAGE_S = 60.0  # a client that is silent for so long is given up
 DATA_BYTES_MAX = 1 << 20
@@ -128,3 +133,39 @@ def replaceable(identity: ids.Identity | None, error: str) -> ids.Identity | Non
         "is restored on a node that is in no cluster (`swarmctl swarm leave`), or in place on the "
         "manager whose state is damaged."
     )
+
+
+async def take_over(
+    tenure: Tenure,
+    state_dir: Path,
+    install: Callable[[Vault], Awaitable[None]],
+    identity: ids.Identity,
+    before: ids.Identity | None,
+) -> None:
+    """Begins to be the manager of what was restored; when that cannot be, all is as before."""
+    await tenure.exit()
+    folder = state_dir / "manager"
+    aside = set_aside(folder)
+    try:
+        if before is None:
+            tenure.new_vault()
+        await install(tenure.vault)
+        save(state_dir, identity, tenure.vault)
+        await tenure.enter(identity)
+    except (OSError, errors.SwarmError) as error:
+        tenure.error = str(error)
+    if not tenure.error:
+        return
+    reason = tenure.error
+    await tenure.exit()
+    shutil.rmtree(folder, ignore_errors=True)
+    if aside is not None:
+        aside.rename(folder)
+    tenure.error = ""
+    if before is None:
+        ids.forget(state_dir)
+        tenure.vault.forget()
+    else:
+        save(state_dir, before, tenure.vault)
+        await tenure.enter(before)
+    raise errors.Unavailable(f"the restored manager cannot start: {reason}; nothing was changed")

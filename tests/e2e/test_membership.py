@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from agent import identity as ids
-from agent.membership import Settings, found
+from agent.membership import found
+from agent.options import Settings
 from swarm.clock import SECOND_NS, ManualClock, SystemClock
 from swarm.ids import seeded_rng
 from swarm.v1 import InitRequest
