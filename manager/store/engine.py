@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -59,9 +59,26 @@ class Fence:
     epoch: int
 
 
-OnCommit = Callable[[int, int, Sequence[Op]], None]
-"""revision, commit time (unix ns), the ops; called on the event loop before the commit's caller
-resumes.
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What people are told of an engine. `version`: "etcd 3.4.23", "embedded". `bytes`: what its
+    file, or its database on the member that answers, takes on the disk; `bytes_used`: as much of
+    them as holds something.
+    """
+
+    version: str
+    bytes: int
+    bytes_used: int
+
+
+TOUCH_S: Final = 2.5
+"""The longest that a manager may go without reaching the log and still count as in touch with it:
+longer than an election of etcd's leader (0.6 to 1.2 s), shorter than the silence of a lost node.
+"""
+
+OnCommit = Callable[[int, int, Sequence[Op], str], None]
+"""revision, commit time (unix ns), the ops, who asked for them ("": nobody, the cluster itself);
+called on the event loop before the commit's caller resumes.
 """
 
 
@@ -81,14 +98,55 @@ class Engine(Protocol):
         """Begins to report commits later than what `load` returned."""
         ...
 
-    async def commit(self, ops: Sequence[Op], requires: Sequence[Op], fence: Fence | None) -> int:
-        """Makes the ops durable, all or none, and returns the revision.
+    async def commit(
+        self, ops: Sequence[Op], requires: Sequence[Op], fence: Fence | None, who: str = ""
+    ) -> int:
+        """Makes the ops durable, all or none, and returns the revision. `who` asked for them; it
+        travels in the log, so that every manager reports it.
 
         `requires` are checked (their `expected`), not written. Raises Stale (precondition lost; the
         commit it lost to has been reported by then, so that reading again shows it), Deposed (the
         fence), Unavailable (disk full, no quorum; nothing was written), TimedOut (unknown whether
         it was). Cancelling the caller does not undo the commit.
         """
+        ...
+
+    async def barrier(self) -> None:
+        """Returns once all is reported that any manager had committed before this call. Raises
+        Unavailable where that cannot be known: the log is not reached.
+        """
+        ...
+
+    @property
+    def in_touch(self) -> bool:
+        """Whether what this manager knows was all of the log at some moment of the last TOUCH_S.
+        False: it may be old, and others may have counted this manager out. Known while `announce`
+        runs, which asks for it; before that, and where there is one manager only, True.
+        """
+        ...
+
+    async def announce(self, node_id: str) -> None:
+        """Shows the others that the manager of this node is there; runs until cancelled, which
+        takes the notice back. One that dies, or is cut off from the log, is absent some 3 s later.
+        """
+        ...
+
+    def present(self) -> frozenset[str]:
+        """The node ids of the managers that are announced, as far as the log has shown."""
+        ...
+
+    async def present_changed(self, known: frozenset[str]) -> frozenset[str]:
+        """Returns who is present once that is not `known`."""
+        ...
+
+    async def forget(self, node_id: str) -> None:
+        """Removes what the log keeps of a manager that is gone for good. Nothing that it had sent
+        takes effect after this. Raises Unavailable, TimedOut; may be repeated.
+        """
+        ...
+
+    async def facts(self) -> EngineFacts:
+        """Version and sizes. Raises Unavailable."""
         ...
 
     async def campaign(self, node_id: str) -> Fence:

@@ -55,9 +55,6 @@ class Store:
         # Objects whose rows are on their way to the engine, by the row's bytes: spares decoding
         # them when they come back. Equal bytes are equal objects.
         self._sent: dict[bytes, Message] = {}
-        # Who asked for the changes of rows that are on their way: by table and id, the value that
-        # is written there and who it was. The value tells them from another writer's.
-        self._asked: dict[tuple[int, str], tuple[bytes | None, str]] = {}
         # Writers that lost a race queue here, so that however many change one object each of them
         # gets through.
         self._losers = asyncio.Lock()
@@ -176,12 +173,10 @@ class Store:
         if not changes:
             return self.revision
         ops, requires = self._plan(changes, draft.expected)
-        if who:
-            self._asked.update(((op.table, op.id), (op.value, who)) for op in ops)
         started_s = self._clock.monotonic_s()
         outcome = metrics.FAILED
         try:
-            revision = await self.engine.commit(ops, requires, fence)
+            revision = await self.engine.commit(ops, requires, fence, who)
             outcome = metrics.COMMITTED
             metrics.COMMIT_SECONDS.observe(self._clock.monotonic_s() - started_s)
             return revision
@@ -193,8 +188,6 @@ class Store:
             for op in ops:
                 if op.value is not None:
                     self._sent.pop(op.value, None)
-                if who and self._asked.get((op.table, op.id)) == (op.value, who):
-                    del self._asked[op.table, op.id]
 
     async def update(
         self,
@@ -262,10 +255,9 @@ class Store:
 
     # -------------------------------------------------------------- the log
 
-    def _take(self, revision: int, time_ns: int, ops: Sequence[Op]) -> None:
+    def _take(self, revision: int, time_ns: int, ops: Sequence[Op], who: str) -> None:
         """Applies one commit of the log; the engine calls it in order."""
         incoming: list[tuple[Kind, str, Message | None]] = []
-        who = self._who(ops) if self._asked else ""
         for op in ops:
             table, value = op.table, op.value
             if table == codec.NAMES:
@@ -289,17 +281,6 @@ class Store:
         metrics.CHANGES.inc(len(changes))
         metrics.REVISION.set(revision)
         self._hub.dispatch(Batch(revision, time_ns, changes, who))
-
-    def _who(self, ops: Sequence[Op]) -> str:
-        """Who asked for a commit, if it was asked for here. One that several commits share a
-        revision with has all of them.
-        """
-        found: dict[str, None] = {}
-        for op in ops:
-            value, who = self._asked.get((op.table, op.id), (None, ""))
-            if who and value == op.value:
-                found[who] = None
-        return ", ".join(found)
 
     def _check_open(self) -> None:
         if self._state != "open":

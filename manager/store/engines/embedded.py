@@ -32,8 +32,9 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
-from manager.store.engine import Fence, OnCommit, Op, Row
+from manager.store.engine import EngineFacts, Fence, OnCommit, Op, Row
 from manager.store.engines import preconditions, state_file
+from manager.store.engines.alone import Alone
 from swarm import errors
 from swarm.clock import Clock
 
@@ -60,6 +61,7 @@ class _Commit(NamedTuple):
     ops: Sequence[Op]
     requires: Sequence[Op]
     fence: Fence | None
+    who: str
     done: asyncio.Future[int]
 
 
@@ -78,8 +80,12 @@ class EmbeddedEngine:
     """One manager's log in one file. See Engine for what its methods promise."""
 
     name = "embedded"
+    in_touch = True  # with a log of its own
 
     def __init__(self, path: Path, clock: Clock) -> None:
+        alone = Alone()
+        self.announce, self.forget = alone.announce, alone.forget
+        self.present, self.present_changed = alone.present, alone.present_changed
         self.where = str(path)
         self._path = path
         self._clock = clock
@@ -152,7 +158,9 @@ class EmbeddedEngine:
 
     # -------------------------------------------------------------- the event loop's side
 
-    async def commit(self, ops: Sequence[Op], requires: Sequence[Op], fence: Fence | None) -> int:
+    async def commit(
+        self, ops: Sequence[Op], requires: Sequence[Op], fence: Fence | None, who: str = ""
+    ) -> int:
         """See Engine. Waits for one fsync, or two when a group is being written already."""
         self._check_open()
         assert self._loop is not None
@@ -163,7 +171,7 @@ class EmbeddedEngine:
             )
         done: asyncio.Future[int] = self._loop.create_future()
         self._queued += 1
-        self._queue.put(_Commit(ops, requires, fence, done))
+        self._queue.put(_Commit(ops, requires, fence, who, done))
         self._give_way()
         return await done
 
@@ -193,7 +201,7 @@ class EmbeddedEngine:
         for commit, result, time_ns in results:
             if isinstance(result, int):
                 try:
-                    self._on_commit(result, time_ns, commit.ops)
+                    self._on_commit(result, time_ns, commit.ops, commit.who)
                 except BaseException:
                     # The tables are behind the log for good: nothing may be built on them.
                     broken = self._give_up(
@@ -219,6 +227,15 @@ class EmbeddedEngine:
             return await done
         finally:
             self._queued -= 1
+
+    async def barrier(self) -> None:
+        """Nobody else commits: what the disk has is known."""
+        self._check_open()
+
+    async def facts(self) -> EngineFacts:
+        """The file with its WAL; used: but for the file's free pages."""
+        facts: EngineFacts = await self._on_writer(self._measure)
+        return facts
 
     async def campaign(self, node_id: str) -> Fence:
         """Leads at once, there being no other manager; an earlier leadership of this process ends.
@@ -432,6 +449,14 @@ class EmbeddedEngine:
             f"state file {self._path} cannot be written: {error}; nothing was changed. Free space "
             "on its disk or raise the limit on it, and try again"
         )
+
+    def _measure(self) -> EngineFacts:
+        assert self._db is not None
+        try:
+            size, free = state_file.sizes(self._path, self._db)
+        except sqlite3.Error as error:
+            raise state_file.reading_failed(self._path, error) from error
+        return EngineFacts(self.name, bytes=size, bytes_used=max(0, size - free))
 
     def _lead(self, node_id: str) -> Fence:
         db = self._db

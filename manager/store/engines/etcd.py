@@ -1,16 +1,18 @@
 """The log of several managers: etcd, which keeps it with Raft.
 
 One key an object, under a prefix: `<prefix>/r/<table>/<id>`. A row's version is its key's
-mod_revision, the store's revision is etcd's, so that preconditions are compares which etcd itself
-judges. `<prefix>/head` is written with every commit and says when and by whom; `<prefix>/leader`
-hangs on the leader's lease, and its create_revision is the epoch: a fenced commit compares it.
+mod_revision and the store's revision is etcd's, both plus a constant (see etcd_requests), so that
+preconditions are compares which etcd itself judges. `<prefix>/head` is written with every commit
+and says when and by whom; `<prefix>/leader` hangs on the leader's lease, and its create_revision is
+the epoch: a fenced commit compares it.
 
 Every manager follows one watch of the prefix and reports commits in its order, whoever made them.
 Its own (etcd_writer) it reports without waiting for the watch when none can lie between. After a
 compaction that it slept through it reads everything and reports the difference.
 
 Invariants: `on_commit` is called once for each revision, in order; `_versions` holds each row's
-mod_revision at `_applied`; nothing is acknowledged before etcd has it on a quorum of disks.
+version at `_applied`; revisions are etcd's in here, and the store's, with the base, in `_versions`,
+in ops and in whatever callers see; nothing is acknowledged before etcd has it on a quorum of disks.
 """
 
 from __future__ import annotations
@@ -28,18 +30,30 @@ import msgspec
 import structlog
 from etcd3aio import _protobuf as pb
 
-from manager.store.engine import Corrupt, Fence, OnCommit, Op, Row, Stale
+from manager.store.engine import Corrupt, EngineFacts, Fence, OnCommit, Op, Row, Stale
 from manager.store.engines import preconditions
 from manager.store.engines.etcd_client import ANSWER_S, Compacted, EtcdClient
 from manager.store.engines.etcd_leader import Leadership
-from manager.store.engines.etcd_requests import Head, Keys, created, end_of, put, read
+from manager.store.engines.etcd_presence import Presence
+from manager.store.engines.etcd_requests import (
+    FORMAT,
+    Head,
+    Keys,
+    base_of,
+    created,
+    delete,
+    end_of,
+    newest,
+    put,
+    read,
+    read_names,
+)
 from manager.store.engines.etcd_writer import PATIENCE_S, Commit, Writer
 from swarm import errors
 from swarm.clock import Clock
 
 log = structlog.get_logger("store.etcd")
 
-FORMAT: Final = b"1"
 PAGE_KEYS: Final = 2_000
 BARRIER_S: Final = 10.0  # the longest that a reader is kept waiting
 BACKOFF_S_MIN: Final = 0.05
@@ -53,11 +67,12 @@ _HEADS: Final = msgspec.msgpack.Decoder(Head)
 
 
 @dataclass(slots=True)
-class _Own:
-    """Ops of this engine's own commits that the watch has not shown yet."""
+class _Seen:
+    """What one revision brought: of the log, or of an own commit that the watch has not shown."""
 
     time_ns: int
     ops: Sequence[Op]
+    who: str = ""
 
 
 class EtcdEngine:
@@ -84,15 +99,17 @@ class EtcdEngine:
         self._maintain = maintain
         self._keys = Keys(prefix, writer)
         self.leadership = Leadership(client, self._keys.leader, clock)
+        self._presence = Presence(client, self._keys, clock, self._catch_up)
         self._writer = Writer(
             client, keys=self._keys, name=writer, clock=clock, following=self, spawn=self._spawn
         )
-        self.breaks = 0  # see Following
+        self.base = 0  # see Following
+        self.breaks = 0
         self._on_commit: OnCommit | None = None
         self._versions: preconditions.Versions = {}
         self._applied = 0
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._own: dict[int, _Own] = {}
+        self._own: dict[int, _Seen] = {}
         self._number = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -104,30 +121,34 @@ class EtcdEngine:
     async def load(self) -> tuple[int, Iterable[Row]]:
         """All rows at one revision. Raises Corrupt for a prefix of another format, Unavailable."""
         try:
-            await self._claim_format()
+            self.base = await self._claim_format()
             await self._writer.begin()
         except errors.TimedOut as error:
             raise errors.Unavailable(error.message) from error  # doing these again is no harm
         revision, rows = await self._read_rows()
         self._applied = revision
         self._versions = {(r.table, r.id): r.version for r in rows}
-        return revision, rows
+        return revision + self.base, rows
 
-    async def _claim_format(self) -> None:
-        key = self._keys.format
+    async def _claim_format(self) -> int:
+        """The base of what is there; where nothing is, a state begins here."""
+        key, filling = self._keys.format, self._keys.filling
         answer = await self._client.txn(
             pb.TxnRequest(
-                compare=[created(key, 0)], success=[put(key, FORMAT)], failure=[read(key)]
+                compare=[created(key, 0), created(filling, 0)],
+                success=[put(key, FORMAT)],
+                failure=[read(key)],
             )
         )
         if answer.succeeded:
-            return
+            return 0
         found = answer.responses[0].response_range.kvs
-        if found and found[0].value != FORMAT:
-            raise Corrupt(
-                f"{self.where} holds a state of format {bytes(found[0].value)!r} under "
-                f"{self._keys.prefix}, and this version knows {FORMAT!r}; upgrade swarmd"
+        if not found:
+            raise errors.Unavailable(
+                f"{self.where} is being given a state under {self._keys.prefix}, and does not "
+                "hold all of it; if nothing brings it there any more, begin again"
             )
+        return base_of(found[0].value, where=self.where, prefix=self._keys.prefix)
 
     async def _read_rows(self) -> tuple[int, list[Row]]:
         """All rows at one revision, in pages; from the start when that one is compacted away."""
@@ -149,7 +170,7 @@ class EtcdEngine:
             revision = revision or answer.header.revision
             for kv in answer.kvs:
                 table, id_ = self._keys.row_of(kv.key, where=self.where)
-                rows.append(Row(table, id_, kv.mod_revision, kv.value))
+                rows.append(Row(table, id_, kv.mod_revision + self.base, kv.value))
             if not answer.more:
                 return revision, rows
             start = answer.kvs[-1].key + b"\0"
@@ -208,7 +229,7 @@ class EtcdEngine:
         watch = await self._client.watch(pb.WatchRequest(create_request=create))
         with contextlib.ExitStack() as stack:
             stack.callback(watch.cancel)
-            await self.leadership.look()
+            await self._look()
             async for answer in watch:
                 if answer.compact_revision:
                     log.warning("etcd_log_compacted", where=self.where, at=self._applied)
@@ -222,6 +243,28 @@ class EtcdEngine:
                 if not answer.fragment:
                     self._take(events)
                     events = []
+
+    async def _look(self) -> None:
+        """Reads what hangs on leases: it may have changed while nobody watched. Raises Unavailable,
+        and Corrupt where the state itself is another one now.
+        """
+        await self.leadership.look()
+        keys = self._keys
+        answer = await self._client.txn(
+            pb.TxnRequest(success=[read(keys.format), read_names(keys.managers)]),
+            timeout_s=ANSWER_S,
+        )
+        format_, managers = (part.response_range.kvs for part in answer.responses)
+        self._check_base(format_[0].value if format_ else b"")
+        self._presence.look([kv.key for kv in managers], answer.header.revision)
+
+    def _check_base(self, value: bytes) -> None:
+        """Raises Corrupt unless the key `format` is what it was when the state was loaded."""
+        if not value or base_of(value, where=self.where, prefix=self._keys.prefix) != self.base:
+            raise Corrupt(
+                f"the state under {self._keys.prefix} of {self.where} was replaced while this "
+                "manager ran; restart swarmd, which loads the new one"
+            )
 
     def _take(self, events: Sequence[Any]) -> None:
         """Applies what the watch has shown: whole revisions, in order."""
@@ -238,7 +281,7 @@ class EtcdEngine:
     def _take_revision(self, revision: int, events: Sequence[Any]) -> None:
         own = self._own.get(revision)
         if own is not None:
-            self._advance(revision, own.time_ns, own.ops)
+            self._advance(revision, own)
             return
         head: Head | None = None
         ops = []
@@ -252,29 +295,35 @@ class EtcdEngine:
                 head = _HEADS.decode(kv.value)
             elif key == self.leadership.key:
                 self.leadership.note(None if event.type else kv, revision)
-        self._advance(revision, head.time_ns if head else self._clock.now_ns(), ops)
+            elif key.startswith(self._keys.managers):
+                self._presence.note(key, there=not event.type, revision=revision)
+            elif key == self._keys.format:
+                self._check_base(b"" if event.type else kv.value)
+        commit = _Seen(head.time_ns, ops, head.who) if head else _Seen(self._clock.now_ns(), ops)
+        self._advance(revision, commit)
         if head is not None:
             self._writer.show(head, revision, ops)
 
-    def _advance(self, revision: int, time_ns: int, ops: Sequence[Op]) -> None:
+    def _advance(self, revision: int, commit: _Seen) -> None:
         """The log has come to this revision. After a defect the tables are behind for good."""
         if self._broken is not None:
             return
         self._own.pop(revision, None)
         self._applied = revision
-        if ops:
-            for op in ops:
+        if commit.ops:
+            version = revision + self.base
+            for op in commit.ops:
                 if op.value is None:
                     self._versions.pop((op.table, op.id), None)
                 else:
-                    self._versions[op.table, op.id] = revision
+                    self._versions[op.table, op.id] = version
             assert self._on_commit is not None
             try:
-                self._on_commit(revision, time_ns, ops)
+                self._on_commit(version, commit.time_ns, commit.ops, commit.who)
             except BaseException:
                 self._give_up(
                     errors.Internal(
-                        f"revision {revision} of {self.where} could not be applied; restart swarmd"
+                        f"revision {version} of {self.where} could not be applied; restart swarmd"
                     )
                 )
                 raise
@@ -283,12 +332,12 @@ class EtcdEngine:
             if not future.done():
                 future.set_result(None)
 
-    def take_own(self, revision: int, time_ns: int, ops: Sequence[Op]) -> None:
+    def take_own(self, revision: int, time_ns: int, ops: Sequence[Op], who: str) -> None:
         """See Following. Reports own commits that follow directly upon what is known."""
         if revision > self._applied:
-            self._own[revision] = _Own(time_ns, ops)
+            self._own[revision] = _Seen(time_ns, ops, who)
         while (own := self._own.get(self._applied + 1)) is not None:
-            self._advance(self._applied + 1, own.time_ns, own.ops)
+            self._advance(self._applied + 1, own)
 
     async def _resync(self) -> None:
         """Reads all rows and reports what differs, as the commits that last wrote each row; in
@@ -303,12 +352,13 @@ class EtcdEngine:
             key = (row.table, row.id)
             present.add(key)
             if self._versions.get(key) != row.version:
-                changed.setdefault(row.version, []).append(Op(row.table, row.id, row.value, None))
+                op = Op(row.table, row.id, row.value, None)
+                changed.setdefault(row.version - self.base, []).append(op)
         gone = [Op(t, i, None, None) for t, i in sorted(self._versions.keys() - present)]
         changed.setdefault(revision, []).extend(gone)
-        for version in sorted(changed):
-            if version > self._applied:
-                self._advance(version, self._clock.now_ns(), changed[version])
+        for at in sorted(changed):
+            if at > self._applied:
+                self._advance(at, _Seen(self._clock.now_ns(), changed[at]))
         self._own = {r: own for r, own in self._own.items() if r > self._applied}
 
     async def reached(self, revision: int) -> None:
@@ -323,22 +373,22 @@ class EtcdEngine:
         await future
 
     async def barrier(self) -> None:
-        """Until everything is known that was committed before this call, by whichever manager.
-        Raises Unavailable where there is no quorum for longer than an election takes.
-        """
+        """See Engine. Waits for an election of etcd's leader."""
         self._check_open()
         loop = asyncio.get_running_loop()
         patient_until_s = loop.time() + PATIENCE_S
+        by_writing = False
         try:
             async with asyncio.timeout(BARRIER_S):
                 while True:
                     try:
-                        await self.reached(await self._newest())
+                        await self._catch_up(by_writing)
                         return
                     except (errors.Unavailable, errors.TimedOut) as error:
                         self._check_open()
-                        if loop.time() > patient_until_s:
+                        if by_writing and loop.time() > patient_until_s:
                             raise errors.Unavailable(error.message) from error
+                        by_writing = not by_writing
                         await asyncio.sleep(BACKOFF_S_MIN)
         except TimeoutError:
             raise errors.Unavailable(
@@ -346,27 +396,17 @@ class EtcdEngine:
                 "manager"
             ) from None
 
-    async def _newest(self) -> int:
-        """A revision of the log after all that were acknowledged before."""
-        try:
-            answer = await self._client.range(
-                pb.RangeRequest(key=self._keys.head), timeout_s=ANSWER_S
-            )
-        except errors.Unavailable:
-            # After a change of its leader etcd 3.4 leaves reads that were under way, and those that
-            # queue behind them, without an answer for some 6 s. What is written goes through.
-            answer = await self._client.txn(
-                pb.TxnRequest(success=[put(self._keys.barrier, b"")]), timeout_s=ANSWER_S
-            )
-            return int(answer.header.revision)
-        return answer.kvs[0].mod_revision if answer.kvs else 0
+    async def _catch_up(self, by_writing: bool) -> None:
+        await self.reached(await newest(self._client, self._keys, by_writing=by_writing))
 
     # -------------------------------------------------------------- writing
 
-    async def commit(self, ops: Sequence[Op], requires: Sequence[Op], fence: Fence | None) -> int:
+    async def commit(
+        self, ops: Sequence[Op], requires: Sequence[Op], fence: Fence | None, who: str = ""
+    ) -> int:
         """See Engine. Raises Exhausted besides: more than one transaction may hold."""
         self._check_open()
-        return await self._writer.add(ops, requires, fence).done
+        return await self._writer.add(ops, requires, fence, who).done + self.base
 
     def why_lost(self, commit: Commit) -> errors.SwarmError:
         """See Following."""
@@ -383,6 +423,39 @@ class EtcdEngine:
             raise type(self._broken)(self._broken.message)
         if self._on_commit is None or self._closing:
             raise errors.Unavailable(f"the engine on {self.where} is closed; try again later")
+
+    # -------------------------------------------------------------- managers
+
+    @property
+    def in_touch(self) -> bool:
+        """See Engine."""
+        return self._broken is None and self._presence.in_touch
+
+    async def announce(self, node_id: str) -> None:
+        """See Engine. Raises Unavailable once the engine is closed."""
+        self._check_open()
+        await self._presence.announce(node_id)
+
+    def present(self) -> frozenset[str]:
+        """See Engine."""
+        return self._presence.present
+
+    async def present_changed(self, known: frozenset[str]) -> frozenset[str]:
+        """See Engine."""
+        return await self._presence.present_changed(known)
+
+    async def forget(self, node_id: str) -> None:
+        """See Engine."""
+        self._check_open()
+        keys = self._keys
+        await self._client.txn(
+            pb.TxnRequest(success=[delete(keys.writer_of(node_id)), delete(keys.manager(node_id))])
+        )
+
+    async def facts(self) -> EngineFacts:
+        """See Engine. Of the member that answers."""
+        status = await self._client.status()
+        return EngineFacts(f"etcd {status.version}", status.dbSize, status.dbSizeInUse)
 
     # -------------------------------------------------------------- leadership and upkeep
 
@@ -450,6 +523,7 @@ class EtcdEngine:
         self._closing = True
         await self._writer.close()
         self._end_waiting(errors.Unavailable(f"the engine on {self.where} is closed"))
+        await self._presence.close()
         await self.leadership.close()
         tasks = list(self._tasks)
         for task in tasks:

@@ -55,14 +55,21 @@ Result = int | errors.SwarmError
 
 
 class Following(Protocol):
-    """What the writer asks of the one who follows the log."""
+    """What the writer asks of the one who follows the log. Revisions are etcd's here, but those
+    that a commit expects are the store's.
+    """
+
+    @property
+    def base(self) -> int:
+        """What the store's revisions are above etcd's."""
+        ...
 
     @property
     def breaks(self) -> int:
         """How often a part of the log was not seen, so that what is not in it proves nothing."""
         ...
 
-    def take_own(self, revision: int, time_ns: int, ops: Sequence[Op]) -> None:
+    def take_own(self, revision: int, time_ns: int, ops: Sequence[Op], who: str) -> None:
         """An own group has this revision; the log need not be waited for to report it."""
         ...
 
@@ -80,6 +87,7 @@ class Commit:
     ops: Sequence[Op]
     requires: Sequence[Op]
     fence: Fence | None
+    who: str
     done: asyncio.Future[int]
     size: int = 0
     until_s: float = 0.0  # to be sent by then; the loop's time
@@ -94,6 +102,11 @@ class _Group:
     number: int
     commits: list[Commit]
     seen: tuple[int, frozenset[tuple[int, str]]] | None = None
+
+    @property
+    def who(self) -> str:
+        """Who asked for any of it: they share a revision."""
+        return ", ".join(dict.fromkeys(c.who for c in self.commits if c.who))
 
 
 class Writer:
@@ -132,7 +145,9 @@ class Writer:
         answer = await self._client.txn(pb.TxnRequest(success=[put(self._keys.writer, b"")]))
         self._generation = answer.header.revision
 
-    def add(self, ops: Sequence[Op], requires: Sequence[Op], fence: Fence | None) -> Commit:
+    def add(
+        self, ops: Sequence[Op], requires: Sequence[Op], fence: Fence | None, who: str
+    ) -> Commit:
         """Queues a commit; its `done` tells how it ended. Raises Unavailable (the queue is full)
         and Exhausted (more than one transaction may hold).
         """
@@ -148,7 +163,8 @@ class Writer:
                 f"at once ({OPS_MAX} objects, {BYTES_MAX} bytes); make it in parts"
             )
         loop = asyncio.get_running_loop()
-        commit = Commit(ops, requires, fence, loop.create_future(), size, loop.time() + QUEUE_S)
+        done, until_s = loop.create_future(), loop.time() + QUEUE_S
+        commit = Commit(ops, requires, fence, who, done, size, until_s)
         self._queue.append(commit)
         self._pump()
         return commit
@@ -254,7 +270,7 @@ class Writer:
                 return [self._away()] * len(group.commits)
 
     def _transaction(self, group: _Group, generation: int, time_ns: int) -> Any:
-        head = msgspec.msgpack.encode(Head(time_ns, self._name, group.number))
+        head = msgspec.msgpack.encode(Head(time_ns, self._name, group.number, group.who))
         request = pb.TxnRequest(
             compare=[at(self._keys.writer, generation)], success=[put(self._keys.head, head)]
         )
@@ -263,9 +279,9 @@ class Writer:
         return request
 
     def _nested(self, commit: Commit) -> Any:
-        row = self._keys.row
+        row, base = self._keys.row, self._following.base
         compare = [
-            at(row(op), op.expected)
+            at(row(op), op.expected and _below(op.expected, base))
             for ops in (commit.requires, commit.ops)
             for op in ops
             if op.expected is not None
@@ -285,7 +301,8 @@ class Writer:
         revision = answer.header.revision
         parts = [part.response_txn.succeeded for part in answer.responses[1:]]
         won = list(zip(group.commits, parts, strict=True))
-        self._following.take_own(revision, time_ns, [op for c, yes in won if yes for op in c.ops])
+        ops = [op for c, yes in won if yes for op in c.ops]
+        self._following.take_own(revision, time_ns, ops, group.who)
         try:
             async with asyncio.timeout(COMMIT_S):
                 await self._following.reached(revision)
@@ -386,6 +403,11 @@ class Writer:
                 "taken"
             ),
         )
+
+
+def _below(version: int, base: int) -> int:
+    """etcd's revision of a version. One from before the base is nobody's: -1, for 0 is absence."""
+    return version - base if version > base else -1
 
 
 def _end(commit: Commit, result: Result) -> None:

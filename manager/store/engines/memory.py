@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
-from manager.store.engine import Fence, OnCommit, Op, Row
+from manager.store.engine import EngineFacts, Fence, OnCommit, Op, Row
 from manager.store.engines import preconditions
+from manager.store.engines.alone import Alone
 from swarm import errors
 from swarm.clock import Clock
 
@@ -19,9 +20,13 @@ class MemoryEngine:
     """See Engine for what its methods promise. `failing` makes commits fail with that error."""
 
     name = "memory"
+    in_touch = True  # with a log of its own
     where = "memory"
 
     def __init__(self, clock: Clock) -> None:
+        alone = Alone()
+        self.announce, self.forget = alone.announce, alone.forget
+        self.present, self.present_changed = alone.present, alone.present_changed
         self.failing: errors.SwarmError | None = None
         self._clock = clock
         self._rows: dict[tuple[int, str], Row] = {}
@@ -40,11 +45,12 @@ class MemoryEngine:
         """Begins to report."""
         self._on_commit = on_commit
 
-    async def commit(self, ops: Sequence[Op], requires: Sequence[Op], fence: Fence | None) -> int:
+    async def commit(
+        self, ops: Sequence[Op], requires: Sequence[Op], fence: Fence | None, who: str = ""
+    ) -> int:
         """See Engine. Takes one turn of the event loop, in which others may commit first."""
         await asyncio.sleep(0)
-        if self._on_commit is None:
-            raise errors.Unavailable("the store is closed; open it again")
+        self._check_open()
         if self.failing is not None:
             raise type(self.failing)(self.failing.message)
         problem = preconditions.deposed(fence, self._fence) or preconditions.problem(
@@ -61,8 +67,22 @@ class MemoryEngine:
             else:
                 self._rows[key] = Row(op.table, op.id, self._revision, op.value)
                 self._versions[key] = self._revision
-        self._on_commit(self._revision, self._clock.now_ns(), ops)
+        assert self._on_commit is not None
+        self._on_commit(self._revision, self._clock.now_ns(), ops, who)
         return self._revision
+
+    async def barrier(self) -> None:
+        """Nobody else commits: all is known."""
+        self._check_open()
+
+    async def facts(self) -> EngineFacts:
+        """The rows' values, all of them in use."""
+        size = sum(len(row.value) for row in self._rows.values())
+        return EngineFacts(self.name, bytes=size, bytes_used=size)
+
+    def _check_open(self) -> None:
+        if self._on_commit is None:
+            raise errors.Unavailable("the store is closed; open it again")
 
     async def campaign(self, node_id: str) -> Fence:
         """Leads at once; an earlier leadership ends."""

@@ -108,6 +108,12 @@ def fact(path: Path, db: sqlite3.Connection, name: str) -> int:
     return int(found[0])
 
 
+def sizes(path: Path, db: sqlite3.Connection) -> tuple[int, int]:
+    """Bytes of the file and its WAL, and those of them that are in free pages."""
+    page_bytes = _pragma(db, "page_size")
+    return size(path) + size(_beside(path, "-wal")), page_bytes * _pragma(db, "freelist_count")
+
+
 def reading_failed(path: Path, error: sqlite3.Error) -> errors.SwarmError:
     """What is said when SQLite cannot read the file."""
     if is_damage(error):

@@ -80,11 +80,11 @@ async def test_commits_are_reported_once_in_order_before_their_writer(
 
     async def write(n: int) -> None:
         ops = [Op(TASK, f"t{n}", b"x", 0)]
-        revision = await engine.commit(ops, [], None)
-        assert [(r, o) for r, _, o in log if r == revision] == [(revision, ops)]
+        revision = await engine.commit(ops, [], None, f"w{n}")
+        assert [(r, o, w) for r, _, o, w in log if r == revision] == [(revision, ops, f"w{n}")]
 
     await asyncio.gather(*(write(n) for n in range(200)))
-    assert [revision for revision, _, _ in log] == list(range(1, 201))
+    assert [revision for revision, *_ in log] == list(range(1, 201))
     await engine.close()
 
 
