@@ -80,6 +80,8 @@ class Host:
         self.swarm_socket = self.folder / "swarmd.sock"
         self.state_dir = self.folder / "state"
         self.link = f"{bed.mark}h{index}"
+        # What daemons that are started from now on see beside `environment`; not in the state file.
+        self.extra_environment: dict[str, str] = {}
 
     # -------------------------------------------------------------- life
 
@@ -207,7 +209,8 @@ class Host:
     def environment(self) -> dict[str, str]:
         """What the host's daemons see; nothing of the caller's proxies or credentials."""
         own = Path(sys.executable).parent
-        return {"PATH": f"{own}:{_PATH}", "HOME": "/root", "LANG": "C.UTF-8"}
+        common = {"PATH": f"{own}:{_PATH}", "HOME": "/root", "LANG": "C.UTF-8"}
+        return {**common, **self.extra_environment}
 
     def log(self, name: str) -> str:
         """What a daemon has said so far."""
@@ -327,26 +330,20 @@ class Host:
 
     # -------------------------------------------------------------- network
 
-    def cut(self, direction: str = "both") -> None:
+    def cut(self, direction: str = "both", peers: Sequence[Host] = ()) -> None:
         """Cuts the host off: `both` pulls the cable; `in` drops what it receives, `out` what it
-        sends. Nothing is answered with a reset.
+        sends. With `peers`, from these hosts only. Nothing is answered with a reset.
         """
         if direction not in DIRECTIONS:
             raise TestbedError(f"direction {direction!r}: name one of {', '.join(DIRECTIONS)}")
         if self.record.cut:
             self.heal()
-        if direction == "both":
+        if direction == "both" and not peers:
             run(["ip", "link", "set", self.link, "down"])
+            self.record.cut = "both"
         else:
-            hook, interface = (
-                ("prerouting", "iifname") if direction == "in" else ("postrouting", "oifname")
-            )
-            rules = (
-                f"table inet cut {{\nchain drops {{\ntype filter hook {hook} priority -310\n"
-                f'{interface} "eth0" drop\n}}\n}}\n'
-            )
-            self.run("nft", "-f", "-", stdin=rules.encode())
-        self.record.cut = direction
+            self.run("nft", "-f", "-", stdin=_drops(direction, [p.address for p in peers]).encode())
+            self.record.cut = "some" if direction == "both" else direction
         self._bed.save()
 
     def heal(self) -> None:
@@ -372,6 +369,23 @@ class Host:
             "docker_socket": str(self.docker_socket),
             "swarm_socket": str(self.swarm_socket),
         }
+
+
+def _drops(direction: str, addresses: Sequence[str]) -> str:
+    """nft's rules that drop what comes from or goes to these addresses; none: all."""
+    named = f"{{ {', '.join(addresses)} }}"
+    chains = []
+    for way, hook, interface, address in (
+        ("in", "prerouting", "iifname", "saddr"),
+        ("out", "postrouting", "oifname", "daddr"),
+    ):
+        if direction in (way, "both"):
+            which = f"ip {address} {named} " if addresses else ""
+            chains.append(
+                f"chain {way}going {{\ntype filter hook {hook} priority -310\n"
+                f'{interface} "eth0" {which}drop\n}}\n'
+            )
+    return f"table inet cut {{\n{''.join(chains)}}}\n"
 
 
 def missing_tools(needed: Sequence[str]) -> list[str]:

@@ -124,6 +124,22 @@ def test_a_one_way_cut_lets_the_other_way_through(pair: tuple[Host, Host], direc
         second.heal()
 
 
+@pytest.mark.parametrize("direction", ["both", "in", "out"])
+def test_a_cut_from_some_hosts_leaves_the_others(
+    bed: Bed, web: tuple[Host, int], direction: str
+) -> None:
+    host, port = web
+    near, far = bed.host(7), bed.host(8)
+    url = ("busybox", "wget", "-T", "1", "-qO-", f"http://{host.address}:{port}/")
+    host.cut(direction, peers=[far])
+    try:
+        assert near.run(*url)
+        assert not far.run(*url, check=False)
+    finally:
+        host.heal()
+    assert far.run(*url)
+
+
 def test_unknown_names_are_errors_that_say_what_there_is(pair: tuple[Host, Host]) -> None:
     with pytest.raises(TestbedError, match="both, in, out"):
         pair[0].cut("sideways")
