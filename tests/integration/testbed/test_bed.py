@@ -130,7 +130,7 @@ def test_a_cut_from_some_hosts_leaves_the_others(
 ) -> None:
     host, port = web
     near, far = bed.host(7), bed.host(8)
-    url = ("busybox", "wget", "-T", "1", "-qO-", f"http://{host.address}:{port}/")
+    url = ("curl", "-s", "-m", "1", f"http://{host.address}:{port}/")
     host.cut(direction, peers=[far])
     try:
         assert near.run(*url)
