@@ -209,7 +209,7 @@ class Authority:
                 f"it is for: {allowed}"
             )
         if identity.node_id:
-            self._check_member(identity)
+            self._check_member(identity, renews=method.name == "issue_node_certificate")
 
     def identify(self, pem: bytes) -> Identity:
         """What a certificate that passed TLS stands for. The issuer decides, not what the
@@ -250,14 +250,16 @@ class Authority:
             return Identity(caller, name=facts.common_name, cluster_id=cluster.id)
         return Identity(caller, node_id=facts.common_name, cluster_id=cluster.id)
 
-    def _check_member(self, identity: Identity) -> None:
+    def _check_member(self, identity: Identity, *, renews: bool) -> None:
         node = self._store.get(Node, identity.node_id)
         if node is None or node.revoked:
             raise errors.Removed(
                 f"node {identity.node_id} was removed from the cluster; run `swarmctl swarm leave` "
                 "on it, and join again with a fresh token"
             )
-        if identity.caller == Caller.MANAGER and serving_role(node) != NodeRole.MANAGER:
+        # One that is a worker by now gets its new certificate by the old one.
+        demoted = identity.caller == Caller.MANAGER and serving_role(node) != NodeRole.MANAGER
+        if demoted and not renews:
             raise errors.Denied(
                 f"node {identity.node_id} is not a manager any more; it must renew its certificate"
             )

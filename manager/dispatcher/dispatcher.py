@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import structlog
 from msgspec import structs
 
-from manager.ca import Sealer, manager_addrs, objects
+from manager.ca import Sealer, manager_addrs, objects, serving_role
 from manager.dispatcher.assignments import concerns_node
 from manager.dispatcher.ingress import IngressTable, data_path, published, serves
 from manager.dispatcher.intake import Intake, came_up, described, went_down
@@ -397,7 +397,7 @@ class Dispatcher:
                 relay_key=keyring.relay_key,
             )
         node = self._store.get(Node, node_id)
-        role = node.spec.role if node and node.spec else NodeRole.UNSPECIFIED
+        role = serving_role(node) if node is not None else NodeRole.UNSPECIFIED
         return structs.replace(self._facts, role=role)
 
     # -------------------------------------------------------------- published ports

@@ -257,6 +257,23 @@ async def test_the_manager_token_makes_a_manager_whose_certificate_names_its_hos
     ]
 
 
+async def test_a_manager_that_was_demoted_can_renew_and_nothing_else(cluster: Cluster) -> None:
+    joined = await cluster.join(cluster.authority.manager())
+    joined = structs.replace(joined, managers=(cluster.address,))
+
+    def demote(draft: Draft) -> None:
+        node = draft.get(Node, joined.node_id)
+        assert node is not None and node.spec is not None
+        draft.put(structs.replace(node, spec=structs.replace(node.spec, role=NodeRole.WORKER)))
+
+    await cluster.store.update(demote)
+    async with joined.channel(cluster.address) as channel:
+        with pytest.raises(errors.Denied, match="not a manager any more"):
+            await sv.ControlClient(channel).get_info(GetInfoRequest())
+    renewed = await ids.renew(joined)
+    assert (renewed.node_id, renewed.role) == (joined.node_id, NodeRole.WORKER)
+
+
 async def test_a_cluster_that_cannot_have_a_further_manager_enters_no_node(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
