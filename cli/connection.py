@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     import asyncio
     from types import TracebackType
 
-    from swarm.rpc import Channel
+    from swarm.rpc import Channel, Metadata
     from swarm.v1.services import CertificatesClient, ControlClient, LocalClient
 
 __all__ = ["Connection", "Target", "call", "default_socket", "resolve"]
 
-CONNECT_S = 5.0  # seconds for each address of a remote cluster
+CONNECT_S = 5.0  # seconds until one of a remote cluster's managers must be reached
 ROOT_SOCKET = "/run/swarm/swarmd.sock"
 T = TypeVar("T")
 
@@ -127,10 +127,14 @@ def _address(text: str, origin: str) -> str:
 
 
 class Connection:
-    """Clients over one channel; an asynchronous context manager."""
+    """Clients over one channel, which may be one to several managers; an asynchronous context
+    manager.
+    """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, *, stale: bool = False) -> None:
+        """`stale`: reads are answered from what the manager knows, however old it is."""
         self.target = target
+        self._stale = stale
         self._channel: Channel | None = None
         self._credentials = target.credentials
         self._renewing: asyncio.Task[None] | None = None
@@ -213,27 +217,35 @@ class Connection:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         if self.target.socket:
             check_socket(self.target.socket)
-        from swarm.rpc import Channel
+        from swarm.rpc import STALE_KEY, Channel
 
+        metadata: Metadata = ((STALE_KEY, "1"),) if self._stale else ()
         if self.target.socket:
-            return Channel.unix(self.target.socket)
-        return await self._remote()
+            return Channel.unix(self.target.socket, metadata=metadata)
+        return await self._remote(metadata)
 
-    async def _remote(self) -> Channel:
+    async def _remote(self, metadata: Metadata) -> Channel:
+        from cli.managers import Managers
         from swarm import tls
         from swarm.rpc import Channel
 
         assert self.target.credentials is not None
         mine = self.target.credentials
         credentials = tls.client_credentials(mine.root_ca_pem, mine.key_pem, mine.certificate_pem)
-        for address in self.target.addresses:
-            channel = Channel.tls(address, credentials, server_name=tls.SERVER_NAME)
-            try:
-                await channel.ready(timeout_s=CONNECT_S)
-            except Unavailable:
-                await channel.close()
-                continue
-            return channel
+
+        def make(address: str) -> Channel:
+            return Channel.tls(address, credentials, server_name=tls.SERVER_NAME, metadata=metadata)
+
+        managers = Managers(self.target.addresses, make, connect_s=CONNECT_S)
+        try:
+            await managers.ready(timeout_s=CONNECT_S)
+        except Unavailable:
+            await managers.close()
+        except BaseException:
+            await managers.close()
+            raise
+        else:
+            return managers
         from cli.renewal import why_refused
 
         for address in self.target.addresses:
@@ -285,10 +297,10 @@ def call(work: Callable[[Connection], Awaitable[T]]) -> T:
     """Runs asynchronous work with a connection, from a synchronous command."""
     import asyncio
 
-    target = resolve(settings())
+    target, stale = resolve(settings()), settings().stale
 
     async def connected() -> T:
-        async with Connection(target) as connection:
+        async with Connection(target, stale=stale) as connection:
             return await work(connection)
 
     return asyncio.run(connected())

@@ -68,9 +68,10 @@ exec ends with the exit code of the command that it ran.
 
 \b
 Environment:
-  SWARM_HOST     where to connect: unix:///path or tcp://host:port
+  SWARM_HOST     where to connect: unix:///path or tcp://host:port[,host:port]
   SWARM_CONTEXT  name of the context to use
   SWARM_CONFIG   folder of contexts and settings (~/.config/swarmctl)
+  SWARM_STALE    1: as --stale
   SWARM_DEBUG    1: show tracebacks
   NO_COLOR       set: no colour
 """
@@ -85,13 +86,20 @@ Environment:
 )
 @click.option("-H", "--host", metavar="HOST", help="Daemon or manager to talk to.")
 @click.option("-c", "--context", "context_name", metavar="NAME", help="Context to use.")
+@click.option(
+    "--stale",
+    is_flag=True,
+    help="Read what the manager knows, even if it has lost touch with the others.",
+)
 @click.option("-D", "--debug", is_flag=True, help="Show tracebacks of errors.")
 @click.version_option(None, "-v", "--version", package_name="swarm-py", message="%(version)s")
 @click.pass_context
-def root(ctx: click.Context, host: str | None, context_name: str | None, *, debug: bool) -> None:
+def root(
+    ctx: click.Context, host: str | None, context_name: str | None, *, stale: bool, debug: bool
+) -> None:
     """Run stacks of services on a cluster of hosts."""
     ctx.obj = Settings.from_environment(
-        os.environ, host=host, context_name=context_name, debug=debug
+        os.environ, host=host, context_name=context_name, debug=debug, stale=stale
     )
 
 

@@ -40,6 +40,8 @@ class Settings:
     context_name: str | None
     debug: bool
     environment: Mapping[str, str]
+    # Reads may be answered from what the manager knows, however old it is.
+    stale: bool = False
 
     @classmethod
     def from_environment(
@@ -49,10 +51,12 @@ class Settings:
         host: str | None,
         context_name: str | None,
         debug: bool,
+        stale: bool = False,
     ) -> Settings:
         if host and context_name:
             raise click.UsageError("--host and --context exclude each other; give one of them.")
-        return cls(host, context_name, debug, environment)
+        stale = stale or _flag(environment, "SWARM_STALE")
+        return cls(host, context_name, debug, environment, stale)
 
     @property
     def config_dir(self) -> Path:
@@ -80,6 +84,14 @@ class Settings:
 
         colour = not self.environment.get("NO_COLOR") and self.environment.get("TERM") != "dumb"
         return Terminal(shutil.get_terminal_size((80, 24)).columns, colour=colour)
+
+
+def _flag(environment: Mapping[str, str], name: str) -> bool:
+    """1 or 0; unset is 0."""
+    text = environment.get(name, "")
+    if text not in ("", "0", "1"):
+        raise click.UsageError(f"{name}: {text!r} is neither 1 nor 0.")
+    return text == "1"
 
 
 def settings() -> Settings:

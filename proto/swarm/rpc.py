@@ -23,7 +23,7 @@ from collections.abc import (
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 # Read by gRPC when it is imported. Its C core writes a line to stderr for each refused handshake,
 # which is the peer's doing and would fill logs; and its fork handlers are not needed, as children
@@ -287,7 +287,16 @@ async def _abort(method: Method, error: Exception, context: Any) -> None:
             f"internal error in {method.name}: {error!r}; the manager's log has more"
         )
     code = getattr(grpc.StatusCode, errors.mapping(error).grpc)
-    await context.abort(code, error.message, ((ERROR_KEY, type(error).__name__),))
+    # A class that is not of the contract travels as its nearest base that is.
+    known = (kind.__name__ for kind in type(error).__mro__ if kind.__name__ in errors.BY_NAME)
+    name = next(known, errors.Internal.__name__)
+    await context.abort(code, error.message, ((ERROR_KEY, name),))
+
+
+class NoAnswer(errors.Unavailable):
+    """The other end cannot be reached, or was lost before it had answered: what was asked for may
+    have been done. An Unavailable that is none was said by the other end, which has done nothing.
+    """
 
 
 class Channel:
@@ -317,15 +326,21 @@ class Channel:
         channel = grpc.aio.secure_channel(address, credentials, options=options)
         return cls(channel, address, metadata=metadata)
 
-    async def ready(self, *, timeout_s: float) -> None:
-        """Waits until the connection stands. Raises Unavailable."""
+    async def ready(self, *, timeout_s: float, once: bool = False) -> None:
+        """Waits until the connection stands. Raises Unavailable; with `once` as soon as a try has
+        failed, else after `timeout_s`, in which it is tried again and again.
+        """
         try:
             async with asyncio.timeout(timeout_s):
-                await self._channel.channel_ready()
+                while True:
+                    state = self._channel.get_state(try_to_connect=True)
+                    if state is grpc.ChannelConnectivity.READY:
+                        return
+                    if once and state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                        raise NoAnswer(f"{self.target} cannot be connected to")
+                    await self._channel.wait_for_state_change(state)
         except TimeoutError:
-            raise errors.Unavailable(
-                f"{self.target} does not answer within {timeout_s:g} s"
-            ) from None
+            raise NoAnswer(f"{self.target} does not answer within {timeout_s:g} s") from None
 
     async def unary_unary(
         self, method: Method, response: type[Resp], request: Message, timeout_s: float | None
@@ -377,7 +392,7 @@ class Channel:
     async def close(self) -> None:
         await self._channel.close()
 
-    async def __aenter__(self) -> Channel:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -404,7 +419,7 @@ def from_rpc(error: grpc.aio.AioRpcError, target: str) -> errors.SwarmError:
             return errors.BY_NAME[value](details)
     kind = _BY_STATUS.get(error.code().name, errors.Internal)
     if kind is errors.Unavailable:
-        details = f"{target} does not answer: {details}"
+        return NoAnswer(f"{target} does not answer: {details}")
     if kind is errors.Exhausted and "message larger than max" in details:
         details = (
             f"the message is larger than the limit of {MESSAGE_BYTES_MAX} bytes ({details}); "
