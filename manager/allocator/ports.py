@@ -3,7 +3,8 @@
 An ingress port is listened on by every node, so in the whole cluster it belongs to one service per
 protocol. A host port is listened on only where a task runs; two services may ask for the same one
 (the scheduler keeps their tasks apart), but it can never be had beside an ingress port. Pure: what
-is taken comes in, the filled-in ports or the clashes go out.
+is taken comes in, the filled-in ports or the clashes go out; and a draft is told to guard each port
+that a service newly gets, so that no two managers give the same one out at once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 
 from msgspec import structs
 
-from manager.store.tables import View
+from manager.store.tables import Draft, View
 from swarm import errors
 from swarm.v1 import PortConfig, Service
 
@@ -69,8 +70,8 @@ class PortLedger:
     with what the transaction gives out, so that many services cost no more than one look at all.
     """
 
-    def __init__(self, view: View) -> None:
-        self._view = view
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
         self._taken: Taken | None = None
 
     def give_up(self, service: Service, wanted: Sequence[PortConfig]) -> None:
@@ -92,11 +93,18 @@ class PortLedger:
     def allocate(
         self, wanted: Sequence[PortConfig], *, owner: Service
     ) -> tuple[tuple[PortConfig, ...], tuple[Clash, ...]]:
-        """As allocate_ports, for a service with the ports that it has so far."""
+        """As allocate_ports, for a service with the ports that it has so far. What it did not have
+        is guarded.
+        """
         if not wanted:
             return (), ()
         before = owner.endpoint.ports if owner.endpoint is not None else ()
-        return allocate_ports(wanted, before=before, taken=self._look(), owner=owner.id)
+        given = allocate_ports(wanted, before=before, taken=self._look(), owner=owner.id)
+        had = {_guard_of(port): mode_of(port) for port in before}
+        for port in given[0]:
+            if port.published_port and had.get(_guard_of(port)) != mode_of(port):
+                self._draft.guard(_guard_of(port))
+        return given
 
     def enter(self, before: Service | None, after: Service) -> None:
         """The service has been put with its new ports."""
@@ -109,8 +117,13 @@ class PortLedger:
 
     def _look(self) -> Taken:
         if self._taken is None:
-            self._taken = ports_taken(self._view)
+            self._taken = ports_taken(self._draft)
         return self._taken
+
+
+def _guard_of(port: PortConfig) -> str:
+    """One for both modes, for they exclude each other."""
+    return f"port/{protocol_of(port)}/{port.published_port}"
 
 
 def _enter(taken: Taken, service: Service) -> None:

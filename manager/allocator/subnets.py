@@ -4,6 +4,9 @@ No two networks of the cluster overlap. Networks are bridges on the hosts, so a 
 here becomes a route on every node: the /16 around each node's own address is left alone, else a
 node would lose the way to its neighbours. (Docker's overlay networks live in namespaces of their
 own and need no such care.)
+
+Subnets overlap in many ways, so one guard stands for all of them: of two managers that give out
+subnets at once, one goes again.
 """
 
 from __future__ import annotations
@@ -14,13 +17,14 @@ from ipaddress import IPv4Network, IPv6Network
 
 from msgspec import structs
 
-from manager.store.tables import View
+from manager.store.tables import Draft, View
 from swarm import errors
 from swarm.v1 import Driver, IpamConfig, Network, NetworkSpec, Node
 
 DEFAULT_POOL = ("10.0.0.0/8",)  # Docker's
 DEFAULT_SUBNET_SIZE = 24
 _NODE_PREFIX = 16
+_GUARD = "subnets"
 
 AnyNetwork = IPv4Network | IPv6Network
 
@@ -53,6 +57,22 @@ def hosts_in_use(view: View) -> set[IPv4Network]:
             if address.version == 4:
                 out.add(IPv4Network((address, _NODE_PREFIX), strict=False))
     return out
+
+
+def give_subnets(
+    draft: Draft, spec: NetworkSpec, *, pool: Sequence[str], subnet_size: int
+) -> tuple[IpamConfig, ...]:
+    """As allocate_ipam, beside the networks and nodes of the draft; guarded."""
+    given = allocate_ipam(
+        spec,
+        pool=pool,
+        subnet_size=subnet_size,
+        taken=subnets_in_use(draft),
+        avoid=hosts_in_use(draft),
+    )
+    if given:
+        draft.guard(_GUARD)
+    return given
 
 
 def allocate_ipam(

@@ -11,9 +11,8 @@ import ipaddress
 from msgspec import structs
 
 from manager.allocator import (
-    allocate_ipam,
     driver_state,
-    hosts_in_use,
+    give_subnets,
     overlap,
     subnets_in_use,
 )
@@ -76,12 +75,11 @@ def create_network(draft: Draft, spec: NetworkSpec, *, new_id: str) -> Network:
         Network(
             id=new_id,
             spec=spec,
-            ipam=allocate_ipam(
+            ipam=give_subnets(
+                draft,
                 spec,
                 pool=cluster.default_addr_pool,
                 subnet_size=cluster.subnet_size,
-                taken=subnets_in_use(draft),
-                avoid=hosts_in_use(draft),
             ),
             driver_state=driver_state(spec),
         )

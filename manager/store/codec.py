@@ -11,7 +11,9 @@ files tells none of the cluster's keys, and no earlier version of them either.
 
 A table's number is its Kind. Beside them `NAMES` holds one row for each name that must be unique,
 "<kind>/<name>" with the owner's id as value: two writers who create the same name at once both put
-that row as new, and any engine lets only one of them through.
+that row as new, and any engine lets only one of them through. `GUARDS` holds a row for each thing
+that is given out by looking at all of a kind, like a published port: whoever gives it out writes
+that row, at the version that it had when he looked (see Draft.guard).
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ from swarm.v1 import Kind, Message, Meta
 
 FORMAT: Final = 1
 NAMES: Final = 128  # far above any Kind, below what one byte holds
+GUARDS: Final = 129
 SEALED: Final = frozenset({Kind.KEYRING})
 
 _PREFIX: Final = bytes([FORMAT])
+GUARD: Final = _PREFIX  # the value of a row in GUARDS: its version is all that it says
 _SEALED_PREFIX: Final = b"\xfe"  # before the sealed bytes of a row; no format will have this number
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Any]]] = {
@@ -120,6 +124,12 @@ def decode_owner(value: bytes) -> str:
     if value[:1] != _PREFIX:
         raise ValueError(_wrong_format(value))
     return value[1:].decode()
+
+
+def check_guard(value: bytes) -> None:
+    """Raises ValueError unless this is the value of a row in GUARDS."""
+    if value[:1] != _PREFIX:
+        raise ValueError(_wrong_format(value))
 
 
 def _wrong_format(value: bytes) -> str:

@@ -95,10 +95,14 @@ class Store:
         where = self.engine.where
         tables = Tables()
         names: dict[str, str] = {}
+        guards: dict[str, int] = {}
         chunk: list[tuple[Kind, str, Message | None]] = []
         for row in rows:
             if row.table == codec.NAMES:
                 names[row.id] = _owner(row.id, row.value, where)
+                continue
+            if row.table == codec.GUARDS:
+                guards[row.id] = _guard(row, where)
                 continue
             kind, o = codec.decode_row(row, where=where, seal=self._seal)
             chunk.append((kind, row.id, o))
@@ -106,7 +110,7 @@ class Store:
                 tables.apply(revision, chunk)
                 chunk = []
                 await asyncio.sleep(0)
-        tables.apply(revision, chunk)
+        tables.apply(revision, chunk, guards=guards)
         _check_names(tables, names, where)
         self._tables, self._names = tables, names
 
@@ -132,6 +136,10 @@ class Store:
     def count(self, cls: type[Message]) -> int:
         """How many objects of a kind there are; constant time."""
         return self._tables.count(cls)
+
+    def guarded(self, name: str) -> int:
+        """The version of a guard; see Draft.guard."""
+        return self._tables.guarded(name)
 
     def freeze(self) -> Frozen:
         """The present state as it will not change any more, for long work in another thread."""
@@ -172,7 +180,7 @@ class Store:
         changes = draft.changes()
         if not changes:
             return self.revision
-        ops, requires = self._plan(changes, draft.expected)
+        ops, requires = self._plan(changes, draft.expected, draft.guards)
         started_s = self._clock.monotonic_s()
         outcome = metrics.FAILED
         try:
@@ -225,7 +233,10 @@ class Store:
         return result
 
     def _plan(
-        self, changes: Sequence[Change], expected: Mapping[tuple[Kind, str], int]
+        self,
+        changes: Sequence[Change],
+        expected: Mapping[tuple[Kind, str], int],
+        guards: Mapping[str, int],
     ) -> tuple[list[Op], list[Op]]:
         """The rows to write, and those that must not have changed though they are not written."""
         ops: list[Op] = []
@@ -251,6 +262,7 @@ class Store:
             must_be = None if row in freed else 0
             value = codec.encode_owner(owner) if owner is not None else None
             ops.append(Op(codec.NAMES, row, value, must_be))
+        ops.extend(Op(codec.GUARDS, name, codec.GUARD, at) for name, at in guards.items())
         return ops, requires
 
     # -------------------------------------------------------------- the log
@@ -258,6 +270,7 @@ class Store:
     def _take(self, revision: int, time_ns: int, ops: Sequence[Op], who: str) -> None:
         """Applies one commit of the log; the engine calls it in order."""
         incoming: list[tuple[Kind, str, Message | None]] = []
+        guards: dict[str, int] = {}
         for op in ops:
             table, value = op.table, op.value
             if table == codec.NAMES:
@@ -265,6 +278,9 @@ class Store:
                     self._names.pop(op.id, None)
                 else:
                     self._names[op.id] = _owner(op.id, value, self.engine.where)
+                continue
+            if table == codec.GUARDS:
+                guards[op.id] = revision if value is not None else 0
                 continue
             if value is None:
                 incoming.append((Kind(table), op.id, None))
@@ -277,7 +293,7 @@ class Store:
                     Row(table, op.id, revision, value), where=self.engine.where, seal=self._seal
                 )
                 incoming.append((kind, op.id, o))
-        changes = self._tables.apply(revision, incoming)
+        changes = self._tables.apply(revision, incoming, guards=guards)
         metrics.CHANGES.inc(len(changes))
         metrics.REVISION.set(revision)
         self._hub.dispatch(Batch(revision, time_ns, changes, who))
@@ -335,6 +351,14 @@ def _owner(row: str, value: bytes, where: str) -> str:
         return codec.decode_owner(value)
     except ValueError as error:
         raise codec.corrupt(codec.NAMES, row, str(error), where=where) from error
+
+
+def _guard(row: Row, where: str) -> int:
+    try:
+        codec.check_guard(row.value)
+    except ValueError as error:
+        raise codec.corrupt(codec.GUARDS, row.id, str(error), where=where) from error
+    return row.version
 
 
 def _check_names(tables: Tables, names: Mapping[str, str], where: str) -> None:

@@ -9,8 +9,9 @@ tables do not change: what a plain function reads from a View in one go is a con
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 import msgspec
@@ -126,6 +127,9 @@ class View(Protocol):
     def all(self, cls: type[T]) -> Iterable[T]: ...
     def by(self, cls: type[T], index: str, key: Hashable) -> list[T]: ...
     def count(self, cls: type[Message]) -> int: ...
+    def guarded(self, name: str) -> int:
+        """The version at which a guard was last written; 0: never. See Draft.guard."""
+        ...
 
 
 class _Table(Generic[T]):
@@ -171,6 +175,7 @@ class Tables:
 
     def __init__(self) -> None:
         self._tables: dict[type[Message], _Table[Any]] = {s.cls: _Table(s) for s in SCHEMAS}
+        self._guards: dict[str, int] = {}
         self._revision = 0
 
     @property
@@ -189,17 +194,25 @@ class Tables:
     def count(self, cls: type[Message]) -> int:
         return len(self._tables[cls].objects)
 
+    def guarded(self, name: str) -> int:
+        return self._guards.get(name, 0)
+
     def apply(
-        self, revision: int, changes: Iterable[tuple[Kind, str, Message | None]]
+        self,
+        revision: int,
+        changes: Iterable[tuple[Kind, str, Message | None]],
+        *,
+        guards: Mapping[str, int] = MappingProxyType({}),
     ) -> tuple[Change, ...]:
-        """Takes one commit. The same changes in the same order lead to the same tables on every
-        manager.
+        """Takes one commit; `guards`: those written in it, with their versions, 0: removed. The
+        same changes in the same order lead to the same tables on every manager.
         """
         errors.invariant(revision >= self._revision, f"revision {revision} after {self._revision}")
         out = []
         for kind, id_, new in changes:
             table = self._tables[BY_KIND[kind].cls]
             out.append(Change(kind, id_, table.set(id_, new), new))
+        self._guards.update(guards)
         self._revision = revision
         return tuple(out)
 
@@ -208,7 +221,9 @@ class Tables:
         id: some milliseconds for 100,000 objects.
         """
         return Frozen(
-            self._revision, {cls: dict(table.objects) for cls, table in self._tables.items()}
+            self._revision,
+            {cls: dict(table.objects) for cls, table in self._tables.items()},
+            dict(self._guards),
         )
 
     def check_invariants(self) -> None:
@@ -223,6 +238,8 @@ class Tables:
                 errors.invariant(
                     found == expected, f"index {name} of {table.schema.kind.name} is off"
                 )
+        for name, version in self._guards.items():
+            errors.invariant(0 <= version <= self._revision, f"guard {name} is at {version}")
 
 
 class Frozen:
@@ -231,9 +248,15 @@ class Frozen:
     For one thread.
     """
 
-    def __init__(self, revision: int, objects: dict[type[Message], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        revision: int,
+        objects: dict[type[Message], dict[str, Any]],
+        guards: Mapping[str, int],
+    ) -> None:
         self._revision = revision
         self._objects = objects
+        self._guards = guards
         self._indexes: dict[tuple[type[Message], str], dict[Hashable, list[Any]]] = {}
 
     @property
@@ -259,6 +282,9 @@ class Frozen:
     def count(self, cls: type[Message]) -> int:
         return len(self._objects[cls])
 
+    def guarded(self, name: str) -> int:
+        return self._guards.get(name, 0)
+
 
 class Draft:
     """Changes over a view, not yet committed; reads see them.
@@ -275,6 +301,8 @@ class Draft:
         self._gone: dict[type[Message], set[str]] = {}
         # What the commit relies on: (kind, id) -> version; 0: must not exist.
         self.expected: dict[tuple[Kind, str], int] = {}
+        # Guards that it writes, with the versions that they must be at.
+        self.guards: dict[str, int] = {}
 
     @property
     def revision(self) -> int:
@@ -365,6 +393,18 @@ class Draft:
         expected = self._expect(kind, type(o), _id(o))
         if read != expected:
             raise _stale(kind, _id(o), read, expected)
+
+    def guard(self, name: str) -> None:
+        """The commit fails with Stale if another one has guarded this name since the view.
+
+        For what is given out by looking at all objects of a kind, and clashes with no row: of two
+        writers who each find a port free, on one manager or on two, one goes again. Called in one
+        go with the look, by whoever gives out or takes; not by who lets go.
+        """
+        self.guards.setdefault(name, self._base.guarded(name))
+
+    def guarded(self, name: str) -> int:
+        return self.guards.get(name, self._base.guarded(name))
 
     def _expect(self, kind: Kind, cls: type[Message], id_: str) -> int:
         key = (kind, id_)

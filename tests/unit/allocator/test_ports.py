@@ -16,7 +16,7 @@ from manager.allocator import (
     allocate_ports,
     ports_taken,
 )
-from manager.store import Tables
+from manager.store import Draft, Tables
 from swarm import errors
 from swarm.v1 import Endpoint, Kind, PortConfig, Service, ServiceSpec
 
@@ -146,16 +146,40 @@ def test_no_two_services_ever_have_one_ingress_port(wishes: list[list[PortConfig
         assert again == ports, "an unchanged spec keeps its ports"
 
 
+@pytest.mark.parametrize(
+    ("before", "wanted", "guarded"),
+    [
+        pytest.param([], [port(0)], {"port/tcp/30000"}, id="chosen by the cluster"),
+        pytest.param([], [port(80)], {"port/tcp/80"}, id="named"),
+        pytest.param([], [port(53, protocol="udp")], {"port/udp/53"}, id="udp"),
+        pytest.param([], [port(80, mode="host")], {"port/tcp/80"}, id="host"),
+        pytest.param([], [port(0, mode="host")], set(), id="chosen by the node"),
+        pytest.param([port(80)], [port(80, protocol="tcp")], set(), id="kept"),
+        pytest.param([port(30000)], [port(0)], set(), id="kept, the cluster's"),
+        pytest.param([port(80), port(81)], [port(81), port(82)], {"port/tcp/82"}, id="one more"),
+        pytest.param([port(80, mode="host")], [port(80)], {"port/tcp/80"}, id="other mode"),
+        pytest.param([port(80)], [], set(), id="given up"),
+    ],
+)
+def test_what_a_service_newly_gets_is_guarded(
+    before: list[PortConfig], wanted: list[PortConfig], guarded: set[str]
+) -> None:
+    owner = service("a", *before)
+    draft = Draft(view(owner), now_ns=0)
+    PortLedger(draft).allocate(wanted, owner=owner)
+    assert draft.guards.keys() == guarded
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.lists(PORTS, max_size=3)), max_size=10))
 def test_ledger_of_a_transaction_tells_what_a_fresh_look_would(changes):
     have: dict[str, Any] = {}
-    ledger = PortLedger(view())
+    ledger = PortLedger(Draft(view(), now_ns=0))
     for id_, wanted in changes:
         before = have.get(id_)
         owner = before or service(id_)
         ports, clashes = ledger.allocate(wanted, owner=owner)
-        fresh = PortLedger(view(*have.values())).allocate(wanted, owner=owner)
+        fresh = PortLedger(Draft(view(*have.values()), now_ns=0)).allocate(wanted, owner=owner)
         assert (ports, [c.index for c in clashes]) == (fresh[0], [c.index for c in fresh[1]])
         if clashes:
             continue

@@ -9,8 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manager.allocator import allocate_ipam, free_subnet, hosts_in_use, overlap, subnets_in_use
-from manager.store import Tables
+from manager.allocator import (
+    allocate_ipam,
+    free_subnet,
+    give_subnets,
+    hosts_in_use,
+    overlap,
+    subnets_in_use,
+)
+from manager.store import Draft, Tables
 from swarm import errors
 from swarm.v1 import (
     IpamConfig,
@@ -31,6 +38,24 @@ def test_first_network_gets_the_first_subnet_and_its_first_address_as_gateway():
     assert allocate_ipam(NetworkSpec(), pool=POOL, subnet_size=24, taken=()) == (
         IpamConfig(subnet="10.0.0.0/24", gateway="10.0.0.1"),
     )
+
+
+@pytest.mark.parametrize(
+    ("spec", "guarded"),
+    [
+        pytest.param(NetworkSpec(), True, id="chosen"),
+        pytest.param(
+            NetworkSpec(ipv4=False, ipam=IpamOptions(configs=(IpamConfig(subnet="fd00::/64"),))),
+            True,
+            id="named",
+        ),
+        pytest.param(NetworkSpec(ipv4=False), False, id="none"),
+    ],
+)
+def test_subnets_are_guarded_where_any_is_given_out(spec: NetworkSpec, guarded: bool) -> None:
+    draft = Draft(Tables(), now_ns=0)
+    assert bool(give_subnets(draft, spec, pool=POOL, subnet_size=24)) is guarded
+    assert bool(draft.guards) is guarded
 
 
 @pytest.mark.parametrize(

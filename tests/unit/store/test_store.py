@@ -305,13 +305,87 @@ async def test_a_restarted_store_has_the_same_state(
 async def test_commits_of_another_manager_are_followed(store: Store, engine: MemoryEngine) -> None:
     reader = store.watch(("kind", Kind.TASK))
     value = codec.encode(Task(id="t", slot=4))
-    await engine.commit([Op(Kind.TASK, "t", value, 0)], [], None)
+    await engine.commit([Op(Kind.TASK, "t", value, 0)], [], None, "ada")
     await engine.commit([Op(Kind.TASK, "t", None, 1)], [], None)
     one, two = await anext(reader), await anext(reader)
     assert isinstance(one, Batch)
     assert (one.changes[0].old, one.changes[0].new.slot) == (None, 4)
     assert (two.changes[0].old.slot, two.changes[0].new) == (4, None)
     assert one.changes[0].new.meta.version == 1
+    assert isinstance(two, Batch)
+    assert (one.who, two.who) == ("ada", "")
+
+
+# ---------------------------------------------------------------- guards
+
+
+def take_lowest(draft: Draft) -> int:
+    """Gives out a number by looking at all tasks, as ports are given out."""
+    taken = {task.slot for task in draft.all(Task)}
+    number = next(n for n in range(1, 100) if n not in taken)
+    draft.put(Task(id=f"t{number}-{len(taken)}-{id(draft)}", slot=number))
+    draft.guard(f"number/{number}")
+    return number
+
+
+async def test_of_two_who_find_the_same_free_one_goes_again(store: Store) -> None:
+    drafts = [store.draft(), store.draft()]
+    assert [take_lowest(draft) for draft in drafts] == [1, 1]
+    await store.commit(drafts[0])
+    with pytest.raises(Stale):
+        await store.commit(drafts[1])
+    assert await store.update(take_lowest) == 2
+    given = await asyncio.gather(*(store.update(take_lowest) for _ in range(20)))
+    assert sorted(given) == list(range(3, 23))
+
+
+async def test_different_guards_do_not_hinder_each_other(store: Store) -> None:
+    one, two = store.draft(), store.draft()
+    for draft, name in ((one, "a"), (two, "b")):
+        draft.put(Task(id=name))
+        draft.guard(name)
+    await store.commit(one)
+    await store.commit(two)
+    assert (store.guarded("a"), store.guarded("b"), store.guarded("c")) == (1, 2, 0)
+
+
+async def test_a_guard_without_a_change_is_not_written(store: Store) -> None:
+    draft = store.draft()
+    draft.guard("a")
+    await store.commit(draft)
+    assert (store.revision, store.guarded("a")) == (0, 0)
+
+
+async def test_guards_are_known_after_a_restart_and_no_watch_shows_them(
+    store: Store, engine: MemoryEngine, clock: ManualClock
+) -> None:
+    reader = store.watch(("all",))
+    await store.update(take_lowest)
+    batch = await anext(reader)
+    assert isinstance(batch, Batch)
+    assert [change.kind for change in batch.changes] == [Kind.TASK]
+    await store.close()
+    again = Store(engine, clock)
+    await again.open()
+    assert again.guarded("number/1") == again.freeze().guarded("number/1") == 1
+    draft = again.draft()
+    draft.put(Task(id="x"))
+    draft.guard("number/1")
+    await again.commit(draft)
+    again.check_invariants()
+    await again.close()
+
+
+async def test_a_guard_that_another_manager_removed_counts_as_never_written(
+    store: Store, engine: MemoryEngine
+) -> None:
+    await store.update(take_lowest)
+    await engine.commit([Op(codec.GUARDS, "number/1", None, 1)], [], None)
+    assert store.guarded("number/1") == 0
+    draft = store.draft()
+    draft.put(Task(id="x"))
+    draft.guard("number/1")
+    await store.commit(draft)
 
 
 async def test_a_cancelled_writers_commit_is_applied_all_the_same(
@@ -349,6 +423,7 @@ async def test_a_cancelled_writers_commit_is_applied_all_the_same(
     [
         pytest.param(Op(Kind.TASK, "t9", b"\x01garbage", 0), "row task 't9'", id="object"),
         pytest.param(Op(codec.NAMES, "4/web", b"\x07", 0), "row table 128 '4/web'", id="name"),
+        pytest.param(Op(codec.GUARDS, "p", b"\x07", 0), "row table 129 'p'", id="guard"),
         pytest.param(
             Op(codec.NAMES, "4/web", codec.encode_owner("nobody"), 0), "nobody", id="orphaned name"
         ),

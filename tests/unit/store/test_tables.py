@@ -266,6 +266,20 @@ def test_a_draft_stands_on_a_draft() -> None:
     assert below.count(Task) == 2
 
 
+def test_a_guard_is_at_what_it_was_when_it_was_looked_at() -> None:
+    tables = Tables()
+    tables.apply(3, [], guards={"port": 3})
+    below = Draft(tables, now_ns=2)
+    below.guard("port")
+    tables.apply(4, [], guards={"port": 4, "subnets": 4})
+    below.guard("port")
+    above = Draft(below, now_ns=3)
+    above.guard("port")
+    above.guard("subnets")
+    assert below.guards == {"port": 3}
+    assert above.guards == {"port": 3, "subnets": 4}
+
+
 def test_deleting_what_is_not_there_is_a_defect_of_the_caller() -> None:
     with pytest.raises(errors.InvariantError):
         Draft(Tables(), now_ns=1).delete(Task, "t")
