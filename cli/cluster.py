@@ -36,9 +36,15 @@ def change_cluster(spec: ClusterSpec, given: dict[str, Any]) -> ClusterSpec:
         ("dispatcher_heartbeat", "heartbeat_period_ns"),
         ("task_history_limit", "task_history_limit"),
         ("autolock", "autolock_managers"),
+        ("data_key_lifetime", "data_key_lifetime_ns"),
     ):
         if given.get(option) is not None:
             changes[field] = given[option]
+    if given.get("rotate_data_key"):
+        changes["data_key_force_rotate"] = spec.data_key_force_rotate + 1
+    lifetime = given.get("data_key_lifetime")
+    if lifetime and lifetime < HOUR_NS:
+        raise Invalid("--data-key-lifetime: the shortest lifetime of data keys is 1h; 0: 90 days")
     expiry = given.get("cert_expiry")
     if expiry is not None and expiry < HOUR_NS:
         raise Invalid("--cert-expiry: the shortest lifetime of node certificates is 1h")

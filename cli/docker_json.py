@@ -342,6 +342,7 @@ def network(found: Network) -> Json:
 
 NAMES |= {"Orchestration", "TaskHistoryRetentionLimit", "Raft", "Dispatcher", "HeartbeatPeriod"}
 NAMES |= {"CAConfig", "NodeCertExpiry", "ForceRotate", "TaskDefaults", "EncryptionConfig"}
+NAMES |= {"DataKeyLifetime", "DataKeyForceRotate"}
 NAMES |= {"AutoLockManagers", "TrustRoot", "RootRotationInProgress", "DefaultAddrPool"}
 NAMES |= {"SubnetSize", "DataPathPort", "StoreEngine", "ExternalCAs", "LogDriver"}
 _RAFT = table(
@@ -365,6 +366,11 @@ def cluster(found: Cluster) -> Json:
         ca["ExternalCAs"] = [convert(item, _EXTERNAL_CA) for item in spec.external_cas]
     if spec.ca_force_rotate:
         ca["ForceRotate"] = spec.ca_force_rotate
+    encryption: Json = {"AutoLockManagers": spec.autolock_managers}
+    if spec.data_key_lifetime_ns:
+        encryption["DataKeyLifetime"] = spec.data_key_lifetime_ns
+    if spec.data_key_force_rotate:
+        encryption["DataKeyForceRotate"] = spec.data_key_force_rotate
     defaults = spec.default_log_driver
     return _head(found.id, found.meta) | {
         "Spec": {
@@ -375,7 +381,7 @@ def cluster(found: Cluster) -> Json:
             "Dispatcher": {"HeartbeatPeriod": spec.heartbeat_period_ns},
             "CAConfig": ca,
             "TaskDefaults": {"LogDriver": convert(defaults, DRIVER)} if defaults else {},
-            "EncryptionConfig": {"AutoLockManagers": spec.autolock_managers},
+            "EncryptionConfig": encryption,
         },
         "TLSInfo": {"TrustRoot": found.root_ca_pem},
         "RootRotationInProgress": found.root_rotation_in_progress,

@@ -25,17 +25,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import structlog
 from msgspec import structs
 
 from manager.ca import KEY_BYTES, Sealer, objects, write_key
-from manager.store import Draft, Store, codec
+from manager.store import Draft, Store, codec, sealed
 from manager.store.engine import Corrupt, Row
 from manager.store.engines.embedded import EmbeddedEngine
 from manager.store.engines.embedded_restore import StateWriter
-from manager.store.tables import BY_KIND
+from manager.store.tables import BY_CLASS, BY_KIND
 from swarm import backup, errors, tls
 from swarm.clock import SECOND_NS, Clock
 from swarm.files import sync_folder
@@ -50,8 +50,6 @@ from swarm.v1 import (
     NodeState,
     NodeStatus,
     Reachability,
-    Secret,
-    ServiceRevision,
 )
 from swarm.vault import Vault
 
@@ -312,17 +310,14 @@ def only_manager(draft: Draft, node_id: str, addr: str, expires_at_ns: int) -> l
 
 
 def check_sealed(store: Store, sealer: Sealer) -> None:
-    """Raises Internal, which names the first object that the key does not open."""
-    sealed: list[tuple[Kind, str, bytes]] = [
-        (Kind.SECRET, s.id, s.sealed) for s in store.all(Secret) if s.sealed
-    ]
-    sealed += [
-        (Kind.SERVICE_REVISION, r.id, r.sealed_registry_auth)
-        for r in store.all(ServiceRevision)
-        if r.sealed_registry_auth
-    ]
-    for kind, id_, data in sorted(sealed, key=lambda s: s[:2]):
-        try:
-            sealer.open(data)
-        except errors.Internal as error:
-            raise errors.Internal(f"{kind.name.lower()} {id_}: {error.message}") from None
+    """Raises Internal, which names the first object that its keys do not open."""
+    sealer.follow(store)
+    for cls in sealed.CLASSES:
+        found: list[Any] = sorted(store.all(cls), key=lambda o: o.id)
+        for o in found:
+            try:
+                for data in sealed.parts(o):
+                    sealer.open(data)
+            except errors.Internal as error:
+                kind = BY_CLASS[cls].kind.name.lower()
+                raise errors.Internal(f"{kind} {o.id}: {error.message}") from None

@@ -84,6 +84,11 @@ def _cluster_options(function: Any) -> Any:
         click.option("--external-ca", multiple=True, metavar="CA", help="protocol=cfssl,url=URL."),
         click.option("--dispatcher-heartbeat", type=DURATION, help="Heartbeat; 0: automatic."),
         click.option("--cert-expiry", type=DURATION, help="Lifetime of node certificates (2160h)."),
+        click.option(
+            "--data-key-lifetime",
+            type=DURATION,
+            help="How long a key seals secrets before the next one does (2160h).",
+        ),
     ):
         function = decorate(function)
     return function
@@ -217,6 +222,12 @@ def join_token(role: str, *, rotate: bool, quiet: bool) -> None:
 @group.command()
 @_cluster_options
 @click.option("--autolock/--no-autolock", default=None, help="Keys at rest need the unlock key.")
+@click.option(
+    "--rotate-data-key",
+    is_flag=True,
+    default=None,
+    help="Seal secrets with a new key now, and those that are there anew.",
+)
 def update(**given: Any) -> None:
     """Change the cluster's settings."""
     if not any(value is not None and value != () for value in given.values()):

@@ -107,6 +107,14 @@ def name_of(o: Any, view: View | None = None) -> str:
     return o.spec.name if o.spec else cast("str", o.id)
 
 
+def seen_version(o: Any) -> int:
+    """The version that callers know an object by: that of the last change they could see. (Sealing
+    its data anew gives it another one in the store.) 0: there is no such object.
+    """
+    meta = o.meta if o is not None else None
+    return (meta.seen_version or meta.version) if meta is not None else 0
+
+
 def quoted(o: Any) -> str:
     """`service "web"`, for messages."""
     return f'{word(_KINDS[type(o)])} "{name_of(o)}"'

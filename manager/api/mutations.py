@@ -8,7 +8,7 @@ from typing import Any
 
 from manager.allocator import PortLedger
 from manager.api.leftovers import ask_stack_removal
-from manager.api.lookup import find, name_of, quoted, served, word
+from manager.api.lookup import find, name_of, quoted, seen_version, served, word
 from manager.api.objects import (
     check_subnets_free,
     create_config,
@@ -214,7 +214,7 @@ def update(draft: Draft, request: UpdateRequest, *, sealer: Sealer, here: Here) 
 
 
 def _check_version(o: Any, request: UpdateRequest) -> None:
-    at = o.meta.version if o.meta is not None else 0
+    at = seen_version(o)
     if not request.version:
         raise errors.Invalid(
             f"{quoted(o)}: the version that the update is based on is missing (it is at {at})"

@@ -22,7 +22,7 @@ from manager.api.problems import Finder, Problems
 from manager.api.references import users
 from manager.api.roles import Here, check_removable, check_role
 from manager.api.validate_objects import check_cluster, check_node
-from manager.ca import Sealer, autolock, rotation
+from manager.ca import Sealer, autolock, data_keys, rotation
 from manager.store import Draft, View
 from swarm import errors
 from swarm.v1 import (
@@ -52,7 +52,7 @@ def create_secret(draft: Draft, spec: SecretSpec, *, new_id: str, sealer: Sealer
         Secret(
             id=new_id,
             spec=structs.replace(spec, data=b""),
-            sealed=sealer.seal(spec.data),
+            sealed=sealer.seal_data(spec.data),
             digest=sealer.digest(spec.data),
         )
     )
@@ -178,7 +178,7 @@ def update_node(draft: Draft, node: Node, spec: NodeSpec, *, here: Here) -> None
 
 def update_cluster(draft: Draft, cluster: Cluster, spec: ClusterSpec) -> None:
     """The cluster's settings. A root of one's own goes with its key, which is kept in the keyring
-    and never in the settings. Raises Invalid.
+    and never in the settings. Raises Invalid, Conflict (too many data keys asked for).
     """
     old = cluster.spec or ClusterSpec()
     problems = Problems()
@@ -187,6 +187,8 @@ def update_cluster(draft: Draft, cluster: Cluster, spec: ClusterSpec) -> None:
     key_pem = spec.signing_ca_key
     spec = structs.replace(spec, signing_ca_key="")
     draft.put(structs.replace(cluster, spec=spec))
+    if spec.data_key_force_rotate != old.data_key_force_rotate:
+        data_keys.begin(draft)
     if spec.autolock_managers != old.autolock_managers:
         autolock.switch(draft, on=spec.autolock_managers)
     own = spec.signing_ca_cert if spec.signing_ca_cert != old.signing_ca_cert or key_pem else ""

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from manager.api.lookup import quoted, spec_of, task_of
+from manager.api.lookup import quoted, seen_version, spec_of, task_of
 from manager.api.services import PAUSED
 from manager.api.stack_request import Wanted
 from manager.ca import Sealer
@@ -145,7 +145,8 @@ def _state(view: View, wanted: Wanted) -> tuple[int, list[_Entry]]:
                 found[o.id] = o
         for id_ in sorted(found):
             version = found[id_].meta.version if found[id_].meta is not None else 0
-            out.append(_Entry(quoted(found[id_]), id_, version, version, ((kind, id_), version)))
+            seen = seen_version(found[id_])
+            out.append(_Entry(quoted(found[id_]), id_, seen, seen, ((kind, id_), version)))
     if stack is None:
         return 0, out
     version = stack.meta.version if stack.meta is not None else 0
@@ -164,7 +165,7 @@ def _services(view: View, spec: StackSpec) -> list[_Entry]:
         service = found[id_]
         paused = service.update_status is not None and service.update_status.state in PAUSED
         revision = view.get(ServiceRevision, f"{id_}.{service.spec_version}")
-        since = revision.meta.version if revision is not None and revision.meta is not None else 0
+        since = seen_version(revision)
         # A service changes with each step of a roll-out; its spec, when there is a next one.
         guard = ((Kind.SERVICE_REVISION, f"{id_}.{service.spec_version + 1}"), 0)
         more = f"{service.pending_delete} {paused}"

@@ -13,6 +13,7 @@ from msgspec import structs
 from swarm.v1 import (
     Cluster,
     Config,
+    Meta,
     Network,
     Node,
     Object,
@@ -39,7 +40,8 @@ def present(o: Any) -> Object:
             return Object(node=o)
         case Secret():
             bare = _without_data(o.spec) if o.spec else None
-            return Object(secret=structs.replace(o, spec=bare, sealed=b"", digest=""))
+            meta = _seen(o.meta)
+            return Object(secret=structs.replace(o, meta=meta, spec=bare, sealed=b"", digest=""))
         case Config():
             return Object(config=o)
         case Network():
@@ -58,7 +60,14 @@ def present(o: Any) -> Object:
 
 def present_revision(revision: ServiceRevision) -> ServiceRevision:
     """Without the credentials that its image is pulled with."""
-    return structs.replace(revision, sealed_registry_auth=b"")
+    return structs.replace(revision, meta=_seen(revision.meta), sealed_registry_auth=b"")
+
+
+def _seen(meta: Meta | None) -> Meta | None:
+    """At the version of the last change that showed; see lookup.seen_version."""
+    if meta is None or not meta.seen_version:
+        return meta
+    return structs.replace(meta, version=meta.seen_version, seen_version=0)
 
 
 def _without_data(spec: SecretSpec) -> SecretSpec:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from msgspec import structs
 
 from manager.allocator import PortLedger
-from manager.api.lookup import find, quoted, spec_of, task_of, word
+from manager.api.lookup import find, quoted, seen_version, spec_of, task_of, word
 from manager.api.objects import create_config, create_secret
 from manager.api.problems import Problems
 from manager.api.references import ids_used
@@ -47,7 +47,7 @@ def rotate(
     """
     old = _find(draft, request)
     check_current(draft, old, what="rotated")
-    at = old.meta.version if old.meta is not None else 0
+    at = seen_version(old)
     if request.version not in (0, at):
         raise errors.Conflict(
             f"rotation out of sequence: {quoted(old)} is at version {at}, the rotation is based on "

@@ -73,7 +73,8 @@ class Credentials:
         if not self.auth:
             return before
         data = self.auth.encode()
-        return before if before and self.sealer.open(before) == data else self.sealer.seal(data)
+        same = before and self.sealer.open(before) == data
+        return before if same else self.sealer.seal_data(data)
 
 
 # ---------------------------------------------------------------- checking

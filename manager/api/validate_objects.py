@@ -12,6 +12,7 @@ from manager.api.names import (
     check_secret_name,
 )
 from manager.api.problems import Finder
+from manager.ca import data_keys
 from swarm.clock import SECOND_NS
 from swarm.placeholders import CONFIG_BYTES_MAX, DRIVERS, SECRET_BYTES_MAX, payload_problem
 from swarm.v1 import (
@@ -187,6 +188,13 @@ def check_cluster(find: Finder, spec: ClusterSpec, before: Cluster) -> None:
         find.add("heartbeat_period", "a heartbeat period is at least 100ms, or 0 to have it chosen")
     if 0 < spec.node_cert_expiry_ns < NODE_CERT_EXPIRY_NS_MIN or spec.node_cert_expiry_ns < 0:
         find.add("cert_expiry", "certificates live for at least 1h")
+    lifetime_ns = spec.data_key_lifetime_ns
+    if lifetime_ns and lifetime_ns < data_keys.LIFETIME_NS_MIN:
+        find.add("data_key_lifetime", "data keys live for at least 1h, or 0 for 90 days")
+    if spec.data_key_force_rotate < old.data_key_force_rotate:
+        find.add(
+            "data_key_rotate", f"it is counted up only, and is {old.data_key_force_rotate} already"
+        )
     if spec.external_cas != old.external_cas:
         find.add("external_ca", "external CAs are not offered; leave it as it is")
     if spec.ca_force_rotate < old.ca_force_rotate:

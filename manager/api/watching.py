@@ -122,6 +122,8 @@ class _Chosen:
         action = "remove" if change.new is None else "create" if change.old is None else "update"
         if o is None or not self._passes(o, action):
             return None
+        if action == "update" and o.meta.seen_version:
+            return None  # sealed anew: nothing that anybody can see
         return Event(
             action=action,
             kind=change.kind,

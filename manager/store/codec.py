@@ -83,7 +83,10 @@ def stamped(o: Any, version: int) -> Any:
     return structs.replace(
         o,
         meta=Meta(
-            version=version, created_at_ns=meta.created_at_ns, updated_at_ns=meta.updated_at_ns
+            version=version,
+            created_at_ns=meta.created_at_ns,
+            updated_at_ns=meta.updated_at_ns,
+            seen_version=meta.seen_version,
         ),
     )
 

@@ -17,6 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import msgspec
 from msgspec import structs
 
+from manager.store import sealed
 from manager.store.engine import Stale
 from swarm import errors
 from swarm.v1 import (
@@ -347,12 +348,13 @@ class Draft:
         added = sum(self._base.get(cls, id_) is None for id_ in over.objects) if over else 0
         return self._base.count(cls) + added - len(self._gone.get(cls, ()))
 
-    def put(self, o: T) -> T:
+    def put(self, o: T, *, unseen: bool = False) -> T:
         """Creates or replaces an object; returns it as stored in the draft.
 
         An object that was read carries its version, and the commit insists on that one: what was
         read before an await and has changed meanwhile is refused with Stale, here if it can be
-        seen, else at the commit. A new object has no meta.
+        seen, else at the commit. A new object has no meta. `unseen`: a change of how it is stored
+        that nobody can see, so the time of its last change stays.
         """
         cls, id_ = type(o), _id(o)
         schema = BY_CLASS[cls]
@@ -363,11 +365,14 @@ class Draft:
             raise _stale(schema.kind, id_, read.version, expected)
         if schema.unique_name and (spec := cast("Any", o).spec) is not None:
             self._claim_name(schema, cls, id_, spec.name)
+        if cls in sealed.HOLDERS:
+            self._check_keys(o, before)
         old: Meta | None = cast("Any", before).meta if before is not None else None
         meta = Meta(
             version=expected,
             created_at_ns=old.created_at_ns if old else self.now_ns,
-            updated_at_ns=self.now_ns,
+            updated_at_ns=old.updated_at_ns if old and unseen else self.now_ns,
+            seen_version=(old.seen_version or old.version) if old and unseen else 0,
         )
         o = structs.replace(o, meta=meta)
         over = self._over.get(cls)
@@ -412,6 +417,26 @@ class Draft:
         if version is None:
             version = self.expected[key] = _version(self._base.get(cls, id_))
         return version
+
+    def _check_keys(self, o: Any, before: Any) -> None:
+        """What was sealed now, or copied from elsewhere, must still open when a data key is
+        dropped: the commit relies on the keyring, and takes none that is on its way out.
+        """
+        new = set(sealed.parts(o)).difference(sealed.parts(before))
+        keyring = next(iter(self.all(Keyring)), None) if new else None
+        if keyring is None:
+            return
+        self._expect(Kind.KEYRING, Keyring, keyring.id)
+        given_out = {k.id for k in keyring.data_keys if not k.retired}
+        newest = max(given_out, default=0)
+        for data in new:
+            key_id = sealed.key_id(data)
+            # One above the newest came after this view: then the keyring's version says so.
+            if 0 < key_id <= newest and key_id not in given_out:
+                raise Stale(
+                    f"{_id(o)} holds what was sealed with data key {key_id}, which is being "
+                    "dropped; read it again and repeat the change"
+                )
 
     def _claim_name(self, schema: Schema, cls: type[Message], id_: str, name: str) -> None:
         for other in self.by(cls, "name", name):
