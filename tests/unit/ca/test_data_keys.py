@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -43,7 +44,7 @@ class Mortal(MemoryEngine):
     after = False
 
     async def commit(
-        self, ops: list[Op], requires: list[Op], fence: Fence | None, who: str = ""
+        self, ops: Sequence[Op], requires: Sequence[Op], fence: Fence | None, who: str = ""
     ) -> int:
         if self.left is not None:
             self.left -= 1
@@ -232,9 +233,8 @@ async def test_damaged_secret_stays_with_its_key_and_holds_nothing_up(world: Wor
     await world.store.update(data_keys.begin)
     await world.keys.settle()
     assert (world.ring, world.used()) == ([1, 2], {1, 2})
-    await world.store.update(
-        lambda d: d.put(structs.replace(torn, meta=None, sealed=secret.sealed))
-    )
+    fresh = structs.replace(torn, meta=None, sealed=world.sealer.seal_data(CONTENT["s03"]))
+    await world.store.update(lambda d: d.put(fresh))
     await world.keys.settle()
     assert (world.ring, world.used()) == ([2], {2})
     world.check_opens()
@@ -318,15 +318,14 @@ async def test_whatever_ends_between_two_steps_and_goes_on_opens_everything(
                 secret = world.store.get(Secret, "s05")
                 assert secret is not None
                 again = world.sealer.seal_data(CONTENT["s05"])
-                written = structs.replace(secret, sealed=again)
-                await world.store.update(lambda d, o=written: d.put(o))
+                draft = world.store.draft()
+                draft.put(structs.replace(secret, sealed=again))
+                await world.store.commit(draft)
             case _:
                 world.engine.left = data.draw(st.integers(0, 7))
                 world.engine.after = data.draw(st.booleans())
-                try:
+                with contextlib.suppress(Stopped):
                     await world.keys.settle()
-                except Stopped:
-                    pass
                 world.engine.left = None
                 world.sealer = Sealer(KEY)
                 world.keys = DataKeys(world.store, world.clock, world.sealer)
