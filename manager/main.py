@@ -21,6 +21,7 @@ from manager.api import ControlService, NodeFacts
 from manager.ca import (
     Authority,
     Autolock,
+    DataKeys,
     NewCluster,
     Rotations,
     Sealer,
@@ -161,6 +162,7 @@ class Manager:
         state_dir = settings.state_dir
         sealer = Sealer(_existing_key(state_dir, vault))
         self.store = Store(EmbeddedEngine(state_dir / STORE_FILE, clock), clock, seal=sealer)
+        self._data_keys = DataKeys(self.store, clock, sealer)
         self._autolock = Autolock(self.store, vault, report=self._report_lock)
         self.authority = Authority(self.store, clock, rng)
         self._dispatcher = Dispatcher(self.store, clock, rng, sealer=sealer)
@@ -284,6 +286,7 @@ class Manager:
             group.create_task(self._keep("api", self.control.run))
             group.create_task(self._keep("control loop", self._lead))
             group.create_task(self._keep("root rotation", Rotations(self.store).run))
+            group.create_task(self._keep("data keys", self._data_keys.run))
             group.create_task(self._keep("autolock", self._autolock.run))
             group.create_task(self._watch_store())
             ready()
