@@ -10,6 +10,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,10 +59,17 @@ class Lab:
         self._stack = stack
         self.members: dict[str, Member] = {}
 
-    def make(self, name: str) -> Member:
+    def make(self, name: str, **more: Any) -> Member:
         (port,) = free_ports(1)
         folder = self._folder / name
-        self.members[name] = Member(folder, node_id=name, peer_host="127.0.0.1", peer_port=port)
+        self.members[name] = Member(
+            folder,
+            node_id=name,
+            listen_host="127.0.0.1",
+            peer_host="127.0.0.1",
+            peer_port=port,
+            **more,
+        )
         return self.members[name]
 
     async def start(self, name: str, peers: dict[str, str] | None = None) -> Member:
@@ -202,7 +210,11 @@ async def test_a_member_started_again_has_its_state(lab: Lab) -> None:
     await member.stop()
     assert member.initialized
     again = Member(
-        member._folder, node_id="n1", peer_host="127.0.0.1", peer_port=int(member._peer[-5:])
+        member._folder,
+        node_id="n1",
+        listen_host="127.0.0.1",
+        peer_host="127.0.0.1",
+        peer_port=tls.split_address(member._peer)[1],
     )
     lab.members["n1"] = again
     await lab.start("n1")
@@ -241,7 +253,7 @@ async def test_only_managers_are_let_in_at_the_peers_port(
 async def test_without_etcd_the_error_says_how_to_install_it(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("manager.store.engines.etcd_member.binary", lambda: None)
+    monkeypatch.setattr("manager.store.engines.etcd_binary.binary", lambda: None)
     with pytest.raises(errors.Unsupported, match="apt-get install etcd-server"):
         await lab.founded()
     (lab._folder).mkdir()
