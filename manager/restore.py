@@ -220,7 +220,13 @@ class Restoration:
         demoted: list[str] = []
 
         def change(draft: Draft) -> None:
-            demoted[:] = only_manager(draft, header.node_id, addr, now_ns + expiry_ns)
+            demoted[:] = only_manager(
+                draft,
+                header.node_id,
+                addr,
+                engine=EmbeddedEngine.name,
+                expires_at_ns=now_ns + expiry_ns,
+            )
 
         await store.update(change)
         warnings = tuple(
@@ -270,8 +276,12 @@ class Restoration:
         return await loop.run_in_executor(self._thread, partial(fn, *args, **kwargs))
 
 
-def only_manager(draft: Draft, node_id: str, addr: str, expires_at_ns: int) -> list[str]:
-    """Makes this node the one manager; the names of those that no longer are."""
+def only_manager(
+    draft: Draft, node_id: str, addr: str, *, engine: str, expires_at_ns: int = 0
+) -> list[str]:
+    """Makes this node the one manager; the names of those that no longer are. `expires_at_ns`: of
+    the certificate that it gets; 0: it keeps its own.
+    """
     demoted = []
     for node in sorted(draft.all(Node), key=lambda n: n.id):
         if node.id == node_id:
@@ -297,12 +307,12 @@ def only_manager(draft: Draft, node_id: str, addr: str, expires_at_ns: int) -> l
             manager_status=ManagerStatus(
                 leader=True, reachability=Reachability.REACHABLE, addr=addr
             ),
-            certificate_expires_at_ns=expires_at_ns,
+            certificate_expires_at_ns=expires_at_ns or node.certificate_expires_at_ns,
             revoked=False,
         )
     )
     cluster, keyring = objects(draft)
-    draft.put(structs.replace(cluster, store_engine=EmbeddedEngine.name))
+    draft.put(structs.replace(cluster, store_engine=engine))
     # The unlock key may have been changed since the backup: it counts once it was given out anew.
     if keyring.unlock_key:
         draft.put(structs.replace(keyring, unlock_key_received=False, previous_unlock_key=""))
