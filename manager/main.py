@@ -165,7 +165,9 @@ class Manager:
         self._data_keys = DataKeys(self.store, clock, sealer)
         self._autolock = Autolock(self.store, vault, report=self._report_lock)
         self.authority = Authority(self.store, clock, rng)
-        self._dispatcher = Dispatcher(self.store, clock, rng, sealer=sealer)
+        self._dispatcher = Dispatcher(
+            self.store, clock, rng, sealer=sealer, node_id=settings.node_id
+        )
         self.control = ControlService(
             self.store,
             clock,

@@ -2,8 +2,8 @@
 
 One follower of the store marks, for each change, the one session it concerns (a task's node; all of
 them for published ports); the sessions themselves compute what to send (session.py). One writer
-enters what agents report (intake.py). Nodes that fall silent are entered as down here, and nowhere
-else.
+enters what agents report (intake.py). Which nodes are this manager's, and which of them are down,
+is custody.py; streams to nodes of other managers are forward.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from urllib.parse import unquote
 
 import structlog
@@ -19,50 +19,39 @@ from msgspec import structs
 
 from manager.ca import Sealer, manager_addrs, objects, serving_role
 from manager.dispatcher.assignments import concerns_node
+from manager.dispatcher.custody import Custody
+from manager.dispatcher.forward import Connect, Forwarding, serve, unreachable
 from manager.dispatcher.ingress import IngressTable, data_path, published, serves
-from manager.dispatcher.intake import Intake, came_up, described, went_down
-from manager.dispatcher.liveness import MISSED_MAX, Liveness, period_s
-from manager.dispatcher.metrics import (
-    HEARTBEAT_PERIOD,
-    HEARTBEATS,
-    HEARTBEATS_MISSED,
-    SESSIONS,
-    SESSIONS_ENDED,
-)
+from manager.dispatcher.intake import Intake
+from manager.dispatcher.metrics import HEARTBEATS, SESSIONS, SESSIONS_ENDED
 from manager.dispatcher.relays import Relays
-from manager.dispatcher.session import BATCHES_MAX, Session
+from manager.dispatcher.session import Session
 from manager.store import Change, Store, WatchLost
 from swarm import errors
-from swarm.clock import SECOND_NS, Clock
+from swarm.clock import Clock
 from swarm.ids import Rng, new_id
 from swarm.rpc import Context
 from swarm.v1 import (
     AgentMessage,
-    Cluster,
     ClusterInfo,
+    ForwardFrame,
     Goodbye,
     Hello,
     Kind,
     ManagerMessage,
     Node,
     NodeRole,
-    NodeState,
     RelayFrame,
     RelayRequest,
     Service,
     Task,
+    TaskReport,
 )
 
 log = structlog.get_logger("dispatcher")
 
 PROTOCOL = 1
 HELLO_TIMEOUT_S = 10.0
-# After the manager's start agents first have to find it again.
-START_GRACE_S = 5.0
-# Silent nodes are looked for this often; adds at most as much to the time a lost node is noticed.
-LIVENESS_CHECK_S = 0.2
-# A look this late means that the manager stood still; then the silence was its own.
-LATE_S = 0.5
 # Published services are sent to all nodes; changes that come in a row go out together. The pause
 # grows so that building and sending them takes a tenth of the time at most.
 INGRESS_GATHER_S = 0.05
@@ -76,22 +65,44 @@ _FOLLOWED = (
 
 
 class Dispatcher:
-    """Implements swarm.v1.services.DispatcherServicer. `run` must run while it serves."""
+    """Implements swarm.v1.services.DispatcherServicer, and ManagersServicer's `forward`. `run` must
+    run while it serves.
+    """
 
-    def __init__(self, store: Store, clock: Clock, rng: Rng, *, sealer: Sealer) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        rng: Rng,
+        *,
+        sealer: Sealer,
+        node_id: str,
+        connect: Connect = unreachable,
+    ) -> None:
+        """`node_id`: of this manager's node. `connect` reaches another manager as this node."""
         self._store = store
-        self._clock = clock
         self._rng = rng
         self._sealer = sealer
         self._sessions: dict[str, Session] = {}
+        self._closing = False
         self._intake = Intake(store, clock)
-        self._liveness = Liveness()
-        self._grace_until_s = 0.0  # nobody is down before: see _stood_still
+        self._local = Relays(self._ask, rng)
+        # To any node's task, wherever its session is.
+        self.relays = Forwarding(
+            self._local, store, node_id=node_id, sessions=self._sessions, connect=connect
+        )
+        self._custody = Custody(
+            store,
+            self._intake,
+            clock,
+            node_id=node_id,
+            sessions=self._sessions,
+            busy=self._local.nodes,
+        )
         self._ingress = IngressTable()
         self._ingress_dirty: set[str] = set()
         self._ingress_wake = asyncio.Event()
         self._facts: ClusterInfo | None = None
-        self.relays = Relays(self._ask, rng)
 
     # -------------------------------------------------------------- life
 
@@ -99,27 +110,22 @@ class Dispatcher:
         """Follows the store and the clock until cancelled; then tells all agents to look for
         another manager.
         """
-        self._expect_ready_nodes()
+        self._closing = False
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._intake.run())
                 group.create_task(self._follow())
                 group.create_task(self._publish())
-                group.create_task(self._watch_silence())
+                group.create_task(self._custody.run())
+                group.create_task(self.relays.run())
         finally:
+            self._closing = True
             for session in self._sessions.values():
                 session.end(Goodbye(reason="shutdown"))
 
-    def _expect_ready_nodes(self) -> None:
-        """Nodes that were ready when an earlier manager ended get their time to come back."""
-        now_s = asyncio.get_running_loop().time()
-        ready = [
-            n.id for n in self._store.all(Node) if n.status and n.status.state == NodeState.READY
-        ]
-        grace_s = MISSED_MAX * self._period_for(len(ready)) + START_GRACE_S
-        for node_id in ready:
-            if node_id not in self._sessions:
-                self._liveness.expect(node_id, now_s + grace_s)
+    def lead(self, leading: bool) -> None:
+        """Whether this manager leads: then it stands in for those that are not there."""
+        self._custody.lead(leading)
 
     # -------------------------------------------------------------- the service
 
@@ -149,8 +155,19 @@ class Dispatcher:
             first = None
         if first is None or first.hello is None:
             raise errors.Invalid("a relay's first frame must be its hello")
-        relay = self.relays.claim(first.hello, context.identity.node_id)
+        relay = self._local.claim(first.hello, context.identity.node_id)
         frames = relay.carry(request)
+        async with contextlib.aclosing(frames):
+            async for frame in frames:
+                yield frame
+
+    async def forward(
+        self, request: AsyncIterator[ForwardFrame], context: Context
+    ) -> AsyncIterator[RelayFrame]:
+        """A stream that another manager wants to a node whose session is here. Raises NotFound when
+        it is not.
+        """
+        frames = serve(self._local, request)
         async with contextlib.aclosing(frames):
             async for frame in frames:
                 yield frame
@@ -161,6 +178,7 @@ class Dispatcher:
         """Reads Hello and registers the session. From here on there is no await, so whatever
         changes later is marked in the session.
         """
+        self._check_taking()
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 message = await anext(request, None)
@@ -174,6 +192,7 @@ class Dispatcher:
                 f"the agent speaks version {hello.protocol} of the session protocol, this manager "
                 f"version {PROTOCOL}; update the older of the two"
             )
+        self._check_taking()  # a hello may take its time
         # Who the agent is, is told by its certificate and never by what it says.
         node_id = context.identity.node_id
         node = self._store.get(Node, node_id) if node_id else None
@@ -183,6 +202,12 @@ class Dispatcher:
             )
         return self._register(node_id, hello, _address(context.peer))
 
+    def _check_taking(self) -> None:
+        """Raises Unavailable while this manager takes no sessions."""
+        if self._closing:
+            raise errors.Unavailable("this manager is stopping; use another one")
+        self._custody.check_in_touch()
+
     def _register(self, node_id: str, hello: Hello, addr: str) -> Session:
         older = self._sessions.get(node_id)
         if older is not None:
@@ -191,29 +216,32 @@ class Dispatcher:
             new_id(self._rng),
             node_id,
             self._store,
+            description=hello.description,
+            addr=addr,
             sealer=self._sealer,
             ingress=self._ingress,
             info=self._info,
-            period_s=self._period_s,
+            period_s=self._custody.period_s,
         )
         self._sessions[node_id] = session
         SESSIONS.set(len(self._sessions))
-        self._expect(session)
-        self._intake.node(node_id, came_up(hello.description, addr))
+        self._custody.heard(session)
+        self._custody.enter(session)
+        self._intake.forget(node_id)
         if hello.tasks:
-            self._intake.statuses(node_id, hello.tasks)
+            self._take_in(session, hello.tasks, None)
         log.info("session_begun", node_id=node_id, session_id=session.id, addr=addr)
         return session
 
     def _drop(self, session: Session) -> None:
         """The session has ended. Its node is down only once it was silent for too long."""
+        SESSIONS_ENDED.labels(session.ending).inc()
         if self._sessions.get(session.node_id) is not session:
-            SESSIONS_ENDED.labels("superseded").inc()
             return
         del self._sessions[session.node_id]
         SESSIONS.set(len(self._sessions))
-        SESSIONS_ENDED.labels("ended").inc()
-        self.relays.node_lost(session.node_id)
+        self._local.node_lost(session.node_id)
+        self._custody.settle(session.node_id)
         log.info("session_ended", node_id=session.node_id, session_id=session.id)
 
     async def _read(self, session: Session, request: AsyncIterator[AgentMessage]) -> None:
@@ -221,101 +249,44 @@ class Dispatcher:
         try:
             async for message in request:
                 self._hear(session, message)
+                await session.room()
         except errors.SwarmError as error:
             session.end(error)
         finally:
             session.end(errors.Unavailable("the agent ended the session"))
 
     def _hear(self, session: Session, message: AgentMessage) -> None:
-        if self._sessions.get(session.node_id) is not session:
-            return  # superseded: what it says is older than what its successor says
-        node_id = session.node_id
+        if self._sessions.get(session.node_id) is not session or session.ended:
+            return  # what it says is older than what its successor says
         if message.heartbeat is not None:
             HEARTBEATS.inc()
             session.acknowledge_heartbeat(message.heartbeat.sequence)
         elif message.statuses is not None:
-            session.batches += 1
-            if session.batches > BATCHES_MAX:
-                raise errors.Exhausted(
-                    f"the agent sent {session.batches} batches of statuses without waiting for "
-                    "the first to be acknowledged"
-                )
-            sequence = message.statuses.sequence
-            self._intake.statuses(
-                node_id, message.statuses.reports, lambda: session.acknowledge_statuses(sequence)
-            )
+            self._take_in(session, message.statuses.reports, message.statuses.sequence)
         elif message.description is not None:
-            self._intake.node(node_id, described(message.description))
+            session.description = message.description
+            self._custody.enter(session)
         elif message.leaving is not None:
-            self._liveness.forget(node_id)
-            self._intake.node(node_id, went_down("the node left the cluster"))
-            log.info("node_left", node_id=node_id)
+            session.leaving = True
+            self._custody.left(session.node_id)
             return
         elif message.hello is not None:
             raise errors.Invalid("hello comes once, at a session's begin")
-        self._expect(session)
+        self._custody.heard(session)
+
+    def _take_in(
+        self, session: Session, reports: Sequence[TaskReport], sequence: int | None
+    ) -> None:
+        session.take(len(reports))
+        self._intake.statuses(
+            session.node_id, reports, lambda: session.taken(len(reports), sequence)
+        )
 
     def _ask(self, node_id: str, request: RelayRequest) -> None:
         session = self._sessions.get(node_id)
-        if session is None:
-            raise errors.Unavailable(
-                f"node {node_id} has no session with this manager; see `swarmctl node ls`"
-            )
+        if session is None or session.ended:
+            raise errors.NotFound(f"node {node_id} has no session with this manager")
         session.ask_relay(request)
-
-    # -------------------------------------------------------------- silence
-
-    def _period_s(self) -> float:
-        return self._period_for(len(self._sessions))
-
-    def _period_for(self, sessions: int) -> float:
-        cluster = next(iter(self._store.all(Cluster)), None)
-        configured_ns = cluster.spec.heartbeat_period_ns if cluster and cluster.spec else 0
-        period = period_s(sessions, configured_ns)
-        HEARTBEAT_PERIOD.set(period)
-        return period
-
-    def _expect(self, session: Session) -> None:
-        now_s = asyncio.get_running_loop().time()
-        # The period may have grown since the agent was told.
-        wait_s = MISSED_MAX * max(session.period_s, self._period_s())
-        self._liveness.expect(session.node_id, max(now_s + wait_s, self._grace_until_s))
-
-    async def _watch_silence(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            begun_s, begun_ns = loop.time(), self._clock.now_ns()
-            await asyncio.sleep(LIVENESS_CHECK_S)
-            late_s = loop.time() - begun_s - LIVENESS_CHECK_S
-            # A machine that is suspended stops the loop's time as well.
-            away_s = (self._clock.now_ns() - begun_ns) / SECOND_NS - LIVENESS_CHECK_S
-            if max(late_s, away_s) > LATE_S:
-                self._stood_still(late_s, away_s)
-            for node_id in self._liveness.expired(loop.time()):
-                self._lose(node_id)
-
-    def _stood_still(self, late_s: float, away_s: float) -> None:
-        """Nobody was heard because nobody listened. Agents that were without an answer for longer
-        may have left, and have to find the manager again as after its start.
-
-        `away_s` is by the wall clock, which may just have been set: it grants that time once, and
-        moves nothing.
-        """
-        log.warning("manager_stood_still", late_s=round(late_s, 1), away_s=round(away_s, 1))
-        period_s = self._period_s()
-        left = max(late_s, away_s) > period_s
-        back_s = MISSED_MAX * period_s + START_GRACE_S if left else 0.0
-        # What agents had sent before they left is heard only now, and must not shorten it.
-        self._grace_until_s = asyncio.get_running_loop().time() + back_s
-        self._liveness.postpone(max(0.0, late_s), at_least_s=self._grace_until_s)
-
-    def _lose(self, node_id: str) -> None:
-        HEARTBEATS_MISSED.inc()
-        log.warning("node_down", node_id=node_id, missed=MISSED_MAX)
-        self._intake.node(node_id, went_down(f"{MISSED_MAX} heartbeats were missed"))
-        session = self._sessions.get(node_id)
-        if session is not None:
-            session.end(Goodbye(reason="silent"))
 
     # -------------------------------------------------------------- following the store
 
@@ -336,9 +307,9 @@ class Dispatcher:
         self._facts = None
         self._ingress.load(self._store)
         for session in self._sessions.values():
-            if self._store.get(Node, session.node_id) is None:
-                session.end(Goodbye(reason="removed"))
             session.mark_all()
+        for node_id in self._sessions.keys() | {n.id for n in self._store.all(Node)}:
+            self._settle(node_id)
 
     def _take(self, change: Change) -> None:
         match change.kind:
@@ -367,12 +338,9 @@ class Dispatcher:
                 self._dirty((service_id,))
 
     def _take_node(self, node_id: str, old: Node | None, new: Node | None) -> None:
+        self._settle(node_id)
         session = self._sessions.get(node_id)
-        if new is None or new.revoked:
-            self._liveness.forget(node_id)
-            if session is not None:
-                session.end(Goodbye(reason="removed"))
-        elif session is not None and (old is None or old.spec != new.spec):
+        if session is not None and (old and old.spec) != (new and new.spec):
             session.mark_cluster()
         if data_path(old) != data_path(new):
             tasks = self._store.by(Task, "node", node_id)
@@ -381,6 +349,10 @@ class Dispatcher:
             self._facts = None
             for other in self._sessions.values():
                 other.mark_cluster()
+
+    def _settle(self, node_id: str) -> None:
+        self._custody.settle(node_id)
+        self.relays.settle(node_id)
 
     def _take_service(self, service_id: str, old: Service | None, new: Service | None) -> None:
         if published(old) or published(new):

@@ -4,13 +4,16 @@ Owns what a report may do: a task's observed state only grows (swarm.states), on
 node may report it, and `removed` deletes a task only if that was desired. All sessions share one
 writer: reports gather for a short while, then one commit takes all of them, and only after it are
 they acknowledged.
+
+What waits is bounded while the store cannot write: one change for each node, and of each agent the
+reports of its present session, which has a limit of its own (session.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -40,6 +43,8 @@ COMMIT_REPORTS_MAX = (
 )
 RETRY_S_MIN, RETRY_S_MAX = 0.1, 2.0
 
+# The node as it is and the time now (unix ns); returns the node as it should be, itself for no
+# change. May be called several times for one commit: the last one counts.
 NodeChange = Callable[[Node, int], Node]
 
 
@@ -52,34 +57,35 @@ class _Batch:
     done: Callable[[], None] | None
 
 
-def came_up(description: NodeDescription | None, addr: str) -> NodeChange:
-    """The node has a session."""
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What is to become of one node."""
 
-    def change(node: Node, now_ns: int) -> Node:
-        before = node.status or NodeStatus()
-        since_ns = before.since_ns if before.state == NodeState.READY else now_ns
-        status = NodeStatus(state=NodeState.READY, addr=addr or before.addr, since_ns=since_ns)
-        return structs.replace(node, description=description or node.description, status=status)
-
-    return change
+    change: NodeChange
+    done: Callable[[], None] | None
 
 
-def went_down(message: str) -> NodeChange:
+def came_up(
+    node: Node, now_ns: int, *, description: NodeDescription | None, addr: str, manager_id: str
+) -> Node:
+    """The node has a session with this manager."""
+    before = node.status or NodeStatus()
+    status = NodeStatus(
+        state=NodeState.READY,
+        addr=addr or before.addr,
+        since_ns=before.since_ns if before.state == NodeState.READY else now_ns,
+        manager_id=manager_id,
+    )
+    return structs.replace(node, description=description or node.description, status=status)
+
+
+def went_down(node: Node, now_ns: int, message: str) -> Node:
     """The node is not heard any more."""
-
-    def change(node: Node, now_ns: int) -> Node:
-        before = node.status or NodeStatus()
-        if before.state == NodeState.DOWN:
-            return node
-        status = structs.replace(before, state=NodeState.DOWN, message=message, since_ns=now_ns)
-        return structs.replace(node, status=status)
-
-    return change
-
-
-def described(description: NodeDescription) -> NodeChange:
-    """The agent says something new of its node."""
-    return lambda node, _: structs.replace(node, description=description)
+    before = node.status or NodeStatus()
+    if before.state == NodeState.DOWN:
+        return node
+    status = structs.replace(before, state=NodeState.DOWN, message=message, since_ns=now_ns)
+    return structs.replace(node, status=status)
 
 
 class Intake:
@@ -88,8 +94,8 @@ class Intake:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._batches: list[_Batch] = []
-        self._nodes: list[tuple[str, NodeChange]] = []
+        self._batches: dict[str, list[_Batch]] = {}  # by node
+        self._nodes: dict[str, _Entry] = {}
         self._wake = asyncio.Event()
         self._since_s = 0.0
 
@@ -98,12 +104,22 @@ class Intake:
     ) -> None:
         """Takes reports in; `done` is called once they are committed."""
         self._gather()
-        self._batches.append(_Batch(node_id, reports, done))
+        self._batches.setdefault(node_id, []).append(_Batch(node_id, reports, done))
 
-    def node(self, node_id: str, change: NodeChange) -> None:
-        """Takes a change of a node in; changes of one node are made in order."""
+    def node(
+        self, node_id: str, change: NodeChange, done: Callable[[], None] | None = None
+    ) -> None:
+        """Takes a change of a node in, in place of one that still waits; `done` is called once it
+        is committed.
+        """
         self._gather()
-        self._nodes.append((node_id, change))
+        self._nodes[node_id] = _Entry(change, done)
+
+    def forget(self, node_id: str) -> None:
+        """A new session begins, in which the agent tells everything anew: its earlier reports that
+        still wait are not entered.
+        """
+        self._batches.pop(node_id, None)
 
     def _gather(self) -> None:
         if not self._wake.is_set():
@@ -116,27 +132,26 @@ class Intake:
             await asyncio.sleep(GATHER_S)
             self._wake.clear()
             begun_s = self._since_s
-            nodes, self._nodes = self._nodes, []
-            waiting, self._batches = self._batches, []
+            nodes, self._nodes = self._nodes, {}
+            waiting = [batch for batches in self._batches.values() for batch in batches]
+            self._batches = {}
             while waiting or nodes:
                 count = _fitting(waiting)
                 batches, waiting = waiting[:count], waiting[count:]
                 await self._commit(batches, nodes)
-                nodes = []
+                nodes = {}
                 STATUS_COMMIT_SECONDS.observe(self._clock.monotonic_s() - begun_s)
 
-    async def _commit(
-        self, batches: Sequence[_Batch], nodes: Sequence[tuple[str, NodeChange]]
-    ) -> None:
+    async def _commit(self, batches: Sequence[_Batch], nodes: Mapping[str, _Entry]) -> None:
         """Goes on until the store has taken it: what agents reported is not lost by a store that
         cannot write for a while, they would only have to tell it again.
         """
 
         def apply(draft: Draft) -> Counter[str]:
-            for node_id, change in nodes:
+            for node_id, entry in nodes.items():
                 node = draft.get(Node, node_id)
-                if node is not None:
-                    draft.put(change(node, draft.now_ns))
+                if node is not None and (after := entry.change(node, draft.now_ns)) is not node:
+                    draft.put(after)
             return Counter(
                 apply_report(draft, batch.node_id, report)
                 for batch in batches
@@ -155,9 +170,9 @@ class Intake:
             delay_s = min(RETRY_S_MAX, delay_s * 2)
         for outcome, count in outcomes.items():
             STATUSES.labels(outcome).inc(count)
-        for batch in batches:
-            if batch.done is not None:
-                batch.done()
+        for done in [e.done for e in nodes.values()] + [b.done for b in batches]:
+            if done is not None:
+                done()
 
 
 def _fitting(batches: Sequence[_Batch]) -> int:

@@ -30,9 +30,11 @@ class Liveness:
         self._deadlines: dict[str, float] = {}
         # Each node has at least one entry at or before its deadline.
         self._heap: list[tuple[float, str]] = []
+        self._silent: set[str] = set()
 
     def expect(self, node_id: str, deadline_s: float) -> None:
         """The node must be heard before this time."""
+        self._silent.discard(node_id)
         before = self._deadlines.get(node_id)
         self._deadlines[node_id] = deadline_s
         if before is None or deadline_s < before:
@@ -41,6 +43,21 @@ class Liveness:
     def forget(self, node_id: str) -> None:
         """Nothing is expected of the node any more."""
         self._deadlines.pop(node_id, None)
+        self._silent.discard(node_id)
+
+    def clear(self) -> None:
+        """Nothing is expected of any node."""
+        self._deadlines.clear()
+        self._heap.clear()
+        self._silent.clear()
+
+    def knows(self, node_id: str) -> bool:
+        """Whether the node is expected, or was told as silent and nothing was heard since."""
+        return node_id in self._deadlines or node_id in self._silent
+
+    def silent(self, node_id: str) -> bool:
+        """Whether its time was up, and it was neither heard nor forgotten since."""
+        return node_id in self._silent
 
     def expired(self, now_s: float) -> list[str]:
         """The nodes whose time is up, each told once."""
@@ -52,6 +69,7 @@ class Liveness:
                 continue
             if deadline_s <= now_s:
                 del self._deadlines[node_id]
+                self._silent.add(node_id)
                 out.append(node_id)
             else:
                 heapq.heappush(self._heap, (deadline_s, node_id))

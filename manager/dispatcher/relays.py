@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FRAMES_MAX = 32  # each way; a frame of logs has some hundred lines
 ANSWER_TIMEOUT_S = 10.0
 
-# Sends a request over the node's session. Raises Unavailable when it has none.
+# Sends a request over the node's session. Raises NotFound when it has none here.
 Ask = Callable[[str, RelayRequest], None]
 
 
@@ -132,7 +132,7 @@ class Relays:
         return Relay(self, node_id, structs.replace(request, relay_id=new_id(self._rng)))
 
     def start(self, relay: Relay) -> None:
-        """Asks the node for its stream. Raises Unavailable, Exhausted."""
+        """Asks the node for its stream. Raises NotFound (no session here), Exhausted."""
         self._ask(relay.node_id, relay.request)
         self._open[relay.request.relay_id] = relay
         RELAYS.set(len(self._open))
@@ -140,6 +140,10 @@ class Relays:
     def forget(self, relay: Relay) -> None:
         self._open.pop(relay.request.relay_id, None)
         RELAYS.set(len(self._open))
+
+    def nodes(self) -> set[str]:
+        """The nodes that streams are open to."""
+        return {relay.node_id for relay in self._open.values()}
 
     def claim(self, relay_id: str, node_id: str) -> Relay:
         """The relay that a node's stream is for. Raises NotFound: it was given up, or is another

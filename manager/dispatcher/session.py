@@ -29,6 +29,7 @@ from swarm.v1 import (
     HeartbeatAck,
     ManagerMessage,
     Node,
+    NodeDescription,
     RelayRequest,
     StatusAck,
     Task,
@@ -36,7 +37,9 @@ from swarm.v1 import (
 )
 
 RELAY_REQUESTS_MAX = 300  # that wait to be sent to one agent; one client's call asks for so many
-# Batches that one agent may have under way. Ours sends one at a time.
+# Of one agent, not committed yet: from then on it is not read until there are fewer. Ours sends one
+# batch at a time, and has everything in its hello.
+REPORTS_MAX = 10_000
 BATCHES_MAX = 8
 
 
@@ -49,6 +52,8 @@ class Session:
         node_id: str,
         view: View,
         *,
+        description: NodeDescription | None,
+        addr: str,
         sealer: Sealer,
         ingress: IngressTable,
         info: Callable[[str], ClusterInfo],
@@ -58,7 +63,18 @@ class Session:
         self.node_id = node_id
         # What the agent was told last.
         self.period_s = period_s()
-        self.batches = 0
+        # What the agent says of its node, and the address that it calls from.
+        self.description = description
+        self.addr = addr
+        # The store has come to say that the node's session is with this manager: from here on, its
+        # saying otherwise means that the node has moved.
+        self.entered = False
+        # The agent has said that the node leaves the cluster.
+        self.leaving = False
+        self._batches = 0
+        self._reports = 0
+        self._room = asyncio.Event()
+        self._room.set()
         self._view = view
         self._ingress = ingress
         self._info = info
@@ -109,10 +125,26 @@ class Session:
         self._heartbeat = sequence
         self._wake.set()
 
-    def acknowledge_statuses(self, sequence: int) -> None:
-        self.batches -= 1
-        self._acknowledged.append(sequence)
-        self._wake.set()
+    def take(self, reports: int) -> None:
+        """So many reports came in one message, and are on their way to the store."""
+        self._batches += 1
+        self._reports += reports
+        if self._batches >= BATCHES_MAX or self._reports >= REPORTS_MAX:
+            self._room.clear()
+
+    async def room(self) -> None:
+        """Until the agent may be read on: see REPORTS_MAX."""
+        await self._room.wait()
+
+    def taken(self, reports: int, sequence: int | None) -> None:
+        """They are committed. `sequence`: as the agent counts the message, if it does."""
+        self._batches -= 1
+        self._reports -= reports
+        if self._batches < BATCHES_MAX and self._reports < REPORTS_MAX:
+            self._room.set()
+        if sequence is not None:
+            self._acknowledged.append(sequence)
+            self._wake.set()
 
     def ask_relay(self, request: RelayRequest) -> None:
         """Raises Exhausted."""
@@ -127,6 +159,16 @@ class Session:
         """The session ends: with a goodbye, or as a failed call. The first reason counts."""
         self._end = self._end or why
         self._wake.set()
+
+    @property
+    def ended(self) -> bool:
+        """Nothing is told or heard any more, though the stream may still be open."""
+        return self._end is not None
+
+    @property
+    def ending(self) -> str:
+        """Why it has ended, as the goodbye says it; "ended" without one."""
+        return self._end.reason if isinstance(self._end, Goodbye) else "ended"
 
     # -------------------------------------------------------------- what is said
 

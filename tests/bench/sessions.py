@@ -133,7 +133,9 @@ async def be_manager(agents: int, tasks: int, *, ports: bool) -> None:
         store = Store(EmbeddedEngine(folder / "store.db", clock), clock)
         await store.open()
         await store.update(lambda draft: _fill(draft, agents, ports=ports))
-        dispatcher = Dispatcher(store, clock, seeded_rng(1), sealer=Sealer(b"k" * 32))
+        dispatcher = Dispatcher(
+            store, clock, seeded_rng(1), sealer=Sealer(b"k" * 32), node_id="manager"
+        )
         server = rpc.server()
         anyone = rpc.Identity(Caller.WORKER)
         server.add_generic_rpc_handlers(

@@ -652,13 +652,19 @@ class Goodbye(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     REASON_FIELD_NUMBER: builtins.int
+    MANAGER_FIELD_NUMBER: builtins.int
     reason: builtins.str
-    """superseded, removed, silent (its heartbeats did not come), or shutdown."""
+    """superseded, removed, silent (its heartbeats did not come), shutdown, moved (another manager has a newer session of the
+    node), out of touch (the manager does not reach the others), or rebalance (it has more sessions than others).
+    """
+    manager: builtins.str
+    """host:port of the manager to ask first; empty: any other."""
     def __init__(
         self,
         *,
         reason: builtins.str = ...,
+        manager: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["reason", b"reason"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["manager", b"manager", "reason", b"reason"]) -> None: ...
 
 global___Goodbye = Goodbye

@@ -1394,6 +1394,7 @@ class RelayRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
 
 class Goodbye(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     reason: str = ""
+    manager: str = ""
 
 
 class ManagerMessage(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -5110,11 +5111,14 @@ def _read_relay_request(m: Any) -> RelayRequest:
 def _fill_goodbye(s: Goodbye, m: Any) -> None:
     if s.reason:
         m.reason = s.reason
+    if s.manager:
+        m.manager = s.manager
 
 
 def _read_goodbye(m: Any) -> Goodbye:
     return Goodbye(
         reason=m.reason,
+        manager=m.manager,
     )
 
 

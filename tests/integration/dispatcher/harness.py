@@ -71,7 +71,9 @@ class Manager:
     async def start(self) -> None:
         self.store = Store(EmbeddedEngine(self.folder / "store.db", self.clock), self.clock)
         await self.store.open()
-        self.dispatcher = Dispatcher(self.store, self.clock, self.rng, sealer=self.sealer)
+        self.dispatcher = Dispatcher(
+            self.store, self.clock, self.rng, sealer=self.sealer, node_id="manager"
+        )
         self._running = asyncio.create_task(self.dispatcher.run())
         for node_id in self._nodes:
             await self._serve(node_id)

@@ -152,7 +152,7 @@ async def test_relay_to_a_node_without_session_is_refused(tmp_path: Path) -> Non
         with pytest.raises(errors.Unavailable, match="node n1 has no session"):
             async with manager.dispatcher.relays.open("n1", RelayRequest(task_id="t", logs=ALL)):
                 pass
-        assert manager.dispatcher.relays._open == {}
+        assert manager.dispatcher._local._open == {}
 
 
 async def test_node_lost_in_the_middle_ends_the_relay_with_an_error(tmp_path: Path) -> None:

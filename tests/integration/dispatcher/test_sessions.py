@@ -470,7 +470,7 @@ async def test_what_an_agent_said_before_it_left_a_standing_manager_shortens_no_
             raw.hello()
             await raw.hear_of("assignments")
             await manager.node_reaches("n1", NodeState.READY)
-            manager.dispatcher._stood_still(2.0, 2.0)
+            manager.dispatcher._custody._stood_still(2.0, 2.0)
             raw.say(AgentMessage(heartbeat=Heartbeat(sequence=1)))
             await raw.hear_of("heartbeat")
         await asyncio.sleep(1.0)  # longer than three heartbeats, shorter than the grace
@@ -483,7 +483,7 @@ async def test_manager_whose_machine_was_suspended_gives_nodes_time_to_come_back
     async with cluster(tmp_path, "n1") as (manager, (agent,)):
         await manager.node_reaches("n1", NodeState.READY)
         clock = ManualClock()
-        manager.dispatcher._clock = clock
+        manager.dispatcher._custody._clock = clock
         await asyncio.sleep(0.5)  # the next look is by this clock from begin to end
         await agent.stop()
         clock.advance(seconds=3600)  # the loop's own time stood still

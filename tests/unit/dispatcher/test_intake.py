@@ -135,16 +135,20 @@ def test_node_that_comes_up_again_keeps_its_time_and_loses_its_message() -> None
         description=NodeDescription(hostname="old"),
         status=NodeStatus(state=NodeState.DOWN, message="missed", addr="1.2.3.4", since_ns=1),
     )
-    up = came_up(NodeDescription(hostname="new"), "")(down, 50)
-    assert up.status == NodeStatus(state=NodeState.READY, addr="1.2.3.4", since_ns=50)
+    up = came_up(down, 50, description=NodeDescription(hostname="new"), addr="", manager_id="m")
+    assert up.status == NodeStatus(
+        state=NodeState.READY, addr="1.2.3.4", since_ns=50, manager_id="m"
+    )
     assert up.description == NodeDescription(hostname="new")
-    again = came_up(None, "5.6.7.8")(up, 90)
-    assert again.status == NodeStatus(state=NodeState.READY, addr="5.6.7.8", since_ns=50)
+    again = came_up(up, 90, description=None, addr="5.6.7.8", manager_id="k")
+    assert again.status == NodeStatus(
+        state=NodeState.READY, addr="5.6.7.8", since_ns=50, manager_id="k"
+    )
     assert again.description == up.description
 
 
 def test_first_reason_for_being_down_stays() -> None:
     node = Node(id="n", status=NodeStatus(state=NodeState.READY, since_ns=1))
-    left = went_down("left")(node, 5)
-    assert went_down("missed")(left, 9) == left
+    left = went_down(node, 5, "left")
+    assert went_down(left, 9, "missed") == left
     assert left.status == NodeStatus(state=NodeState.DOWN, message="left", since_ns=5)
