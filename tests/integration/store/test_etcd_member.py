@@ -19,35 +19,14 @@ from manager.store.engines.etcd import EtcdEngine
 from manager.store.engines.etcd_client import EtcdClient
 from manager.store.engines.etcd_member import Member, Members
 from swarm import errors, tls
-from swarm.clock import SECOND_NS, SystemClock
+from swarm.clock import SystemClock
 from swarm.v1 import Task
-from tests.etcd import free_ports
+from tests.etcd import Ca, free_ports
 
 pytestmark = pytest.mark.slow
 
 CLOCK = SystemClock()
 WAIT_S = 20.0
-
-
-class Ca:
-    """A cluster's root, and certificates from it."""
-
-    def __init__(self) -> None:
-        self.root_pem, self._key_pem = tls.new_root(now_ns=CLOCK.now_ns(), cluster_id="c1")
-
-    def issue(self, name: str, unit: str, host: str = "127.0.0.1") -> tuple[str, str]:
-        key_pem = tls.new_key_pem()
-        return key_pem, tls.sign(
-            tls.load_csr(tls.csr_pem(key_pem)),
-            root_pem=self.root_pem,
-            root_key_pem=self._key_pem,
-            common_name=name,
-            unit=unit,
-            organization="c1",
-            now_ns=CLOCK.now_ns(),
-            lifetime_ns=3600 * SECOND_NS,
-            host=host,
-        )
 
 
 class Lab:
