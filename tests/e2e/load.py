@@ -126,7 +126,7 @@ class Load:
         self.refusals: Counter[str] = Counter()  # what clients were refused with, for people
         self._sockets = dict(sockets)
         self._beats = beats
-        self._seed = seed
+        self.seed = seed
         self._values = itertools.count(1)
         self._over = asyncio.Event()  # of the thread's loop, which alone touches it
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -220,7 +220,7 @@ class Load:
             *check_revisions(self.answers),
             *check_kept(self.kept, present),
         ]
-        assert not problems, f"seed {self._seed}:\n" + "\n".join(problems[:5])
+        assert not problems, f"seed {self.seed}:\n" + "\n".join(problems[:5])
 
     async def _present(self) -> set[str]:
         """Reads everything once more through every manager, as part of the history; the names of
@@ -260,7 +260,7 @@ class Load:
         return next(self._values)
 
     def rng(self, number: int) -> random.Random:
-        return random.Random(1000 * self._seed + number)
+        return random.Random(1000 * self.seed + number)
 
 
 class _Client:
@@ -389,7 +389,7 @@ class _Client:
 
     async def keep(self) -> None:
         value = self._load.new_value()
-        name = f"kept{value}"
+        name = f"kept{self._load.seed}-{value}"
         invoked = time.monotonic()
         outcome = Outcome.OK
         try:
