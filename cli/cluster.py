@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 from typing import Any
 
 import click
 import msgspec
 
 from cli.connection import Connection
-from cli.options import read_input
 from swarm.clock import SECOND_NS
-from swarm.errors import Invalid
+from swarm.errors import Invalid, Unsupported
 from swarm.v1 import (
     Cluster,
     ClusterSpec,
-    ExternalCa,
     GetRequest,
     Kind,
     RaftConfig,
@@ -23,13 +20,13 @@ from swarm.v1 import (
     UpdateRequest,
 )
 
-__all__ = ["HOUR_NS", "change_cluster", "external_ca", "get_cluster", "update_cluster"]
+__all__ = ["HOUR_NS", "change_cluster", "get_cluster", "update_cluster"]
 
 HOUR_NS = 3600 * SECOND_NS
 
 
 def change_cluster(spec: ClusterSpec, given: dict[str, Any]) -> ClusterSpec:
-    """The spec with the options that were given. Raises Invalid."""
+    """The spec with the options that were given. Raises Invalid, Unsupported."""
     changes: dict[str, Any] = {}
     for option, field in (
         ("cert_expiry", "node_cert_expiry_ns"),
@@ -49,7 +46,10 @@ def change_cluster(spec: ClusterSpec, given: dict[str, Any]) -> ClusterSpec:
     if expiry is not None and expiry < HOUR_NS:
         raise Invalid("--cert-expiry: the shortest lifetime of node certificates is 1h")
     if given.get("external_ca"):
-        changes["external_cas"] = tuple(external_ca(text) for text in given["external_ca"])
+        raise Unsupported(
+            "--external-ca: certificates are signed by the cluster's own root alone. For a root of "
+            "your own: `swarmctl swarm ca --rotate --ca-cert FILE --ca-key FILE`"
+        )
     raft = spec.raft or RaftConfig(
         snapshot_interval=10000,
         log_entries_for_slow_followers=500,
@@ -63,22 +63,6 @@ def change_cluster(spec: ClusterSpec, given: dict[str, Any]) -> ClusterSpec:
     if raft != spec.raft:
         changes["raft"] = raft
     return msgspec.structs.replace(spec, **changes)
-
-
-def external_ca(text: str) -> ExternalCa:
-    """`protocol=cfssl,url=https://ca.example.com,cacert=FILE`. Raises Invalid."""
-    found: dict[str, str] = {}
-    for word in next(csv.reader([text]), []):
-        key, separator, value = word.strip().partition("=")
-        if not separator:
-            raise Invalid(f"--external-ca {text!r}: {word!r} is not key=value")
-        found[key.lower()] = value
-    protocol, url = found.pop("protocol", ""), found.pop("url", "")
-    if protocol != "cfssl" or not url:
-        raise Invalid(f"--external-ca {text!r}: write protocol=cfssl,url=URL")
-    path = found.pop("cacert", "")
-    pem = read_input(path, what="external CA's certificate").decode() if path else ""
-    return ExternalCa(protocol=protocol, url=url, options=found, ca_cert=pem)
 
 
 async def get_cluster(connection: Connection) -> Cluster:

@@ -22,12 +22,13 @@ import click
 
 from cli.connection import Connection
 from cli.failures import print_last_lines
+from cli.following import Patience
 from cli.progress import make_display
 from cli.settings import Settings
 from cli.table import wrapped
 from cli.verdict import Goal, Progress, StuckServices, Verdict, judge
 from swarm.clock import SECOND_NS
-from swarm.errors import NotFound, NotManager, Unavailable
+from swarm.errors import NotFound, Unavailable
 from swarm.v1 import (
     GetRequest,
     Kind,
@@ -37,8 +38,6 @@ from swarm.v1 import (
 
 __all__ = ["Display", "wait", "wait_and_report"]
 
-LOST_S = 30.0  # how long a manager may be gone before waiting is given up
-RETRY_S = 0.5
 LOGS_MAX = 5  # services whose failing task's last lines are shown
 
 
@@ -130,12 +129,12 @@ async def _follow(
     revision: int,
     removing: bool,
 ) -> None:
-    loop = asyncio.get_running_loop()
-    lost_s: float | None = None
+    patience = Patience()
     while True:
+        lost: Unavailable | None = None
         try:
             async for answer in connection.control.watch_services(request):
-                lost_s = None
+                patience.answered()
                 if answer.revision < revision:
                     continue
                 for status in answer.statuses:
@@ -144,8 +143,6 @@ async def _follow(
                 if verdict.over or not answer.statuses:
                     return
                 shown()
-        except NotManager:
-            raise
         except NotFound:
             # A service was gone before the watch began; the others may not be.
             if not removing:
@@ -153,11 +150,10 @@ async def _follow(
             request = await _left(connection, request, verdict)
             if not request.services:
                 return
-        except Unavailable:
-            lost_s = lost_s if lost_s is not None else loop.time()
-            if loop.time() - lost_s > LOST_S:
-                raise
-            await asyncio.sleep(RETRY_S)
+            continue
+        except Unavailable as error:
+            lost = error
+        await patience.wait(lost)
 
 
 async def _left(

@@ -217,6 +217,7 @@ _NODE = table(
             Engine engine
             Runtimes runtimes
             AgentVersion agent_version
+            EtcdVersion etcd_version
             DataPathAddr data_path_addr
             DataPathPort data_path_port
             Warnings warnings
@@ -255,7 +256,7 @@ _NODE = table(
     ),
     manager_status=of(
         table(
-            "Leader leader\nReachability reachability\nAddr addr",
+            "Leader leader\nReachability reachability\nAddr addr\nEngineVersion engine_version",
             reachability=label,
         )
     ),

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from cli.connection import Connection
-from swarm.errors import Exhausted, NotFound, NotManager, Unavailable
+from cli.following import Patience
+from swarm.errors import Exhausted, NotFound, Unavailable
 from swarm.v1 import Filter, GetRequest, Kind, WatchRequest
 
 __all__ = ["wait_gone"]
-
-LOST_S = 30.0  # how long a manager may be gone before waiting is given up
-RETRY_S = 0.5
 
 
 async def wait_gone(connection: Connection, kind: Kind, id_: str) -> None:
     """Returns once no object of the kind has the id. Raises Unavailable when no manager answers for
     long.
     """
-    loop = asyncio.get_running_loop()
-    lost_s: float | None = None
+    patience = Patience()
     while True:
+        lost: Unavailable | Exhausted | None = None
         try:
             if await _seen_gone(connection, kind, id_):
                 return
-            lost_s = None  # the watch ended, as it does when the manager stops
+            patience.answered()  # the watch ended, as it does when the manager stops
         except NotFound:
             return
-        except NotManager:
-            raise
-        except (Unavailable, Exhausted):
-            lost_s = loop.time() if lost_s is None else lost_s
-            if loop.time() - lost_s > LOST_S:
-                raise
-        await asyncio.sleep(RETRY_S)
+        except (Unavailable, Exhausted) as error:
+            lost = error
+        await patience.wait(lost)
 
 
 async def _seen_gone(connection: Connection, kind: Kind, id_: str) -> bool:

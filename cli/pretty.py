@@ -10,6 +10,8 @@ from swarm.v1 import (
     ContainerSpec,
     EndpointSpec,
     GetResponse,
+    Node,
+    NodeRole,
     PortConfig,
     Resources,
     RestartPolicy,
@@ -19,7 +21,7 @@ from swarm.v1 import (
     UpdateConfig,
 )
 
-__all__ = ["describe_node", "describe_service"]
+__all__ = ["describe_node", "describe_service", "manager_word"]
 
 
 def _line(title: str, value: object, *, width: int = 16, indent: int = 0) -> str:
@@ -30,6 +32,19 @@ def _labels(labels: dict[str, str], title: str = "Labels") -> list[str]:
     if not labels:
         return []
     return [f"{title}:", *(f" {key}={value}" for key, value in sorted(labels.items()))]
+
+
+def manager_word(node: Node) -> str:
+    """Of a manager: Leader, Reachable or Unreachable; Promoting and Demoting while its role
+    changes. Empty: a worker.
+    """
+    wanted = node.spec is not None and node.spec.role is NodeRole.MANAGER
+    status = node.manager_status
+    if status is None:
+        return "Promoting" if wanted else ""
+    if not wanted:
+        return "Demoting"
+    return "Leader" if status.leader else status.reachability.name.capitalize()
 
 
 def describe_node(answer: GetResponse) -> str:
@@ -57,6 +72,10 @@ def describe_node(answer: GetResponse) -> str:
         reach = manager.reachability.name.capitalize()
         lines.append(_line("Raft Status", reach, width=24, indent=1))
         lines.append(_line("Leader", "Yes" if manager.leader else "No", width=24, indent=1))
+        if manager.engine_version:
+            lines.append(_line("Store", manager.engine_version, width=24, indent=1))
+    if manager_word(node) in ("Promoting", "Demoting"):
+        lines.append(_line("Role Change", manager_word(node), width=24))
     if description is None:
         return "\n".join(lines)
     if platform := description.platform:

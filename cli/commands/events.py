@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from cli.connection import Connection, call
+from cli.following import watch
 from cli.lazy import Command
 from cli.objects import name_of
 from cli.options import filter_option, make_filters
@@ -74,7 +75,7 @@ def command(
     template = None if form in ("", "json") else Template(form)
 
     async def work(connection: Connection) -> int:
-        async for answer in connection.control.watch(request):
+        async for answer in watch(connection, request):
             if answer.kept_from_ns:
                 click.echo(
                     f"Warning: changes before {rfc3339(answer.kept_from_ns)} are no longer kept; "

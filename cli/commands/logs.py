@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cli.connection import Connection, call
+from cli.following import follow_logs
 from cli.lazy import Command
 from cli.options import Ref
 from cli.settings import settings
@@ -114,7 +115,8 @@ def _logs(
     async def work(connection: Connection) -> int:
         request = await _request(connection, ref, options, task_only=task_only)
         failed = False
-        async for answer in connection.control.logs(request):
+        answers = follow_logs(connection, request) if follow else connection.control.logs(request)
+        async for answer in answers:
             for problem in answer.problems:
                 failed = True
                 click.echo(f"Warning: {problem}", err=True)

@@ -21,7 +21,7 @@ from cli.options import (
     no_trunc_option,
     quiet_option,
 )
-from cli.pretty import describe_node
+from cli.pretty import describe_node, manager_word
 from cli.settings import settings
 from cli.tasks import fetch_tasks, print_tasks
 from swarm.errors import Conflict, Invalid, NotFound, SwarmError
@@ -86,11 +86,7 @@ def node_row(node: Node, self_id: str) -> Record:
         Hostname=name_of(node),
         Status=status.state.name.capitalize() if status else "Unknown",
         Availability=node.spec.availability.name.capitalize(),
-        ManagerStatus=""
-        if manager is None
-        else "Leader"
-        if manager.leader
-        else manager.reachability.name.capitalize(),
+        ManagerStatus=manager_word(node),
         EngineVersion=engine.version if engine else "",
         Engine=engine.name if engine else "",
         AgentVersion=description.agent_version if description else "",
@@ -98,6 +94,8 @@ def node_row(node: Node, self_id: str) -> Record:
         Addr=status.addr if status else "",
         Message=status.message if status else "",
         Role=node.spec.role.name.lower(),
+        ManagerAddr=manager.addr if manager else "",
+        StoreVersion=manager.engine_version if manager else "",
         Labels=",".join(f"{k}={v}" for k, v in sorted(labels.items())),
         Label=lambda key: labels.get(key, ""),
     )

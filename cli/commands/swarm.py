@@ -9,6 +9,7 @@ import click
 from cli.cluster import HOUR_NS, change_cluster, get_cluster, update_cluster
 from cli.commands import swarm_audit, swarm_backup, swarm_ca, swarm_lock
 from cli.connection import Connection, call
+from cli.etcd import etcd_access, etcd_options
 from cli.lazy import Group
 from cli.options import DURATION
 from swarm.errors import Invalid
@@ -22,12 +23,14 @@ from swarm.v1 import (
     JoinRequest,
     JoinResponse,
     LeaveRequest,
+    LeaveResponse,
     NodeRole,
 )
 
 CERT_EXPIRY_NS = 90 * 24 * HOUR_NS  # Docker's default
 TASK_HISTORY = 5  # Docker's default
-JOIN_S = 60.0  # seconds until init and join must be done
+# Until init, join and leave must be done: the second manager's coming moves the cluster's state.
+JOIN_S = 180.0
 _AVAILABILITY = click.Choice(["active", "pause", "drain"])
 
 
@@ -111,16 +114,23 @@ def _cluster_options(function: Any) -> Any:
     show_default=True,
     help="Prefix length of those subnets.",
 )
-@click.option("--force-new-cluster", is_flag=True, help="Go on alone with this node's state.")
+@click.option("--force-new-cluster", is_flag=True, help="Go on alone with this manager's state.")
 @click.option(
     "--store",
     type=click.Choice(["auto", "embedded", "etcd"]),
     default="auto",
     show_default=True,
-    help="Engine that holds the cluster's state.",
+    help="What holds the cluster's state: embedded (this manager alone, more can come where etcd "
+    "is installed), etcd, or auto: etcd where it is installed.",
 )
+@etcd_options
 def init(**given: Any) -> None:
-    """Make a new cluster with this node as its first manager."""
+    """Make a new cluster with this node as its first manager.
+
+    With --force-new-cluster, on a manager whose cluster has lost most of its managers for good: go
+    on alone with the state that this one has.
+    """
+    etcd = etcd_access(given)
     initial = ClusterSpec(
         name="default", task_history_limit=TASK_HISTORY, node_cert_expiry_ns=CERT_EXPIRY_NS
     )
@@ -136,13 +146,20 @@ def init(**given: Any) -> None:
         ),
         subnet_size=given["default_addr_pool_mask_length"],
         force_new_cluster=given["force_new_cluster"],
-        store=given["store"],
+        store="etcd" if etcd is not None else given["store"],
+        etcd=etcd,
     )
 
     async def work(connection: Connection) -> InitResponse:
         return await connection.local.init(request, timeout_s=JOIN_S)
 
     answer = call(work)
+    if given["force_new_cluster"]:
+        click.echo(
+            f"This node ({answer.node_id}) goes on with its cluster, as its only manager. The\n"
+            "others are no part of it any more: run 'swarmctl swarm leave --force' on each of\n"
+            "them before it joins again. Workers come back by themselves.\n"
+        )
     click.echo(
         f"Swarm initialized: current node ({answer.node_id}) is now a manager.\n\n"
         "To add a worker to this swarm, run the following command:\n\n"
@@ -186,11 +203,13 @@ def join(managers: tuple[str, ...], token: str, **given: Any) -> None:
 def leave(*, force: bool) -> None:
     """Take this node out of its cluster."""
 
-    async def work(connection: Connection) -> None:
-        await connection.local.leave(LeaveRequest(force=force), timeout_s=JOIN_S)
+    async def work(connection: Connection) -> LeaveResponse:
+        return await connection.local.leave(LeaveRequest(force=force), timeout_s=JOIN_S)
 
-    call(work)
+    answer = call(work)
     click.echo("Node left the swarm.")
+    for warning in answer.warnings:
+        click.echo(f"Warning: {warning}", err=True)
 
 
 @group.command("join-token")

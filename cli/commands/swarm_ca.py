@@ -11,6 +11,7 @@ import msgspec
 
 from cli.cluster import change_cluster, get_cluster, update_cluster
 from cli.connection import Connection, call
+from cli.following import watch
 from cli.lazy import Command
 from cli.options import DURATION, detach_options, read_input
 from cli.settings import settings
@@ -99,7 +100,7 @@ async def _rotated(connection: Connection, display: _Display) -> str:
     """The root that signs once no rotation is under way; one that supersedes ours included."""
     nodes: dict[str, Node] = {}
     cluster: Cluster | None = None
-    async for answer in connection.control.watch(WatchRequest(kinds=(Kind.CLUSTER, Kind.NODE))):
+    async for answer in watch(connection, WatchRequest(kinds=(Kind.CLUSTER, Kind.NODE))):
         if cluster is None:  # the watch stands: what changes from here on comes through it
             cluster = await get_cluster(connection)
             listed = await connection.control.list(ListRequest(kind=Kind.NODE))

@@ -7,11 +7,12 @@ from typing import Any
 from manager.api.filters import candidates, compile_filters
 from manager.api.lookup import find, name_of, served
 from manager.api.present import present, present_revision
+from manager.api.roles import is_reachable
 from manager.api.services import previous_revision
 from manager.ca import manager_addrs
 from manager.control import Causes, service_status
 from manager.scheduler import explain
-from manager.store import View
+from manager.store import EngineFacts, View
 from swarm.v1 import (
     Cluster,
     ExplainTaskResponse,
@@ -32,8 +33,8 @@ from swarm.v1 import (
 )
 
 
-def info(view: View, *, node_id: str, version: str) -> GetInfoResponse:
-    """The cluster in numbers. Cost: its nodes and tasks."""
+def info(view: View, *, node_id: str, version: str, engine: EngineFacts | None) -> GetInfoResponse:
+    """The cluster in numbers. Cost: its nodes and tasks. `engine`: None: unknown."""
     cluster = next(iter(view.all(Cluster)), Cluster())
     nodes = list(view.all(Node))
     leader = [n.id for n in nodes if n.manager_status is not None and n.manager_status.leader]
@@ -56,6 +57,10 @@ def info(view: View, *, node_id: str, version: str) -> GetInfoResponse:
         leader_node_id=leader[0] if leader else "",
         manager_addrs=manager_addrs(view),
         root_ca_pem=cluster.root_ca_pem,
+        store_version=engine.version if engine is not None else "",
+        store_bytes=engine.bytes if engine is not None else 0,
+        store_bytes_used=engine.bytes_used if engine is not None else 0,
+        managers_reachable=sum(is_reachable(n) for n in nodes),
     )
 
 

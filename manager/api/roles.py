@@ -19,7 +19,7 @@ from manager.store.engines.etcd_member import INSTALL
 from swarm import errors
 from swarm.v1 import Cluster, Node, NodeRole, Reachability
 
-__all__ = ["Here", "check_removable", "check_role", "is_manager"]
+__all__ = ["Here", "check_removable", "check_role", "is_manager", "is_reachable"]
 
 EMBEDDED = "embedded"
 
@@ -78,11 +78,11 @@ def _check_demotion(draft: Draft, node: Node, here: Here) -> None:
         return  # it has no part in the quorum
     # Those that are being demoted as well will be gone too.
     voters = [n for n in managers if n.manager_status is not None]
-    up = [n for n in voters if _reachable(n)]
+    up = [n for n in voters if is_reachable(n)]
     needed = len(voters) // 2 + 1
     if len(up) >= needed:
         return
-    gone = [n for n in voters if not _reachable(n)]
+    gone = [n for n in voters if not is_reachable(n)]
     if gone:
         names = _listed(name_of(n) for n in gone)
         why = (
@@ -100,7 +100,8 @@ def _check_demotion(draft: Draft, node: Node, here: Here) -> None:
     )
 
 
-def _reachable(node: Node) -> bool:
+def is_reachable(node: Node) -> bool:
+    """Whether the leader reaches this manager."""
     status = node.manager_status
     return status is not None and status.reachability == Reachability.REACHABLE
 

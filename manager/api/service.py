@@ -200,8 +200,14 @@ class ControlService:
     async def get_info(self, request: GetInfoRequest, context: Context) -> GetInfoResponse:
         async with measured(self._clock, "GetInfo"):
             await self._catch_up(context)
+            try:
+                engine = await self._store.engine.facts()
+            except errors.Unavailable:
+                engine = None  # it is asked for what it knows, which may be all that is left
             facts = self._facts
-            return queries.info(self._store, node_id=facts.node_id, version=facts.version)
+            return queries.info(
+                self._store, node_id=facts.node_id, version=facts.version, engine=engine
+            )
 
     async def get(self, request: GetRequest, context: Context) -> GetResponse:
         async with measured(self._clock, "Get"):

@@ -50,7 +50,7 @@ async def watch_objects(
 ) -> AsyncGenerator[WatchResponse, None]:
     """Every change of the kinds from the given revision or time on, each once, until the given
     time. Raises Exhausted when the caller is too slow, or asks for a revision that is no longer
-    kept; of a time only what is kept is given.
+    kept; of a time only what is kept is given. Raises Unavailable when the manager stops.
     """
     kinds = frozenset(request.kinds or CLASSES)
     for kind in sorted(kinds):
@@ -82,7 +82,7 @@ def _begin(store: Store, request: WatchRequest) -> tuple[int | None, int]:
 
 
 async def _following(watch: Watch, clock: Clock, until_ns: int) -> Batch | None:
-    """The next commit; None: the store was closed, or the time has come."""
+    """The next commit; None: the time has come. Raises Unavailable when the store was closed."""
     left_s = max(0.0, (until_ns - clock.now_ns()) / SECOND_NS) if until_ns else None
     if left_s == 0 and not watch.pending:
         return None
@@ -91,7 +91,9 @@ async def _following(watch: Watch, clock: Clock, until_ns: int) -> Batch | None:
             batch = await anext(watch, None)
     except TimeoutError:
         return None
-    return None if batch is None or (until_ns and batch.time_ns >= until_ns) else batch
+    if batch is None:
+        raise errors.Unavailable("the manager stops; go on at another one, or when it is back")
+    return None if until_ns and batch.time_ns >= until_ns else batch
 
 
 class _Chosen:
