@@ -8,8 +8,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,78 +27,9 @@ from swarm import errors
 from swarm.clock import SystemClock
 from swarm.v1 import Kind, Node, Service, ServiceSpec, Task
 from tests.etcd import Etcd
+from tests.integration.store.stores import WAIT_S, Managers, engine_of, put, until
 
 pytestmark = pytest.mark.slow
-
-WAIT_S = 15.0
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
-    """One etcd for the tests that leave it alone; each has its own prefix."""
-    etcd = Etcd(tmp_path_factory.mktemp("etcd"))
-    etcd.start()
-    yield etcd
-    etcd.kill()
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Etcd]:
-    """An etcd to be ill-treated."""
-    etcd = Etcd(tmp_path)
-    etcd.start()
-    yield etcd
-    etcd.kill()
-
-
-_prefixes = itertools.count()
-Managers = Callable[..., Any]
-
-
-@pytest.fixture
-async def managers() -> AsyncIterator[Managers]:
-    """Makes open stores on an etcd; they are checked and closed in the end."""
-    async with AsyncExitStack() as stack:
-        numbers = itertools.count()
-
-        async def make(etcd: Etcd, prefix: str) -> Store:
-            engine = EtcdEngine(
-                EtcdClient([etcd.endpoint]),
-                clock=SystemClock(),
-                writer=f"m{next(numbers)}",
-                prefix=prefix,
-            )
-            store = Store(engine, SystemClock())
-            await store.open()
-            stack.push_async_callback(store.close)
-            stack.callback(store.check_invariants)
-            return store
-
-        yield make
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"/t{next(_prefixes)}"
-
-
-def engine_of(store: Store) -> EtcdEngine:
-    assert isinstance(store.engine, EtcdEngine)
-    return store.engine
-
-
-async def until(check: Callable[[], object]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not check():
-            await asyncio.sleep(0.01)
-
-
-def put(*objects: Any) -> Callable[[Draft], None]:
-    def write(draft: Draft) -> None:
-        for o in objects:
-            draft.put(o)
-
-    return write
 
 
 def count_up(draft: Draft) -> None:
