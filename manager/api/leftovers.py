@@ -14,7 +14,7 @@ from msgspec import structs
 
 from manager.api import history
 from manager.api.lookup import quoted, word
-from manager.api.references import kept_ids, users
+from manager.api.references import kept_ids, rely_on_uses, users
 from manager.api.services import ask_removal
 from manager.store import Draft, View
 from swarm import errors
@@ -104,6 +104,7 @@ def _drop(draft: Draft, id_: str, kept: set[str]) -> bool:
         return False
     for _, cls in USED:
         if draft.get(cls, id_) is not None:
+            rely_on_uses(draft, id_)
             draft.delete(cls, id_)
     return True
 

@@ -19,7 +19,7 @@ from manager.allocator import (
 from manager.api.lookup import name_of, quoted
 from manager.api.names import check_labels
 from manager.api.problems import Finder, Problems
-from manager.api.references import users
+from manager.api.references import rely_on_uses, users
 from manager.api.roles import Here, check_removable, check_role
 from manager.api.validate_objects import check_cluster, check_node
 from manager.ca import Sealer, autolock, data_keys, rotation
@@ -212,6 +212,7 @@ def remove_used(draft: Draft, o: Used) -> None:
             f"{quoted(o)} is in use by {_listed(found)}; remove it from there, or remove the "
             "service, then try again"
         )
+    rely_on_uses(draft, o.id)
     draft.delete(type(o), o.id)
 
 

@@ -17,7 +17,7 @@ from manager.allocator import PortLedger
 from manager.api.lookup import find, quoted, seen_version, spec_of, task_of, word
 from manager.api.objects import create_config, create_secret
 from manager.api.problems import Problems
-from manager.api.references import ids_used
+from manager.api.references import ids_used, rely_on_uses
 from manager.api.services import Credentials, restart_followers, update_service
 from manager.api.superseding import check_current, supersede
 from manager.api.validate_objects import check_config, check_secret
@@ -133,6 +133,7 @@ def _roll_users(draft: Draft, old: str, new: str, name: str, sealer: Sealer) -> 
     """Services that get the new object, and those that follow one of them, by name."""
     problems = Problems()
     ledger = PortLedger(draft)
+    rely_on_uses(draft, old)
     users = [s for s in draft.all(Service) if old in ids_used(spec_of(s)) and not s.pending_delete]
     for service in users:
         update_service(

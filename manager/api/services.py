@@ -18,7 +18,7 @@ from msgspec import structs
 from manager.allocator import PortLedger
 from manager.api.lookup import nearest_name, quoted, spec_of, task_of
 from manager.api.problems import Finder, Problems, nearest
-from manager.api.references import Declared, resolve
+from manager.api.references import Declared, rely_on, resolve
 from manager.api.validate import check_service, complete, mode_name
 from manager.ca import Sealer
 from manager.store import Draft, View
@@ -158,6 +158,7 @@ def create_service(
     _check_name_free(draft, spec.name)
     service = Service(id=new_id, spec=spec, spec_version=1, task_version=1, stack_id=stack_id)
     service = structs.replace(service, endpoint=_endpoint(find, ledger, spec, service))
+    rely_on(draft, spec, None)
     _put_revision(draft, service, credentials.seal(b""))
     ledger.enter(None, service)
     return draft.put(service)
@@ -330,6 +331,7 @@ def _put_next(
         update_status=status if replaces or status else service.update_status,
         job_iteration=service.job_iteration + (1 if is_job and replaces else 0),
     )
+    rely_on(draft, spec, spec_of(service))
     _put_revision(draft, changed, sealed)
     ledger.enter(service, changed)
     draft.put(changed)

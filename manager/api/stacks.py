@@ -32,7 +32,7 @@ from manager.api.objects import (
 )
 from manager.api.plan_version import check_expected
 from manager.api.problems import Finder, Problems
-from manager.api.references import kept_ids
+from manager.api.references import kept_ids, rely_on_uses
 from manager.api.services import (
     Credentials,
     RemovalPending,
@@ -540,6 +540,7 @@ def _prune_used(work: _Deploy) -> None:
                 continue
             work.note(kind, o.spec.name, o.id, REMOVED)
             if o.id not in kept:
+                rely_on_uses(work.draft, o.id)
                 work.draft.delete(cls, o.id)
                 continue
             work.leftovers.add(o.id)
