@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -51,11 +52,14 @@ def since_boot() -> float:
 class Managers:
     """`managers` and `workers`: hosts of one cluster, the first manager made it."""
 
-    def __init__(self, bed: Bed, managers: int = 3, workers: int = 3) -> None:
-        hosts = tuple(bed.host(FIRST_HOST + i) for i in range(managers + workers))
+    def __init__(
+        self, bed: Bed, managers: int = 3, workers: int = 3, *, first: int = FIRST_HOST
+    ) -> None:
+        hosts = tuple(bed.host(first + i) for i in range(managers + workers))
         self.managers = hosts[:managers]
         self.workers = hosts[managers:]
-        self.beats = bed.folder / "beats"
+        # What tasks note, in a folder that no other cluster's tasks write to.
+        self.beats = hosts[-1].folder / "beats"
         self.beats.mkdir(exist_ok=True)
 
     @property
@@ -102,6 +106,7 @@ class Managers:
             host.start_swarmd()
             host.swarmctl("swarm", "leave", "--force", check=False)
             host.stop("swarmd")
+        shutil.rmtree(self.beats)
 
     # -------------------------------------------------------------- questions
 
