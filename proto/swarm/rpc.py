@@ -33,14 +33,21 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from swarm import errors
+from swarm.limits import MESSAGE_BYTES_MAX, request_bytes_max
 from swarm.v1.structs import Caller, Message, decode, encode
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-MESSAGE_BYTES_MAX = 32 * 1024 * 1024  # a stack with a few of the largest configs (1 MB each) fits
+    from swarm.limits import Limits
+
+# The message of a call that answers once comes right after the call begins; one that trickles in
+# is not waited for any longer.
+REQUEST_S_MAX = 60.0
+CONNECTIONS_MAX = 12_000  # at a time, in one server: 10,000 nodes, and people
 ERROR_KEY = "swarm-error"
 # Metadata of a call: reads may be answered from what the manager knows, however old it is.
 STALE_KEY = "swarm-stale"
@@ -61,9 +68,21 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 _SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.so_reuseport", 0),
+    # Clients ping every 10 s. Who pings faster than every 5 s is told so twice and then dropped.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 2),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # A peer that is gone without a word is noticed, and its memory freed.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # Connections live as long as their owners like (sessions do for months): no maximum age.
+    ("grpc.max_concurrent_streams", 1_024),
+    ("grpc.max_metadata_size", 16 << 10),
+    ("grpc.absolute_max_metadata_size", 16 << 10),
+    # TLS and the first HTTP/2 frames: a thousand agents that come back at once take some seconds.
+    ("grpc.server_handshake_timeout_ms", 20_000),
+    ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
 )
 
 Metadata = tuple[tuple[str, str], ...]
@@ -154,11 +173,16 @@ def handler(
     servicer: object,
     authorize: Authorize,
     audit: Audit | None = None,
+    limits: Limits | None = None,
 ) -> grpc.GenericRpcHandler:
-    """Serves the methods from the servicer's methods of the same names, after `authorize` has let
-    the caller in. `audit` gets every call of an audited method, and every denied one.
+    """Serves the methods from the servicer's methods of the same names, after `authorize` and then
+    `limits` have let the caller in; nothing it sends is read before. `audit` gets every call of an
+    audited method, and every denied one, less those that a limit stopped.
     """
-    table = {m.path: _handler(m, getattr(servicer, m.name), authorize, audit) for m in methods}
+    table = {
+        m.path: _handler(m, getattr(servicer, m.name), _Door(m, authorize, audit, limits))
+        for m in methods
+    }
 
     class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc is untyped
         def service(self, details: Any) -> Any:
@@ -167,51 +191,108 @@ def handler(
     return Handler()
 
 
-def _handler(
-    method: Method, target: Callable[..., Any], authorize: Authorize, audit: Audit | None
-) -> Any:
+def _handler(method: Method, target: Callable[..., Any], door: _Door) -> Any:
+    # Also methods that take one message are served as streams of messages, which is the same on
+    # the wire: gRPC reads the one message of a unary method before the method may say no.
     coding = {
-        "request_deserializer": partial(decode, method.request),
+        "request_deserializer": partial(_decoded, method, request_bytes_max(method.path)),
         "response_serializer": encode,
     }
     if not method.server_streams:
-        return grpc.unary_unary_rpc_method_handler(
-            partial(_unary, method, target, authorize, audit), **coding
+        return grpc.stream_unary_rpc_method_handler(partial(_unary, door, target), **coding)
+    return grpc.stream_stream_rpc_method_handler(partial(_stream, door, target), **coding)
+
+
+def _decoded(method: Method, bytes_max: int, data: bytes) -> Message:
+    """The message, when somebody asks for it. Raises Exhausted, Invalid."""
+    if len(data) > bytes_max:
+        raise errors.Exhausted(
+            f"a message to {method.name} has {len(data):,} bytes, and the limit is {bytes_max:,}; "
+            "send fewer or smaller objects at once"
         )
-    serve = partial(_stream, method, target, authorize, audit)
-    if method.client_streams:
-        return grpc.stream_stream_rpc_method_handler(serve, **coding)
-    return grpc.unary_stream_rpc_method_handler(serve, **coding)
+    try:
+        return decode(method.request, data)
+    except DecodeError:
+        raise errors.Invalid(
+            f"what came is no {method.request.__name__}, which {method.name} takes; the client is "
+            "damaged, or not one of this cluster"
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Door:
+    """What a method's callers have to pass."""
+
+    method: Method
+    authorize: Authorize
+    audit: Audit | None
+    limits: Limits | None
 
 
 class _Call:
-    """One call on its way to the audit trail."""
+    """One call, from the door to the audit trail."""
 
-    __slots__ = ("_audit", "_grpc", "_method", "made")
+    __slots__ = ("_door", "_grpc", "_held", "_limited", "made")
 
-    def __init__(self, method: Method, audit: Audit | None, grpc_context: Any) -> None:
-        self._method = method
-        self._audit = audit
+    def __init__(self, door: _Door, grpc_context: Any) -> None:
+        self._door = door
         self._grpc = grpc_context
+        self._held = ""  # of the limits
+        self._limited = False
         self.made: Context | None = None
 
-    def admit(self, authorize: Authorize) -> Context:
-        """Raises Denied."""
-        identity = authorize(self._method, self._grpc.auth_context())
-        audited = self._audit is not None and self._method.audited
-        request_id = self._audit.new_request_id() if audited and self._audit is not None else ""
+    def admit(self) -> Context:
+        """Raises Denied, Exhausted."""
+        method, audit = self._door.method, self._door.audit
+        peer, auth = self._grpc.peer(), self._grpc.auth_context()
+        identity = self._identified(auth, peer)
+        request_id = audit.new_request_id() if audit is not None and method.audited else ""
         stale = (STALE_KEY, "1") in (self._grpc.invocation_metadata() or ())
-        self.made = Context(identity, self._grpc.peer(), request_id, stale=stale)
+        self.made = Context(identity, peer, request_id, stale=stale)
         return self.made
 
+    def _identified(self, auth: dict[str, list[bytes]], peer: str) -> Identity:
+        method, limits = self._door.method, self._door.limits
+        if limits is None:
+            return self._door.authorize(method, auth)
+        certificate = next(iter(auth.get("x509_pem_cert", ())), b"")
+        self._limited = True  # unless it comes through
+        limits.check_denied(method, certificate, peer)
+        try:
+            identity = self._door.authorize(method, auth)
+        except errors.Denied:
+            limits.denied(method, certificate, peer)
+            self._limited = False
+            raise
+        self._held = limits.admit(identity, method, peer)
+        self._limited = False
+        return identity
+
+    async def request(self) -> Any:
+        """The one message of a call that has one. Raises Invalid, TimedOut."""
+        try:
+            async with asyncio.timeout(REQUEST_S_MAX):
+                message = await self._grpc.read()
+        except TimeoutError:
+            raise errors.TimedOut(
+                f"the message to {self._door.method.name} did not come within "
+                f"{REQUEST_S_MAX:g} s; nothing was done"
+            ) from None
+        if message is grpc.aio.EOF:
+            raise errors.Invalid(f"{self._door.method.name} takes a message, and none came")
+        return message
+
     def ended(self, error: BaseException | None) -> bool:
-        """Records the call, if it is one to be recorded; whether it was."""
+        """Records the call, if it is one to be recorded; whether it was. To be called once."""
+        if self._door.limits is not None:
+            self._door.limits.ended(self._held)
+        method, audit = self._door.method, self._door.audit
         denied = isinstance(error, errors.Denied)
-        if self._audit is None or not (self._method.audited or denied):
+        if audit is None or self._limited or not (method.audited or denied):
             return False
         made = self.made
-        self._audit.ended(
-            self._method.path.rsplit("/", 1)[1],
+        audit.ended(
+            method.path.rsplit("/", 1)[1],
             peer=made.peer if made is not None else self._grpc.peer(),
             who=str(made.identity) if made is not None else getattr(error, "who", ""),
             request_id=made.request_id if made is not None else "",
@@ -222,43 +303,38 @@ class _Call:
 
     async def settled(self, error: BaseException | None) -> None:
         """Records the call; returns when the record is on the disk, or the disk has refused it."""
-        if self.ended(error) and self._audit is not None:
-            await self._audit.written()
+        if self.ended(error) and self._door.audit is not None:
+            await self._door.audit.written()
 
 
 async def _unary(
-    method: Method,
-    target: Callable[..., Awaitable[Any]],
-    authorize: Authorize,
-    audit: Audit | None,
-    request: Any,
-    context: Any,
+    door: _Door, target: Callable[..., Awaitable[Any]], _: AsyncIterator[Any], context: Any
 ) -> Any:
-    call = _Call(method, audit, context)
+    call = _Call(door, context)
     try:
-        result = await target(request, call.admit(authorize))
+        made = call.admit()
+        result = await target(await call.request(), made)
     except asyncio.CancelledError as error:
         call.ended(error)
         raise
     except Exception as error:  # told to the caller and logged
         await call.settled(error)
-        await _abort(method, error, context)
+        await _abort(door.method, error, context)
     else:
         await call.settled(None)
         return result
 
 
 async def _stream(
-    method: Method,
+    door: _Door,
     target: Callable[..., AsyncGenerator[Any, None]],
-    authorize: Authorize,
-    audit: Audit | None,
-    request: Any,
+    messages: AsyncIterator[Any],
     context: Any,
 ) -> AsyncIterator[Any]:
-    call = _Call(method, audit, context)
+    call = _Call(door, context)
     try:
-        made = call.admit(authorize)
+        made = call.admit()
+        request = messages if door.method.client_streams else await call.request()
         # Closed here, so that a servicer's clean-up runs when its caller leaves, not when the
         # garbage collector comes by.
         async with aclosing(target(request, made)) as responses:
@@ -269,7 +345,7 @@ async def _stream(
         raise
     except Exception as error:  # told to the caller and logged
         await call.settled(error)
-        await _abort(method, error, context)
+        await _abort(door.method, error, context)
     else:
         await call.settled(None)
 
