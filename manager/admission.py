@@ -15,7 +15,7 @@ from typing import Final, Protocol, TypeVar
 import structlog
 
 from manager.ca import Sealer
-from manager.store.engines.etcd_member import Members, Peer
+from manager.store.engines.etcd_members import Members, Peer
 from swarm import errors
 from swarm.rpc import Channel, Context
 from swarm.v1 import (

@@ -21,7 +21,7 @@ from msgspec import structs
 from manager.api.roles import is_manager
 from manager.api.watching import dirty
 from manager.store import Draft, Fence, Store, View
-from manager.store.engines.etcd_member import Members, Peer
+from manager.store.engines.etcd_members import Members, Peer
 from swarm import errors
 from swarm.clock import SECOND_NS, Clock
 from swarm.v1 import Kind, ManagerStatus, Node, Reachability

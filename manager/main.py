@@ -1,8 +1,8 @@
-"""One manager: the store, the leader's control loop, and the services that it answers, wired
-together.
+"""One manager: the store, the leader's work, and the services that it answers, wired together.
 
-`bootstrap` makes a new cluster's state. A `Manager` serves it: over mutual TLS to nodes and people
-elsewhere, and, through swarmd's unix socket, to the machine's own users.
+`bootstrap` makes a new cluster's state, `force_new_cluster` makes one manager of what is left of
+several. A `Manager` serves it: over mutual TLS to nodes and people elsewhere, and, through swarmd's
+unix socket, to the machine's own users. Every manager serves; one of them leads.
 """
 
 from __future__ import annotations
@@ -15,40 +15,58 @@ from typing import Any
 
 import grpc
 import structlog
+from msgspec import structs
 from prometheus_client import REGISTRY
 
+from manager import founding
+from manager import place as places
+from manager.admission import Admissions
 from manager.api import ControlService, NodeFacts
+from manager.api.objects import update_node
+from manager.api.roles import Here, is_manager
+from manager.api.watching import dirty
 from manager.ca import (
     Authority,
     Autolock,
     DataKeys,
-    NewCluster,
     Rotations,
-    Sealer,
-    load_key,
-    load_or_make_key,
-    new_cluster,
     objects,
+    serving_role,
 )
-from manager.control import ControlLoop
 from manager.dispatcher import Dispatcher
+from manager.founding import bootstrap as bootstrap  # for the node's daemon
+from manager.founding import check_etcd as check_etcd
+from manager.keeper import announced, serving
+from manager.leading import Leading
 from manager.metrics import ClusterCollector
-from manager.restore import SEAL_FILE, STORE_FILE
-from manager.restore import Restoration as Restoration  # for the node's daemon
+from manager.opening import Node as Site
+from manager.opening import Opened, Removal, open_state
+from manager.place import Place
+from manager.restore import Restoration as Restoration
 from manager.restore import Restored as Restored
-from manager.store import Corrupt, Draft, Fence, Store
-from manager.store.engines.embedded import EmbeddedEngine
+from manager.store import Corrupt, Draft, Store
+from manager.store.engines import etcd_binary
+from manager.store.engines.etcd_client import EtcdClient
+from manager.store.engines.etcd_member import Member, Removed
+from manager.store.engines.etcd_members import Members
 from swarm import errors, rpc, tls
 from swarm.audit import Trail
-from swarm.clock import Clock
+from swarm.clock import SECOND_NS, Clock
 from swarm.ids import Rng
+from swarm.limits import Limits
 from swarm.v1 import (
     Caller,
-    InitRequest,
     IssueNodeCertificateRequest,
     IssueNodeCertificateResponse,
+    Node,
+    NodeRole,
 )
-from swarm.v1.services import CERTIFICATES_METHODS, CONTROL_METHODS, DISPATCHER_METHODS
+from swarm.v1.services import (
+    CERTIFICATES_METHODS,
+    CONTROL_METHODS,
+    DISPATCHER_METHODS,
+    MANAGERS_METHODS,
+)
 from swarm.vault import Vault
 
 log = structlog.get_logger("manager")
@@ -58,8 +76,12 @@ STOP_GRACE_S = 2.0
 # until it has lasted for the longest of them.
 RESTART_S_MIN, RESTART_S_MAX = 0.2, 30.0
 CAMPAIGN_S_MAX = 2.0
-DATA_PATH_PORT = 4789  # Swarm's
-SUBNET_SIZE = 24  # Swarm's
+# After a move to etcd that failed: no further one is begun for as long.
+MOVE_AGAIN_NS = 60 * SECOND_NS
+# Members whose roots have changed start anew one after the other, this far apart, and wait so long
+# for the others to be whole.
+RESTART_GAP_S, RESTART_WAIT_S, RESTART_LOOK_S = 5.0, 30.0, 0.5
+STEP_DOWN_S = 30.0
 PEER_PORT = 2380  # etcd's own
 
 
@@ -83,67 +105,32 @@ class Settings:
     connect: Callable[[str], Awaitable[rpc.Channel]] | None = None
 
 
+async def etcd_version() -> str:
+    """Of the etcd that was found on this machine; empty: there is none."""
+    return await etcd_binary.version()
+
+
+async def force_new_cluster(settings: Settings, clock: Clock, vault: Vault) -> list[str]:
+    """See manager.founding; `vault`: the key of its node, not locked."""
+    return await founding.force_new_cluster(_site(settings), vault, clock)
+
+
+class _Anew(Exception):
+    """The manager has to be started again."""
+
+
 class Demoted(errors.SwarmError):
     """The cluster does not have this node as a manager any more."""
 
 
-async def bootstrap(
-    state_dir: Path,
-    request: InitRequest,
-    *,
-    vault: Vault,
-    hostname: str,
-    advertise_addr: str,
-    clock: Clock,
-    rng: Rng,
-) -> NewCluster:
-    """Makes a new cluster and writes its first objects, all of them or none.
-
-    Raises Invalid, and Unsupported for what this version does not have.
-    """
-    if request.store not in ("", "auto", "embedded"):
-        raise errors.Unsupported(
-            f"store {request.store!r} is not offered by this version; use --store embedded, "
-            "which serves one manager"
-        )
-    if request.force_new_cluster:
-        raise errors.Unsupported(
-            "--force-new-cluster goes on with the state of a cluster that has lost its other "
-            "managers, and the embedded store has one manager: on its node the cluster is still "
-            "there (`swarmctl info`), and where its state is lost or damaged, a backup brings it "
-            "back: `swarmctl swarm restore FILE`"
-        )
-    new = new_cluster(
-        now_ns=clock.now_ns(),
-        rng=rng,
-        spec=request.spec,
-        hostname=hostname,
-        advertise_addr=advertise_addr,
-        data_path_port=request.data_path_port or DATA_PATH_PORT,
-        availability=request.availability,
-        engine=EmbeddedEngine.name,
-        addr_pool=request.default_addr_pool,
-        subnet_size=request.subnet_size or SUBNET_SIZE,
-    )
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    sealer = Sealer(load_or_make_key(state_dir / SEAL_FILE, vault))
-    store = Store(EmbeddedEngine(state_dir / STORE_FILE, clock), clock, seal=sealer)
-    await store.open()
-    try:
-
-        def fill(draft: Draft) -> None:
-            draft.put(new.cluster)
-            draft.put(new.keyring)
-            draft.put(new.node)
-
-        await store.update(fill)
-    finally:
-        await store.close()
-    return new
-
-
 class Manager:
-    """A manager that serves. `start`, then `run` until cancelled, then `stop`."""
+    """A manager that serves. `start`, then `run` until cancelled, then `stop`. What it consists of
+    is there once it has started.
+    """
+
+    store: Store
+    authority: Authority
+    control: ControlService
 
     def __init__(
         self,
@@ -159,14 +146,83 @@ class Manager:
         self._audit = audit
         self._clock = clock
         self._rng = rng
-        state_dir = settings.state_dir
-        sealer = Sealer(_existing_key(state_dir, vault))
-        self.store = Store(EmbeddedEngine(state_dir / STORE_FILE, clock), clock, seal=sealer)
+        self._vault = vault
+        self._place = Place(format=places.FORMAT)
+        self._certificate = (settings.key_pem, settings.certificate_pem)
+        self._server: Any = None
+        self._member: Member | None = None
+        self._supervising: asyncio.Task[None] | None = None
+        self._upkeep: EtcdClient | None = None
+        self._members: Members | None = None
+        # The state has to move before a further manager can come in.
+        self._move = asyncio.Event()
+        self._roots_changed = asyncio.Event()
+        self._gone = asyncio.Event()
+        # What does not work, or wants somebody's attention, by part; empty: nothing.
+        self.problems: dict[str, str] = {}
+        # What the TLS server presents and trusts, and whether it knows; read on gRPC's threads.
+        self._offered: tuple[str, str, str] | None = None
+
+    # -------------------------------------------------------------- starting
+
+    async def start(self, waiting: Callable[[str], None] = lambda why: None) -> None:
+        """Opens the state, loads it and opens the port. Without a quorum this takes as long as it
+        is gone; `waiting` is told. Raises Corrupt, Unavailable (port taken), Unsupported (no etcd
+        here), Demoted.
+        """
+        try:
+            opened = await open_state(
+                _site(self._settings, self._certificate), self._vault, self._clock
+            )
+        except Removal as error:
+            raise Demoted(error.message) from error
+        self._place = opened.place
+        if opened.place.move_failed:
+            self.problems["move"] = f"the state was not moved to etcd: {opened.place.move_failed}"
+        self._member = opened.member
+        try:
+            self._wire(opened)
+            await self._load(waiting)
+            self._check_whole()
+            await self._open_port()
+        except BaseException:
+            await self._close()
+            raise
+        REGISTRY.register(self._collector)
+        log.info(
+            "manager_serving",
+            addr=self._settings.listen_addr,
+            store=self.store.engine.name,
+            revision=self.store.revision,
+        )
+
+    def _wire(self, opened: Opened) -> None:
+        """Makes the parts, which begin nothing."""
+        settings, clock, rng, sealer = self._settings, self._clock, self._rng, opened.sealer
+        self.store = Store(opened.engine, clock, seal=sealer)
+        if opened.member is not None:
+            self._supervising = asyncio.create_task(opened.member.run())
+            self._members = Members(opened.member.endpoint)
+            self._upkeep = EtcdClient([opened.member.endpoint])
         self._data_keys = DataKeys(self.store, clock, sealer)
-        self._autolock = Autolock(self.store, vault, report=self._report_lock)
-        self.authority = Authority(self.store, clock, rng)
+        self._autolock = Autolock(self.store, self._vault, report=self._report_lock)
+        self.authority = Authority(self.store, clock, rng, check_admits=self._check_admits)
         self._dispatcher = Dispatcher(
-            self.store, clock, rng, sealer=sealer, node_id=settings.node_id
+            self.store,
+            clock,
+            rng,
+            sealer=sealer,
+            node_id=settings.node_id,
+            connect=_site(self._settings, self._certificate).connect,
+        )
+        self._admissions = Admissions(
+            sealer=sealer,
+            prefix=opened.place.prefix,
+            members=self._members,
+            access=opened.access,
+            begin_move=self._begin_move,
+            barrier=self.store.engine.barrier,
+            forwarding=self._dispatcher,
         )
         self.control = ControlService(
             self.store,
@@ -180,28 +236,53 @@ class Manager:
                 node_id=settings.node_id,
                 advertise_addr=settings.advertise_addr,
                 version=settings.version,
+                external_etcd=opened.place.external,
             ),
-            audit=audit,
+            audit=self._audit,
+            barrier=self.store.engine.barrier,
         )
-        self._certificate = (settings.key_pem, settings.certificate_pem)
-        self._server: Any = None
-        # What does not work, or wants somebody's attention, by part; empty: nothing.
-        self.problems: dict[str, str] = {}
         self._collector = ClusterCollector(self.store)
-        # What the TLS server presents and trusts, and whether it knows; read on gRPC's threads.
-        self._offered: tuple[str, str, str] | None = None
 
-    async def start(self) -> None:
-        """Loads the state and opens the port. Raises Corrupt, Unavailable (port taken)."""
-        await self.store.open()
+    async def _load(self, waiting: Callable[[str], None]) -> None:
+        """Loads the state, once there is a quorum to load it from."""
+        delay_s = RESTART_S_MIN
+        while True:
+            try:
+                await self._unless_removed(self.store.open())
+            except errors.Unavailable as error:
+                if self._member is None:
+                    raise
+                waiting(
+                    f"too few of the cluster's managers are there to go on ({error.message}); "
+                    "start the others, or, where they are gone for good, run `swarmctl swarm init "
+                    "--force-new-cluster` here"
+                )
+                log.warning("state_not_loaded", reason=error.message, retry_s=delay_s)
+            else:
+                return
+            await asyncio.sleep(delay_s)
+            delay_s = min(CAMPAIGN_S_MAX, delay_s * 2)
+
+    async def _unless_removed(self, work: Awaitable[None]) -> None:
+        """Does the work. Raises Demoted when etcd says meanwhile that this member is none."""
+        doing = asyncio.ensure_future(work)
+        waiting = {doing, self._supervising} if self._supervising is not None else {doing}
         try:
-            self._check_whole()
-            await self._open_port()
-        except BaseException:
-            await self.store.close()
-            raise
-        REGISTRY.register(self._collector)
-        log.info("manager_serving", addr=self._settings.listen_addr, revision=self.store.revision)
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if not doing.done():
+                await self._supervise()
+            await doing
+        finally:
+            doing.cancel()
+            await asyncio.gather(doing, return_exceptions=True)
+
+    async def _supervise(self) -> None:
+        """For as long as the member of etcd is looked after. Raises Demoted when it was removed."""
+        assert self._supervising is not None
+        try:
+            await asyncio.shield(self._supervising)
+        except Removed as error:
+            raise Demoted(error.message) from error
 
     def _check_whole(self) -> None:
         """Raises Corrupt unless the state is that of this node's cluster, keys included."""
@@ -210,25 +291,30 @@ class Manager:
             cluster, _ = objects(self.store)
         except errors.Internal:
             raise Corrupt(
-                f"state file {where} holds no cluster; restore a backup with `swarmctl swarm "
+                f"{self._noun} {where} holds no cluster; restore a backup with `swarmctl swarm "
                 "restore FILE`"
             ) from None
         mine = tls.facts(tls.load_certificates(self._settings.certificate_pem)[0]).organization
         if cluster.id != mine:
             raise Corrupt(
-                f"state file {where} is of cluster {cluster.id}, and this node is in cluster "
+                f"{self._noun} {where} is of cluster {cluster.id}, and this node is in cluster "
                 f"{mine}; put the file of this cluster back, or restore a backup of it with "
                 "`swarmctl swarm restore FILE`"
             )
 
+    @property
+    def _noun(self) -> str:
+        return "state file" if self._place.engine == places.EMBEDDED else "the state in"
+
     async def _open_port(self) -> None:
-        server = rpc.server()
+        server, limits = rpc.server(), Limits(self._clock)
         authorize = self.authority.authorize
         server.add_generic_rpc_handlers(
             (
-                rpc.handler(CONTROL_METHODS, self.control, authorize, self._audit),
-                rpc.handler(DISPATCHER_METHODS, self._dispatcher, authorize, self._audit),
-                rpc.handler(CERTIFICATES_METHODS, self.authority, authorize, self._audit),
+                rpc.handler(CONTROL_METHODS, self.control, authorize, self._audit, limits),
+                rpc.handler(DISPATCHER_METHODS, self._dispatcher, authorize, self._audit, limits),
+                rpc.handler(CERTIFICATES_METHODS, self.authority, authorize, self._audit, limits),
+                rpc.handler(MANAGERS_METHODS, self._admissions, authorize, self._audit, limits),
             )
         )
         listen = self._settings.listen_addr
@@ -252,6 +338,12 @@ class Manager:
         that the node trusts by now.
         """
         self._certificate = (key_pem, certificate_pem)
+        if self._member is not None and self._member.use_certificate(
+            key_pem=key_pem,
+            certificate_pem=certificate_pem,
+            root_ca_pem=root_ca_pem or self._settings.root_ca_pem,
+        ):
+            self._roots_changed.set()
 
     async def issue_own(self, request: IssueNodeCertificateRequest) -> IssueNodeCertificateResponse:
         """A certificate for the node that this manager is on."""
@@ -278,20 +370,169 @@ class Manager:
         else:
             self.problems.pop("autolock", None)
 
-    async def run(self, ready: Callable[[], None]) -> None:
-        """Serves agents and, while this manager leads, runs the control loop; until cancelled.
+    # -------------------------------------------------------------- several managers
 
-        Raises what only an operator can put right: the state file failed.
+    def _check_admits(self) -> None:
+        """Raises Unsupported, Unavailable where a further manager cannot come in."""
+        if self._place.engine == places.ETCD:
+            return
+        if etcd_binary.binary() is None:
+            raise errors.Unsupported(
+                "this cluster keeps its state in the embedded store, which has one manager. "
+                "Several need etcd, on each of them, and this manager's machine has none: "
+                f"{etcd_binary.INSTALL}. Or join as a worker (`swarmctl swarm join-token worker`)"
+            )
+        again_ns = self._place.move_failed_at_ns + MOVE_AGAIN_NS
+        if self._place.move_failed and self._clock.now_ns() < again_ns:
+            raise errors.Unavailable(
+                f"the state could not be moved to etcd: {self._place.move_failed}; put that right, "
+                "and try again in a minute"
+            )
+
+    def _begin_move(self) -> None:
+        self._check_admits()
+        self._move.set()
+
+    async def _move_when_asked(self) -> None:
+        """The move itself is the next start's: nothing may serve meanwhile."""
+        await self._move.wait()
+        moving = structs.replace(
+            self._place,
+            to=places.ETCD,
+            fresh=False,
+            prefix=places.PREFIX,
+            move_failed="",
+            move_failed_at_ns=0,
+        )
+        try:
+            places.save(self._settings.state_dir, moving)
+        except OSError as error:
+            raise errors.Unavailable(
+                f"{self._settings.state_dir} cannot be written: {error.strerror or error}"
+            ) from error
+        raise _Anew
+
+    async def _enlist(self) -> None:
+        """Tells the cluster that this manager serves, and where."""
+        facts = await self.store.engine.facts()
+        addr = self._settings.advertise_addr
+
+        def enter(draft: Draft) -> None:
+            node = draft.get(Node, self._settings.node_id)
+            if node is None or not is_manager(node):
+                return
+            after = announced(node, addr=addr, engine_version=facts.version)
+            if after != node:
+                draft.put(after)
+
+        while True:
+            try:
+                await self.store.update(enter)
+                return
+            except (errors.Unavailable, errors.TimedOut, errors.Conflict) as error:
+                log.warning("manager_not_enlisted", reason=error.message)
+            await asyncio.sleep(CAMPAIGN_S_MAX)
+
+    async def _watch_own_node(self) -> None:
+        """Raises Demoted once the store has this node as a manager no more."""
+        node_id = self._settings.node_id
+        async with dirty(self.store, (("node", node_id),)) as changed:
+            while True:
+                node = self.store.get(Node, node_id)
+                if node is None or serving_role(node) != NodeRole.MANAGER:
+                    raise Demoted(f"node {node_id} is not a manager of the cluster any more")
+                await changed.wait()
+                changed.clear()
+
+    async def _restart_in_turn(self) -> None:
+        """Starts the member of etcd anew when the roots have changed, which it reads at its start
+        alone; one member after the other, while the others are whole.
         """
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._keep("dispatcher", self._dispatcher.run))
-            group.create_task(self._keep("api", self.control.run))
-            group.create_task(self._keep("control loop", self._lead))
-            group.create_task(self._keep("root rotation", Rotations(self.store).run))
-            group.create_task(self._keep("data keys", self._data_keys.run))
-            group.create_task(self._keep("autolock", self._autolock.run))
-            group.create_task(self._watch_store())
-            ready()
+        assert self._members is not None and self._member is not None
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._roots_changed.wait()
+            self._roots_changed.clear()
+            await asyncio.sleep(self._rank() * RESTART_GAP_S)
+            until_s = loop.time() + RESTART_WAIT_S
+            while not await self._members.all_healthy() and loop.time() < until_s:
+                await asyncio.sleep(RESTART_LOOK_S)
+            log.info("etcd_restarted_for_new_roots")
+            await self._member.restart()
+
+    def _rank(self) -> int:
+        """This manager's place among those that serve."""
+        return sorted({*serving(self.store), self._settings.node_id}).index(self._settings.node_id)
+
+    async def step_down(self) -> None:
+        """Makes this node a worker; returns once the others have let it go. Raises Conflict with
+        the reason where that cannot be, Unavailable when it takes too long.
+        """
+        node_id = self._settings.node_id
+        here = Here(node_id, self._place.external)
+
+        def change(draft: Draft) -> None:
+            node = draft.get(Node, node_id)
+            if node is not None and node.spec is not None:
+                spec = structs.replace(node.spec, role=NodeRole.WORKER)
+                update_node(draft, node, spec, here=here)
+
+        await self.store.update(change)
+        try:
+            async with asyncio.timeout(STEP_DOWN_S):
+                await self._gone.wait()
+        except TimeoutError:
+            raise errors.Unavailable(
+                f"the other managers have not let this one go within {STEP_DOWN_S:g} s; see "
+                "`swarmctl node ls` on one of them"
+            ) from None
+
+    # -------------------------------------------------------------- running
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serves agents and, while this manager leads, runs the control loop; until cancelled, or
+        until it wants to begin anew (its state is to be moved), which it does by returning.
+
+        Raises Demoted, and what only an operator can put right: the state file failed.
+        """
+        demoted: Demoted | None = None
+        leading = Leading(
+            self.store,
+            self._clock,
+            self._rng,
+            node_id=self._settings.node_id,
+            dispatcher=self._dispatcher,
+            members=self._members,
+            problems=self.problems,
+        )
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._keep("dispatcher", self._dispatcher.run))
+                group.create_task(self._keep("api", self.control.run))
+                group.create_task(self._keep("control loop", leading.run))
+                group.create_task(self._keep("root rotation", Rotations(self.store).run))
+                group.create_task(self._keep("data keys", self._data_keys.run))
+                group.create_task(self._keep("autolock", self._autolock.run))
+                group.create_task(self._keep("presence", self._announce))
+                group.create_task(self._keep("enlisting", self._enlist))
+                group.create_task(self._watch_own_node())
+                group.create_task(self._watch_store())
+                if self._upkeep is not None:
+                    group.create_task(self._supervise())
+                    group.create_task(self._keep("member's restart", self._restart_in_turn))
+                else:
+                    group.create_task(self._move_when_asked())
+                ready()
+        except* Demoted as group_:
+            demoted = _first(group_)
+        except* _Anew:
+            log.info("manager_begins_anew")
+        if demoted is not None:
+            self._gone.set()
+            raise Demoted(demoted.message)
+
+    async def _announce(self) -> None:
+        await self.store.engine.announce(self._settings.node_id)
 
     async def _keep(self, part: str, run: Callable[[], Awaitable[None]]) -> None:
         """Runs a part, and again when a defect has ended it: each begins with what the store
@@ -327,67 +568,58 @@ class Manager:
         # Trying again by itself cannot help, which Unavailable would suggest.
         raise errors.Internal(error.message) if isinstance(error, errors.Unavailable) else error
 
-    async def _lead(self) -> None:
-        engine = self.store.engine
-        while True:
-            fence = await self._campaign()
-            log.info("leadership_won", epoch=fence.epoch)
-            loop = ControlLoop(self.store, self._clock, self._rng, fence=fence)
-            leading = asyncio.ensure_future(loop.run())
-            deposed = asyncio.ensure_future(engine.wait_deposed(fence))
-            try:
-                await asyncio.wait({leading, deposed}, return_when=asyncio.FIRST_COMPLETED)
-                if leading.done():
-                    await leading
-                log.warning("leadership_lost", epoch=fence.epoch)
-            finally:
-                for task in (leading, deposed):
-                    task.cancel()
-                await asyncio.gather(leading, deposed, return_exceptions=True)
-
-    async def _campaign(self) -> Fence:
-        """Leadership, however long a disk that is full keeps it from being written: meanwhile the
-        manager answers what is asked of it.
-        """
-        delay_s = RESTART_S_MIN
-        while True:
-            try:
-                fence = await self.store.engine.campaign(self._settings.node_id)
-            except errors.Unavailable as error:
-                self.problems["leadership"] = error.message
-                log.warning("leadership_not_won", reason=error.message, retry_s=delay_s)
-            else:
-                self.problems.pop("leadership", None)
-                return fence
-            await asyncio.sleep(delay_s)
-            delay_s = min(CAMPAIGN_S_MAX, delay_s * 2)
-
     async def stop(self) -> None:
         """Ends all calls and closes the store; what was acknowledged is kept."""
         if self._server is not None:
             REGISTRY.unregister(self._collector)
             await self._server.stop(STOP_GRACE_S)
             self._server = None
-        await self.store.close()
+        await self._close()
 
-
-def _existing_key(state_dir: Path, vault: Vault) -> bytes:
-    """The sealing key of a state that is there. Raises Corrupt where one of the two is missing:
-    a new file in its place would look like a whole state.
-    """
-    path = state_dir / STORE_FILE
-    if not path.exists() and not path.with_name(path.name + "-wal").exists():
-        raise Corrupt(
-            f"state file {path} is gone; put it back, or restore a backup with `swarmctl swarm "
-            "restore FILE`"
-        )
-    return load_key(state_dir / SEAL_FILE, vault)
+    async def _close(self) -> None:
+        if hasattr(self, "store"):
+            await self.store.close()
+        for client in (self._members, self._upkeep):
+            if client is not None:
+                await client.close()
+        if self._member is not None:
+            await self._member.stop()
+        if self._supervising is not None:
+            self._supervising.cancel()
+            await asyncio.gather(self._supervising, return_exceptions=True)
 
 
 def _cause(error: BaseException) -> BaseException:
     """The first error within groups of errors."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    return error
+
+
+def _site(settings: Settings, certificate: tuple[str, str] = ("", "")) -> Site:
+    """`certificate`: key and certificate where they were renewed since."""
+
+    async def nobody(address: str) -> rpc.Channel:
+        raise errors.Unavailable(f"this manager reaches no others, {address} included")
+
+    key_pem, certificate_pem = certificate
+    return Site(
+        folder=settings.state_dir,
+        node_id=settings.node_id,
+        listen_addr=settings.listen_addr,
+        advertise_addr=settings.advertise_addr,
+        peer_port=settings.peer_port,
+        key_pem=key_pem or settings.key_pem,
+        certificate_pem=certificate_pem or settings.certificate_pem,
+        root_ca_pem=settings.root_ca_pem,
+        managers=settings.managers,
+        connect=settings.connect or nobody,
+    )
+
+
+def _first(group: BaseExceptionGroup[Demoted]) -> Demoted:
+    error: BaseException = _cause(group)
+    assert isinstance(error, Demoted)
     return error
 
 

@@ -10,7 +10,7 @@ import pytest
 from manager import admission
 from manager.admission import Admissions, Managers
 from manager.ca import Sealer
-from manager.store.engines.etcd_member import Peer
+from manager.store.engines.etcd_members import Peer
 from swarm import errors
 from swarm.rpc import Channel, Context, Identity
 from swarm.v1 import (

@@ -12,7 +12,7 @@ from msgspec import structs
 
 from manager.keeper import NEWCOMER_S, Keeper, announced
 from manager.store import Draft, Fence, Store
-from manager.store.engines.etcd_member import Peer
+from manager.store.engines.etcd_members import Peer
 from manager.store.engines.memory import MemoryEngine
 from swarm import errors
 from swarm.clock import ManualClock

@@ -18,35 +18,37 @@ from swarm.clock import SystemClock
 from swarm.ids import seeded_rng
 from swarm.v1 import InitRequest, Node
 from swarm.vault import Vault
+from tests.etcd import free_ports
 from tests.fakes.waiting import until
 
 
 @contextlib.asynccontextmanager
 async def running(folder: Path) -> AsyncIterator[tuple[main.Manager, asyncio.Task[None]]]:
-    """A manager that runs, without a port."""
+    """A manager that runs, on the embedded store."""
     clock, rng = SystemClock(), seeded_rng(1)
     vault = Vault(folder / "node.key")
     vault.make()
     new = await main.bootstrap(
         folder,
-        InitRequest(),
+        InitRequest(store="embedded"),
         vault=vault,
         hostname="h",
         advertise_addr="127.0.0.1:2377",
         clock=clock,
         rng=rng,
     )
+    (port,) = free_ports(1)
     settings = main.Settings(
         state_dir=folder,
         node_id=new.node.id,
-        listen_addr="127.0.0.1:2377",
+        listen_addr=f"127.0.0.1:{port}",
         advertise_addr="127.0.0.1:2377",
         key_pem=new.key_pem,
         certificate_pem=new.certificate_pem,
         version="1",
     )
     manager = main.Manager(settings, clock, rng, vault=vault)
-    await manager.store.open()
+    await manager.start()
     task = asyncio.create_task(manager.run(lambda: None))
     try:
         yield manager, task

@@ -52,7 +52,7 @@ class World:
         vault.make()
         new = await main.bootstrap(
             self.folder / "manager",
-            InitRequest(),
+            InitRequest(store="embedded"),
             vault=vault,
             hostname="h1",
             advertise_addr="10.0.0.1:2377",
@@ -346,7 +346,7 @@ async def world_settings(world: World, certificate_pem: str) -> main.Settings:
     return main.Settings(
         state_dir=world.folder / "manager",
         node_id=world.node_id,
-        listen_addr="127.0.0.1:0",
+        listen_addr="127.0.0.1:2",
         advertise_addr="127.0.0.1:1",
         key_pem=mine,
         certificate_pem=certificate_pem
