@@ -8,6 +8,7 @@ certificates. The keys live in the store's Keyring.
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from msgspec import structs
 
 from manager.ca.objects import objects, serving_role
 from manager.store import Draft, Store, View
-from swarm import errors, tls
+from swarm import errors, ids, tls
 from swarm.clock import SECOND_NS, Clock
 from swarm.ids import Rng, new_id
 from swarm.rpc import Context, Identity, Method
@@ -299,7 +300,8 @@ class Authority:
     ) -> IssueNodeCertificateResponse:
         csr = tls.load_csr(request.csr_pem)
         joining = context.identity.caller in (Caller.JOIN_WORKER, Caller.JOIN_MANAGER)
-        node_id = new_id(self._rng) if joining else context.identity.node_id
+        # The same key is the same node: a join whose answer was lost leaves none that nobody is.
+        node_id = _id_of(csr, context.identity) if joining else context.identity.node_id
         wanted = NodeRole.WORKER
         if context.identity.caller == Caller.JOIN_MANAGER:
             self._check_admits()
@@ -313,6 +315,8 @@ class Authority:
                 if not joining:
                     raise errors.Denied(f"node {node_id} is not in the cluster any more")
                 node = _new_node(node_id, wanted, request, draft.now_ns)
+            elif joining:
+                _check_joins_again(node, wanted)
             draft.put(structs.replace(node, certificate_expires_at_ns=expires_ns))
             return serving_role(node)
 
@@ -378,6 +382,24 @@ def _new_node(
         description=NodeDescription(hostname=request.hostname),
         status=NodeStatus(state=NodeState.UNKNOWN, since_ns=now_ns),
     )
+
+
+def _id_of(csr: Any, identity: Identity) -> str:
+    """The id of the node that joins this cluster with this key."""
+    text = b"swarm node 1" + identity.cluster_id.encode() + tls.public_key_der(csr)
+    return ids.base36(int.from_bytes(hashlib.sha256(text).digest()[:16], "big"), length=ids.LENGTH)
+
+
+def _check_joins_again(node: Node, wanted: NodeRole) -> None:
+    """Raises Conflict unless the node may still be waiting for the answer to its join: afterwards
+    it has a newer key, and whoever found the first one must not become it.
+    """
+    waits = node.status is None or node.status.state == NodeState.UNKNOWN
+    if node.revoked or not waits or serving_role(node) != wanted:
+        raise errors.Conflict(
+            f"the key is that of node {node.id}, which has joined with it before; a node that "
+            "joins makes a key of its own: run `swarmctl swarm join` again"
+        )
 
 
 def manager_addrs(view: View) -> tuple[str, ...]:

@@ -386,14 +386,11 @@ class Node(google.protobuf.message.Message):
     MANAGER_STATUS_FIELD_NUMBER: builtins.int
     CERTIFICATE_EXPIRES_AT_NS_FIELD_NUMBER: builtins.int
     REVOKED_FIELD_NUMBER: builtins.int
-    JOINED_KEY_FIELD_NUMBER: builtins.int
     id: builtins.str
     certificate_expires_at_ns: builtins.int
     """When its certificate runs out, unix time; 0: unknown."""
     revoked: builtins.bool
     """True once removed from the cluster by force while its certificate still lives."""
-    joined_key: builtins.bytes
-    """SHA-256 of the public key that the node joined with: a join that is repeated, because its answer was lost, gives this node again."""
     @property
     def meta(self) -> global___Meta: ...
     @property
@@ -419,10 +416,9 @@ class Node(google.protobuf.message.Message):
         manager_status: global___ManagerStatus | None = ...,
         certificate_expires_at_ns: builtins.int = ...,
         revoked: builtins.bool = ...,
-        joined_key: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["description", b"description", "manager_status", b"manager_status", "meta", b"meta", "spec", b"spec", "status", b"status"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["certificate_expires_at_ns", b"certificate_expires_at_ns", "description", b"description", "id", b"id", "joined_key", b"joined_key", "manager_status", b"manager_status", "meta", b"meta", "revoked", b"revoked", "spec", b"spec", "status", b"status"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["certificate_expires_at_ns", b"certificate_expires_at_ns", "description", b"description", "id", b"id", "manager_status", b"manager_status", "meta", b"meta", "revoked", b"revoked", "spec", b"spec", "status", b"status"]) -> None: ...
 
 global___Node = Node
 

@@ -676,7 +676,6 @@ class Node(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     manager_status: ManagerStatus | None = None
     certificate_expires_at_ns: int = 0
     revoked: bool = False
-    joined_key: bytes = b""
 
 
 class VirtualIp(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -3128,8 +3127,6 @@ def _fill_node(s: Node, m: Any) -> None:
         m.certificate_expires_at_ns = s.certificate_expires_at_ns
     if s.revoked:
         m.revoked = s.revoked
-    if s.joined_key:
-        m.joined_key = s.joined_key
 
 
 def _read_node(m: Any) -> Node:
@@ -3142,7 +3139,6 @@ def _read_node(m: Any) -> Node:
         manager_status=_read_manager_status(m.manager_status) if m.HasField('manager_status') else None,
         certificate_expires_at_ns=m.certificate_expires_at_ns,
         revoked=m.revoked,
-        joined_key=m.joined_key,
     )
 
 

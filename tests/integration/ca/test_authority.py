@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,13 @@ from swarm.v1 import (
     InitRequest,
     IssueClientCertificateRequest,
     IssueNodeCertificateRequest,
+    IssueNodeCertificateResponse,
     Node,
     NodeDescription,
     NodeRole,
+    NodeSpec,
+    NodeState,
+    NodeStatus,
 )
 from swarm.v1 import services as sv
 
@@ -492,3 +497,43 @@ async def test_tokens_of_the_old_root_are_refused_from_the_begin_of_a_rotation(
     assert not joined.outdated
     await finish(cluster)
     await ids.renew(structs.replace(joined, managers=(cluster.address,)))
+
+
+# ---------------------------------------------------------------- joins that come twice
+
+
+async def ask_to_join(cluster: Cluster, token: str, csr_pem: str) -> IssueNodeCertificateResponse:
+    certificate = tls.join_certificate(tls.JoinToken.parse(token))
+    async with cluster.channel(certificate) as channel:
+        return await sv.CertificatesClient(channel).issue_node_certificate(
+            IssueNodeCertificateRequest(csr_pem=csr_pem, hostname="w"), timeout_s=5
+        )
+
+
+async def test_join_whose_answer_was_lost_gives_the_same_node_again(cluster: Cluster) -> None:
+    token, csr = cluster.authority.worker(), tls.csr_pem(tls.new_key_pem())
+    answers = await asyncio.gather(*(ask_to_join(cluster, token, csr) for _ in range(5)))
+    assert len({a.node_id for a in answers}) == 1
+    assert cluster.store.count(Node) == 2
+    other = await ask_to_join(cluster, token, tls.csr_pem(tls.new_key_pem()))
+    assert other.node_id != answers[0].node_id
+
+
+async def test_key_of_a_node_that_was_up_joins_no_more(cluster: Cluster) -> None:
+    """Nor does it give a worker's token another role."""
+    token, csr = cluster.authority.worker(), tls.csr_pem(tls.new_key_pem())
+    node_id = (await ask_to_join(cluster, token, csr)).node_id
+
+    def change(draft: Draft, **changes: Any) -> None:
+        node = draft.get(Node, node_id)
+        assert node is not None
+        draft.put(structs.replace(node, **changes))
+
+    up = NodeStatus(state=NodeState.READY)
+    promoted = NodeSpec(role=NodeRole.MANAGER)
+    for changes in ({"status": up}, {"status": None, "spec": promoted}):
+        await cluster.store.update(partial(change, **changes))
+        with pytest.raises(errors.Conflict, match="has joined with it before"):
+            await ask_to_join(cluster, token, csr)
+    await cluster.store.update(lambda d: d.delete(Node, node_id))
+    assert (await ask_to_join(cluster, token, csr)).role == NodeRole.WORKER
