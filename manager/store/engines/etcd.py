@@ -46,7 +46,6 @@ from manager.store.engines.etcd_requests import (
     newest,
     put,
     read,
-    read_names,
 )
 from manager.store.engines.etcd_writer import PATIENCE_S, Commit, Writer
 from swarm import errors
@@ -250,13 +249,13 @@ class EtcdEngine:
         """
         await self.leadership.look()
         keys = self._keys
-        answer = await self._client.txn(
-            pb.TxnRequest(success=[read(keys.format), read_names(keys.managers)]),
-            timeout_s=ANSWER_S,
+        found = await self._client.range(pb.RangeRequest(key=keys.format), timeout_s=ANSWER_S)
+        self._check_base(found.kvs[0].value if found.kvs else b"")
+        managers = pb.RangeRequest(
+            key=keys.managers, range_end=end_of(keys.managers), keys_only=True
         )
-        format_, managers = (part.response_range.kvs for part in answer.responses)
-        self._check_base(format_[0].value if format_ else b"")
-        self._presence.look([kv.key for kv in managers], answer.header.revision)
+        found = await self._client.range(managers, timeout_s=ANSWER_S)
+        self._presence.look([kv.key for kv in found.kvs], found.header.revision)
 
     def _check_base(self, value: bytes) -> None:
         """Raises Corrupt unless the key `format` is what it was when the state was loaded."""

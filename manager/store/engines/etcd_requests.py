@@ -126,13 +126,6 @@ def read(key: bytes) -> Any:
     return pb.RequestOp(request_range=pb.RangeRequest(key=key))
 
 
-def read_names(prefix: bytes) -> Any:
-    """The keys that begin so, without their values."""
-    return pb.RequestOp(
-        request_range=pb.RangeRequest(key=prefix, range_end=end_of(prefix), keys_only=True)
-    )
-
-
 def at(key: bytes, revision: int) -> Any:
     """That the key was last written then; 0: that it is absent."""
     return pb.Compare(
