@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import structlog
 from msgspec import structs
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from manager import founding
 from manager import place as places
@@ -140,8 +140,10 @@ class Manager:
         *,
         vault: Vault,
         audit: Trail | None = None,
+        registry: CollectorRegistry = REGISTRY,
     ) -> None:
-        """`vault`: the key of its node, not locked."""
+        """`vault`: the key of its node, not locked. `registry`: where its metrics are shown."""
+        self._registry = registry
         self._settings = settings
         self._audit = audit
         self._clock = clock
@@ -188,7 +190,7 @@ class Manager:
         except BaseException:
             await self._close()
             raise
-        REGISTRY.register(self._collector)
+        self._registry.register(self._collector)
         log.info(
             "manager_serving",
             addr=self._settings.listen_addr,
@@ -206,7 +208,7 @@ class Manager:
             self._upkeep = EtcdClient([opened.member.endpoint])
         self._data_keys = DataKeys(self.store, clock, sealer)
         self._autolock = Autolock(self.store, self._vault, report=self._report_lock)
-        self.authority = Authority(self.store, clock, rng, check_admits=self._check_admits)
+        self.authority = Authority(self.store, clock, check_admits=self._check_admits)
         self._dispatcher = Dispatcher(
             self.store,
             clock,
@@ -326,6 +328,7 @@ class Manager:
         except RuntimeError:
             port = 0
         if not port:
+            await server.stop(None)
             raise errors.Unavailable(
                 f"cannot listen on {listen}: the port is taken or the address is not this "
                 "machine's; choose another with --listen-addr"
@@ -571,7 +574,7 @@ class Manager:
     async def stop(self) -> None:
         """Ends all calls and closes the store; what was acknowledged is kept."""
         if self._server is not None:
-            REGISTRY.unregister(self._collector)
+            self._registry.unregister(self._collector)
             await self._server.stop(STOP_GRACE_S)
             self._server = None
         await self._close()

@@ -159,7 +159,6 @@ class Authority:
         self,
         store: Store,
         clock: Clock,
-        rng: Rng,
         *,
         check_admits: Callable[[], None] = lambda: None,
     ) -> None:
@@ -167,7 +166,6 @@ class Authority:
         self._store = store
         self._check_admits = check_admits
         self._clock = clock
-        self._rng = rng
         # Certificates seen, by PEM: checking a signature costs 0.2 ms, and a node makes many calls.
         # TLS decides at the handshake which roots count, so what was good on a connection stays so
         # on that one when its root is dropped; no new connection gets this far with it.

@@ -152,7 +152,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
         engine="embedded",
     )
     await store.update(lambda d: [d.put(o) for o in (new.cluster, new.keyring, new.node)])
-    authority = Authority(store, clock, system_rng())
+    authority = Authority(store, clock)
     server = rpc.server()
     others = [
         rpc.handler(t, Anything(), authority.authorize)
