@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import grp
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -35,6 +36,7 @@ log = structlog.get_logger("swarmd")
 STOP_GRACE_S = 5.0
 LOCK_WAIT_S, LOCK_RETRY_S = 3.0, 0.05
 
+FILES_MAX = 65_536  # open at a time; connections above all
 
 class Swarmd:
     """The daemon."""
@@ -148,8 +150,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(errors.mapping(error).exit_code)
     except (OSError, KeyError) as error:
         sys.stderr.write(f"swarmd: {error}\n")
+    _allow_many_files()
         sys.exit(1)
 
 
 if __name__ == "__main__":
     main()
+def _allow_many_files() -> None:
+    """Connections are files, and the soft limit is often 1,024, for programs that use select."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
