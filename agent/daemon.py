@@ -35,8 +35,8 @@ log = structlog.get_logger("swarmd")
 
 STOP_GRACE_S = 5.0
 LOCK_WAIT_S, LOCK_RETRY_S = 3.0, 0.05
-
 FILES_MAX = 65_536  # open at a time; connections above all
+
 
 class Swarmd:
     """The daemon."""
@@ -142,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command `swarmd`."""
     options, given = parse(sys.argv[1:] if argv is None else argv)
     logs.configure(level=given.log_level, form=given.log_format)
+    _allow_many_files()
     try:
         group = grp.getgrnam(given.socket_group).gr_gid if given.socket_group else None
         uvloop.run(Swarmd(options, SystemClock(), system_rng(), group=group).run())
@@ -150,12 +151,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(errors.mapping(error).exit_code)
     except (OSError, KeyError) as error:
         sys.stderr.write(f"swarmd: {error}\n")
-    _allow_many_files()
         sys.exit(1)
 
 
-if __name__ == "__main__":
-    main()
 def _allow_many_files() -> None:
     """Connections are files, and the soft limit is often 1,024, for programs that use select."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -164,3 +162,5 @@ def _allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
+if __name__ == "__main__":
+    main()
