@@ -416,8 +416,14 @@ class Manager:
         raise _Anew
 
     async def _enlist(self) -> None:
-        """Tells the cluster that this manager serves, and where."""
-        facts = await self.store.engine.facts()
+        """Tells the cluster that this manager serves, and where; once it shows as present, so that
+        the leader does not take it for one that is gone.
+        """
+        engine = self.store.engine
+        present = engine.present()
+        while self._settings.node_id not in present:
+            present = await engine.present_changed(present)
+        facts = await engine.facts()
         addr = self._settings.advertise_addr
 
         def enter(draft: Draft) -> None:
