@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from manager import main, opening
+from manager import main, move
 from manager import place as places
 from manager.store import Corrupt
 from swarm import errors, rpc, tls
@@ -283,18 +283,18 @@ async def test_a_move_that_was_killed_is_made_again(
     one: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await one.init(InitRequest(store="etcd"))
-    fill, done = opening.move.to_etcd, []
+    fill, done = move.to_etcd, []
 
     async def killed(*args: object, **rest: object) -> None:
         await fill(*args, **rest)  # type: ignore[arg-type]
         done.append(True)
         raise Killed
 
-    monkeypatch.setattr(opening.move, "to_etcd", killed)
+    monkeypatch.setattr(move, "to_etcd", killed)
     with pytest.raises(Killed):
         await one._start()
     assert done and one.place.engine == "embedded"
-    monkeypatch.setattr(opening.move, "to_etcd", fill)
+    monkeypatch.setattr(move, "to_etcd", fill)
     async with one.up() as manager:
         assert manager.store.engine.name == "etcd"
         assert manager.store.count(Node) == 1
