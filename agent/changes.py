@@ -6,20 +6,32 @@ One at a time. Each leaves the node either as it was or as it was asked for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import structlog
+from msgspec import structs
 
 from agent import identity as ids
 from agent import local, restoring
-from agent.membership import found, restoration, restored_identity, save
+from agent.managing import (
+    FOLDER,
+    found,
+    go_on_alone,
+    restoration,
+    restored_identity,
+    save,
+)
+from agent.membership import Membership
 from agent.options import Settings
+from agent.role import be_demoted
 from agent.tenure import Tenure, set_aside
-from swarm import errors
+from swarm import errors, tls
 from swarm.clock import Clock
 from swarm.finishing import to_the_end
 from swarm.ids import Rng
+from swarm.rpc import Channel
 from swarm.v1 import (
     GetNodeInfoResponse,
     InitRequest,
@@ -34,6 +46,12 @@ from swarm.v1 import (
 log = structlog.get_logger("swarmd")
 
 JOIN_WAIT_S = 20.0  # Docker's: then the join goes on in the background
+# For a manager: the cluster's state may first have to move to etcd.
+JOIN_MANAGER_WAIT_S = 60.0
+SERVE_WAIT_S = 45.0  # for the manager of a new, unlocked or forced cluster
+STEP_DOWN_S = 40.0  # for the other managers to take over
+RECONNECT_S = 10.0  # for a session with one of those
+LOOK_S = 0.05
 
 
 class Changes:
@@ -45,15 +63,20 @@ class Changes:
         self._clock = clock
         self._rng = rng
         self._changing = asyncio.Lock()
+        self._join_key = ""  # of a join whose answer may have been lost
 
     def info(self) -> GetNodeInfoResponse:
         return self._tenure.info()
 
+    # -------------------------------------------------------------- coming in
+
     async def init(self, request: InitRequest) -> InitResponse:
         """Makes a cluster; when the manager cannot start, nothing stays behind."""
         async with self._changing:
+            if request.force_new_cluster:
+                return await self._go_on_alone(request)
             self._check_free()
-            set_aside(self._settings.state_dir / "manager")
+            set_aside(self._settings.state_dir / FOLDER)
             self._tenure.new_vault()
             listen = local.listen_address(request.listen_addr)
             identity = await found(
@@ -71,25 +94,38 @@ class Changes:
                 vault=self._tenure.vault,
             )
             save(self._settings.state_dir, identity, self._tenure.vault)
-            await self._tenure.enter(identity)
-            if self._tenure.error:
-                reason = self._tenure.error
+            if reason := await self._serving(identity):
                 await self._tenure.forget()
                 raise errors.Unavailable(reason)
-            authority = self._tenure.manager().authority
             log.info("cluster_made", cluster_id=identity.cluster_id, node_id=identity.node_id)
-            return InitResponse(
-                node_id=identity.node_id,
-                cluster_id=identity.cluster_id,
-                worker_token=authority.worker(),
-                manager_token=authority.manager(),
-                addr=identity.advertise_addr,
-            )
+            return self._made(identity)
+
+    async def _serving(self, identity: ids.Identity) -> str:
+        """Begins to be a member; why its manager does not serve, or empty."""
+        try:
+            async with asyncio.timeout(SERVE_WAIT_S):
+                await self._tenure.enter(identity)
+        except TimeoutError:
+            return f"the manager does not serve within {SERVE_WAIT_S:g} s; swarmd's log has more"
+        return self._tenure.failure
+
+    def _made(self, identity: ids.Identity) -> InitResponse:
+        authority = self._tenure.manager().authority
+        return InitResponse(
+            node_id=identity.node_id,
+            cluster_id=identity.cluster_id,
+            worker_token=authority.worker(),
+            manager_token=authority.manager(),
+            addr=identity.advertise_addr,
+        )
 
     async def join(self, request: JoinRequest) -> JoinResponse:
-        """Joins a cluster and waits until the manager has taken the node."""
+        """Joins a cluster and waits until it has taken the node, and its manager serves, if it
+        joined as one. What fails for good is undone.
+        """
         async with self._changing:
             self._check_free()
+            set_aside(self._settings.state_dir / FOLDER)
             self._tenure.new_vault()
             listen = local.listen_address(request.listen_addr)
             if request.advertise_addr:
@@ -99,28 +135,134 @@ class Changes:
                     raise errors.Invalid("name a manager to join, as HOST:2377")
                 near = local.address_towards(request.remote_addrs[0])
                 advertise = local.advertise_address(near, listen, ())
-            identity = await ids.join(
-                token=request.token,
-                addresses=request.remote_addrs,
-                hostname=self._settings.hostname,
-                availability=request.availability,
-                listen_addr=listen,
-                advertise_addr=advertise,
-                data_path_addr=request.data_path_addr or local.host_of(advertise),
-            )
-            save(self._settings.state_dir, identity, self._tenure.vault)
-            await self._tenure.enter(identity)
-            assert self._tenure.member is not None
+            key_pem, self._join_key = self._join_key or tls.new_key_pem(), ""
             try:
-                async with asyncio.timeout(JOIN_WAIT_S):
-                    await self._tenure.member.first_session.wait()
+                identity = await ids.join(
+                    token=request.token,
+                    addresses=request.remote_addrs,
+                    hostname=self._settings.hostname,
+                    availability=request.availability,
+                    listen_addr=listen,
+                    advertise_addr=advertise,
+                    data_path_addr=request.data_path_addr or local.host_of(advertise),
+                    etcd_version=self._tenure.etcd_version,
+                    key_pem=key_pem,
+                )
+            except (errors.Unavailable, errors.TimedOut, asyncio.CancelledError):
+                self._join_key = key_pem  # so that the next try is the same node
+                raise
+            save(self._settings.state_dir, identity, self._tenure.vault)
+            manager = identity.role == NodeRole.MANAGER
+            wait_s = JOIN_MANAGER_WAIT_S if manager else JOIN_WAIT_S
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._tenure.enter(identity)
+                    failed = await self._taken_up()
             except TimeoutError:
-                reason = self._tenure.error or self._tenure.member.problem or "no answer"
+                member = self._tenure.member
+                reason = self._tenure.failure or (member.problem if member else "") or "no answer"
+                what = "the manager here does not serve" if manager else "no manager took the node"
                 raise errors.TimedOut(
-                    f"the manager did not take the node within {JOIN_WAIT_S:g} s ({reason}); "
-                    "swarmd goes on trying, see `swarmctl info`"
+                    f"{what} within {wait_s:g} s ({reason}); swarmd goes on trying, see "
+                    "`swarmctl info`"
                 ) from None
+            if failed is not None:
+                raise await self._undo_join(failed)
             return JoinResponse(node_id=identity.node_id, role=identity.role)
+
+    async def _taken_up(self) -> errors.SwarmError | None:
+        """Waits until the cluster has the node; or what keeps its manager from serving for good."""
+        while True:
+            member = self._tenure.member  # another one after a failure
+            if member is not None and not self._tenure.error:
+                if member.managing.lasting:
+                    return member.managing.cause
+                serves = member.identity.role != NodeRole.MANAGER or member.managing.serving
+                if serves and member.first_session.is_set():
+                    return None
+            await asyncio.sleep(LOOK_S)
+
+    async def _undo_join(self, cause: errors.SwarmError) -> errors.SwarmError:
+        """As if the node had not come, as far as the others can be told; what to tell of it."""
+        member = self._tenure.member
+        assert member is not None
+        rest = await self._hand_over(member)
+        await member.leave()
+        await self._tenure.forget()
+        return type(cause)("; ".join((cause.message, *rest)))
+
+    async def unlock(self, unlock_key: str) -> None:
+        """Opens the keys at rest and becomes a member. Raises Denied for another key."""
+        async with self._changing:
+            if self._tenure.locked is None:
+                raise errors.Conflict(
+                    "swarm is not locked" if self._tenure.member else local.NO_PART
+                )
+            self._tenure.vault.unlock(unlock_key)
+            identity = ids.load(self._settings.state_dir, self._tenure.vault)
+            assert identity is not None
+            self._tenure.locked = None
+            log.info("swarmd_unlocked", node_id=identity.node_id)
+            await self._serving(identity)
+
+    # -------------------------------------------------------------- going on
+
+    async def _go_on_alone(self, request: InitRequest) -> InitResponse:
+        """Makes this node the only manager of the cluster that it is in; tasks go on."""
+        tenure = self._tenure
+        if tenure.locked is not None:
+            raise errors.Unavailable(local.LOCKED_FORCE)
+        if tenure.member is None:
+            raise errors.Conflict(local.FORCE_NOT_IN_SWARM)
+        before = tenure.member.identity
+        if before.role != NodeRole.MANAGER:
+            raise errors.Conflict(local.FORCE_IS_WORKER)
+        standing = tenure.member.managing.standing()
+        if standing is not None and standing.in_touch:
+            if standing.total < 2:
+                raise errors.Conflict(local.FORCE_ALONE)
+            raise errors.Conflict(
+                f"the cluster works: {standing.reachable} of its {standing.total} managers can be "
+                "reached, and those that are lost can be demoted and removed (`swarmctl node "
+                "demote`, `swarmctl node rm`). --force-new-cluster would leave two clusters; it is "
+                "for when too few managers are left to agree on anything"
+            )
+        listen = local.listen_address(request.listen_addr or before.listen_addr)
+        advertise = before.advertise_addr
+        if request.advertise_addr:
+            advertise = local.advertise_address(request.advertise_addr, listen, ())
+        identity = structs.replace(
+            before,
+            listen_addr=listen,
+            advertise_addr=advertise,
+            data_path_addr=request.data_path_addr or before.data_path_addr,
+            managers=(advertise,),
+        )
+        reason = await to_the_end(self._force(identity, before))
+        if reason:
+            raise errors.Unavailable(
+                f"the cluster is this manager's alone now, and it does not serve yet: {reason}"
+            )
+        log.warning("cluster_forced", cluster_id=identity.cluster_id, node_id=identity.node_id)
+        return self._made(identity)
+
+    async def _force(self, identity: ids.Identity, before: ids.Identity) -> str:
+        """Why the manager does not serve, or empty. When it raises, all is as before."""
+        tenure = self._tenure
+
+        async def connect(address: str) -> Channel:
+            return identity.channel(address)
+
+        await tenure.exit()
+        try:
+            await go_on_alone(
+                self._settings, identity, connect, clock=self._clock, vault=tenure.vault
+            )
+            save(self._settings.state_dir, identity, tenure.vault)
+        except (OSError, errors.SwarmError):
+            await self._serving(before)
+            raise
+        return await self._serving(identity)
 
     async def restore(
         self, requests: AsyncIterator[RestoreRequest]
@@ -134,7 +276,9 @@ class Changes:
             if self._tenure.locked is not None:
                 raise errors.Unavailable(local.LOCKED_RESTORE)
             member = self._tenure.member
-            before = restoring.replaceable(member.identity if member else None, self._tenure.error)
+            before = restoring.replaceable(
+                member.identity if member else None, self._tenure.failure
+            )
             place = restoring.Place(start, before, await asyncio.to_thread(machine_addresses))
             work = restoration(self._settings, self._clock)
             try:
@@ -175,46 +319,62 @@ class Changes:
                 warnings=restored.warnings,
             )
 
-    async def leave(self, *, force: bool) -> None:
-        """Leaves the cluster: stops and removes the node's tasks, and forgets all of it."""
+    # -------------------------------------------------------------- leaving
+
+    async def leave(self, *, force: bool) -> tuple[str, ...]:
+        """Leaves the cluster: stops and removes the node's tasks, and forgets all of it. What is
+        left to be done elsewhere.
+        """
         async with self._changing:
             member = self._tenure.member
             if self._tenure.locked is not None:
                 if not force:
                     raise errors.Unavailable(local.LOCKED_LEAVE)
+                rest = local.still_manager(self._settings.hostname, "it is locked")
+                alone = self._tenure.locked.managers == (self._tenure.locked.advertise_addr,)
                 await self._tenure.empty(self._tenure.locked, force=True)
                 await self._tenure.forget()
-                return
+                return () if alone else (rest,)
             if member is None:
-                raise errors.Conflict("This node is not part of a swarm")
-            if member.identity.role == NodeRole.MANAGER and not force:
-                raise errors.Conflict(
-                    "You are attempting to leave the swarm on a node that is participating as a "
-                    "manager. Removing the last manager erases all current state of the swarm. Use "
-                    "`--force` to ignore this message."
-                )
+                raise errors.Conflict(local.NO_PART)
+            warnings: tuple[str, ...] = ()
+            if member.identity.role == NodeRole.MANAGER:
+                standing = member.managing.standing()
+                alone = not member.others if standing is None else standing.total < 2
+                if not force:
+                    raise errors.Conflict(local.why_not_leave(standing, alone=alone))
+                if not alone:
+                    warnings = await self._hand_over(member)
             if self._tenure.error:
                 await self._tenure.empty(member.identity, force=force)
             else:
                 await member.leave()
             await self._tenure.forget()
-            log.info("left_cluster", node_id=member.identity.node_id)
+            log.info("left_cluster", node_id=member.identity.node_id, warnings=warnings)
+            return warnings
 
-    async def unlock(self, unlock_key: str) -> None:
-        """Opens the keys at rest and becomes a member. Raises Denied for another key."""
-        async with self._changing:
-            if self._tenure.locked is None:
-                raise errors.Conflict(
-                    "swarm is not locked"
-                    if self._tenure.member
-                    else "This node is not part of a swarm"
-                )
-            self._tenure.vault.unlock(unlock_key)
-            identity = ids.load(self._settings.state_dir, self._tenure.vault)
-            assert identity is not None
-            self._tenure.locked = None
-            log.info("swarmd_unlocked", node_id=identity.node_id)
-            await self._tenure.enter(identity)
+    async def _hand_over(self, member: Membership) -> tuple[str, ...]:
+        """Becomes a worker first, so that the other managers do not go on counting on this one;
+        what is left to be done on one of them, when that cannot be.
+        """
+        try:
+            async with asyncio.timeout(STEP_DOWN_S):
+                if self._tenure.error:  # nothing runs that could follow
+                    await be_demoted(member.identity, member.others)
+                    return ()
+                await member.step_down()
+        except errors.SwarmError as error:
+            reason = error.message
+        except TimeoutError:
+            reason = f"the others have not let it go within {STEP_DOWN_S:g} s"
+        else:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RECONNECT_S):
+                    while not member.connected:
+                        await asyncio.sleep(LOOK_S)
+            return ()
+        log.warning("not_stepped_down", reason=reason)
+        return (local.still_manager(self._settings.hostname, reason),)
 
     def _check_free(self) -> None:
         if self._tenure.member is not None or self._tenure.locked is not None:

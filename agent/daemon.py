@@ -23,6 +23,7 @@ import uvloop
 
 from agent import local, metrics
 from agent.changes import Changes
+from agent.managing import etcd_version
 from agent.options import Options, parse
 from agent.tenure import Tenure
 from swarm import __version__, errors, logs, rpc
@@ -62,13 +63,20 @@ class Swarmd:
             metrics.BUILD.info({"version": __version__})
             lag = asyncio.create_task(metrics.watch_lag())
             auditing = asyncio.create_task(self._audit.run())
+            tenure.etcd_version = await etcd_version()
             server = await self._serve(tenure)
+            stopped = asyncio.create_task(self._stop.wait())
+            # A manager may need long to begin, for want of others; a signal is heard all the same.
+            beginning = asyncio.create_task(tenure.begin())
             try:
-                await tenure.begin()
-                await self._stop.wait()
+                await asyncio.wait({beginning, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if beginning.done():
+                    beginning.result()
+                await stopped
                 log.info("swarmd_stopping")
             finally:
-                lag.cancel()
+                for task in (beginning, stopped, lag):
+                    task.cancel()
                 await server.stop(STOP_GRACE_S)
                 await tenure.exit()
                 auditing.cancel()

@@ -25,6 +25,8 @@ class About:
     data_path_port: int = 0
     # Labels that constraints see as engine.labels.
     engine_labels: Mapping[str, str] = field(default_factory=dict)
+    # Of the etcd found on the machine; empty: there is none.
+    etcd_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ def describe(
         warnings=tuple(said),
         cert_issuer_subject=issuer.subject,
         cert_issuer_public_key=issuer.public_key,
+        etcd_version=about.etcd_version,
     )
 
 

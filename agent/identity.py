@@ -35,6 +35,8 @@ log = structlog.get_logger("identity")
 FORMAT = 1
 FILE = "identity.json"
 JOIN_TIMEOUT_S = 10.0
+JOIN_PATIENCE_S = 50.0  # with a manager that lets others in first; `swarm join` waits for 60 s
+JOIN_RETRY_S = 1.0
 # Renewal happens at a random point between these shares of the certificate's life, so that nodes
 # that joined together do not all come at once (SwarmKit ca/renewer.go does the same).
 _RENEW_FROM, _RENEW_TO = 0.5, 0.8
@@ -153,38 +155,35 @@ async def join(
     listen_addr: str,
     advertise_addr: str,
     data_path_addr: str,
+    etcd_version: str = "",
+    key_pem: str = "",
 ) -> Identity:
-    """Asks the managers for a certificate, one after the other.
+    """Asks the managers for a certificate, one after the other. `etcd_version`: of the etcd found
+    here; without one the node cannot be one of several managers. `key_pem`: of an earlier try,
+    whose answer may have been lost: with the same key it is the same node.
 
-    Raises Invalid (bad token or address), Denied (wrong token), Unavailable (none answers; says
-    what each one said).
+    Raises Invalid (bad token or address), Denied (wrong token), Exhausted (too many join),
+    Unavailable (none answers; says what each one said).
     """
     parsed = tls.JoinToken.parse(token)
     if not addresses:
         raise errors.Invalid(
             "name a manager to join: `swarmctl swarm join --token TOKEN HOST:2377`"
         )
-    key_pem = tls.new_key_pem()
+    key_pem = key_pem or tls.new_key_pem()
     request = IssueNodeCertificateRequest(
         csr_pem=tls.csr_pem(key_pem),
         availability=availability,
         hostname=hostname,
         addr=advertise_addr,
+        etcd_version=etcd_version,
     )
     problems: list[str] = []
     for address in addresses:
         target = tls.join_address(*tls.split_address(address))
         try:
-            root_pem = await asyncio.to_thread(
-                tls.fetch_root, target, parsed, timeout_s=JOIN_TIMEOUT_S
-            )
-            certificate_pem, join_key_pem = tls.join_certificate(parsed)
-            credentials = tls.client_credentials(root_pem, join_key_pem, certificate_pem)
-            async with Channel.tls(target, credentials, server_name=tls.SERVER_NAME) as channel:
-                answer = await CertificatesClient(channel).issue_node_certificate(
-                    request, timeout_s=JOIN_TIMEOUT_S
-                )
-        except errors.Unavailable as error:
+            answer = await _admitted(target, parsed, request)
+        except (errors.Unavailable, errors.TimedOut) as error:
             problems.append(_join_problem(target, error))
             continue
         return Identity(
@@ -203,7 +202,28 @@ async def join(
     raise errors.Unavailable("cannot join: " + "; ".join(problems))
 
 
-def _join_problem(target: str, error: errors.Unavailable) -> str:
+async def _admitted(
+    target: str, token: tls.JoinToken, request: IssueNodeCertificateRequest
+) -> IssueNodeCertificateResponse:
+    """The manager's answer. It lets so many in a second from each address (swarm.limits): where a
+    thousand come at once, they come one after the other.
+    """
+    root_pem = await asyncio.to_thread(tls.fetch_root, target, token, timeout_s=JOIN_TIMEOUT_S)
+    certificate_pem, key_pem = tls.join_certificate(token)
+    credentials = tls.client_credentials(root_pem, key_pem, certificate_pem)
+    patient_until_s = asyncio.get_running_loop().time() + JOIN_PATIENCE_S
+    async with Channel.tls(target, credentials, server_name=tls.SERVER_NAME) as channel:
+        client = CertificatesClient(channel)
+        while True:
+            try:
+                return await client.issue_node_certificate(request, timeout_s=JOIN_TIMEOUT_S)
+            except errors.Exhausted:
+                if asyncio.get_running_loop().time() > patient_until_s:
+                    raise
+            await asyncio.sleep(JOIN_RETRY_S)
+
+
+def _join_problem(target: str, error: errors.SwarmError) -> str:
     """The manager drops a connection whose certificate no current token signed, which says nothing
     by itself.
     """
@@ -223,12 +243,14 @@ async def keep_renewed(
     rng: Rng,
     wake: asyncio.Event,
     issue: Issue | None = None,
+    one_at_a_time: asyncio.Lock | None = None,
     check_s: float = RENEW_CHECK_S,
 ) -> None:
     """Renews the node's certificate for as long as it runs; `wake` asks for a renewal at once (the
-    role has changed, or another root signs). `issue`: see `renew`. `check_s`: how often the clock
-    is looked at.
+    role has changed, or another root signs). `issue`: see `renew`. `one_at_a_time` is held from a
+    request until its answer is in its place. `check_s`: how often the clock is looked at.
     """
+    one_at_a_time = one_at_a_time or asyncio.Lock()
     retry_s = _RENEW_RETRY_S_MIN
     while True:
         facts = tls.facts(tls.load_certificates(current().certificate_pem)[0])
@@ -240,7 +262,8 @@ async def keep_renewed(
         asked = wake.is_set()
         wake.clear()
         try:
-            await replace(await renew(current(), issue=issue))
+            async with one_at_a_time:
+                await replace(await renew(current(), issue=issue))
             retry_s = _RENEW_RETRY_S_MIN
         except errors.SwarmError as error:
             log.warning("certificate_not_renewed", reason=error.message, retry_s=retry_s)
@@ -262,7 +285,7 @@ async def renew(identity: Identity, *, issue: Issue | None = None) -> Identity:
     request = IssueNodeCertificateRequest(
         csr_pem=tls.csr_pem(key_pem), addr=identity.advertise_addr
     )
-    answer = await (issue(request) if issue is not None else _ask(identity, request))
+    answer = await (issue(request) if issue is not None else ask(identity, request))
     log.info("certificate_renewed", role=answer.role.name.lower())
     return msgspec.structs.replace(
         identity,
@@ -274,7 +297,7 @@ async def renew(identity: Identity, *, issue: Issue | None = None) -> Identity:
     )
 
 
-async def _ask(
+async def ask(
     identity: Identity, request: IssueNodeCertificateRequest
 ) -> IssueNodeCertificateResponse:
     """The answer of the first manager that gives one."""
@@ -285,7 +308,7 @@ async def _ask(
                 return await CertificatesClient(channel).issue_node_certificate(
                     request, timeout_s=JOIN_TIMEOUT_S
                 )
-        except errors.Unavailable as error:
+        except (errors.Unavailable, errors.TimedOut) as error:
             problems.append(error.message)
     raise errors.Unavailable("; ".join(problems) or "no manager is known")
 

@@ -58,6 +58,23 @@ LOCKED_RESTORE = (
     "The manager on this node is locked. Open it with `swarmctl swarm unlock` and see whether it "
     "works, or give it up with `swarmctl swarm leave --force`; then a backup can be restored here."
 )
+NO_PART = "This node is not part of a swarm"
+LOCKED_FORCE = (
+    "The manager on this node is locked. Open it with `swarmctl swarm unlock`; then "
+    "--force-new-cluster can go on with its state."
+)
+FORCE_NOT_IN_SWARM = (
+    "--force-new-cluster goes on with the state of a cluster that has lost its other managers, and "
+    "this node is in no cluster; leave the flag out to make a new one, or run it on a manager"
+)
+FORCE_ALONE = (
+    "This manager is the only one of its cluster, and it works: --force-new-cluster has nothing to "
+    "do. A state that is lost or damaged comes back from a backup: `swarmctl swarm restore FILE`"
+)
+FORCE_IS_WORKER = (
+    "--force-new-cluster goes on with a manager's state, and this node is a worker, which has "
+    "none; run it on a manager that is left, or restore a backup (`swarmctl swarm restore`)"
+)
 LOCKED_LEAVE = (
     "Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message."
 )
@@ -126,8 +143,7 @@ class LocalService:
     async def leave(self, request: LeaveRequest, context: Context) -> LeaveResponse:
         node_id = self._daemon.info().node_id
         context.note(what="leave", kind="node", object_id=node_id, force=request.force)
-        await self._daemon.leave(force=request.force)
-        return LeaveResponse()
+        return LeaveResponse(warnings=await self._daemon.leave(force=request.force))
 
     async def restore(
         self, request: AsyncIterator[RestoreRequest], context: Context
@@ -151,11 +167,61 @@ class Daemon(Protocol):
     def info(self) -> GetNodeInfoResponse: ...
     async def init(self, request: InitRequest) -> InitResponse: ...
     async def join(self, request: JoinRequest) -> JoinResponse: ...
-    async def leave(self, *, force: bool) -> None: ...
+    async def leave(self, *, force: bool) -> tuple[str, ...]: ...
     def restore(
         self, requests: AsyncIterator[RestoreRequest]
     ) -> AsyncGenerator[RestoreResponse, None]: ...
     async def unlock(self, unlock_key: str) -> None: ...
+
+
+class Standing(Protocol):
+    """How many managers there are, and how many of them can be reached."""
+
+    @property
+    def reachable(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+
+
+def why_not_leave(standing: Standing | None, *, alone: bool) -> str:
+    """Why a manager does not leave without --force, in Docker's words where they fit. `alone`:
+    there is no other manager. `standing` is None where this one does not know.
+    """
+    said = [
+        "You are attempting to leave the swarm on a node that is participating as a manager.",
+    ]
+    if alone:
+        said.append("Removing the last manager erases all current state of the swarm.")
+        return " ".join([*said, "Use `--force` to ignore this message."])
+    if standing is None:
+        said.append("Doing so may lose the consensus of your cluster.")
+    else:
+        left, there = standing.total - 1, standing.reachable - 1
+        if there >= left // 2 + 1:
+            said.append(
+                f"With `--force` it is demoted first, which leaves {there} managers out of {left}. "
+                "`swarmctl node demote` on it does the same, and keeps the node."
+            )
+            return " ".join([*said, "Use `--force` to suppress this message."])
+        said.append(
+            f"Removing this node leaves {there} managers out of {left}. Without a Raft quorum your "
+            "swarm will be inaccessible."
+        )
+    return " ".join(
+        [
+            *said,
+            "The only way to restore a swarm that has lost consensus is to reinitialize it with "
+            "`--force-new-cluster`. Use `--force` to suppress this message.",
+        ]
+    )
+
+
+def still_manager(hostname: str, reason: str) -> str:
+    """What has to be done about a manager that has gone without the others' knowing."""
+    return (
+        f"the cluster may still count {hostname} among its managers: {reason}. On another manager, "
+        f"run `swarmctl node demote {hostname}` and then `swarmctl node rm --force {hostname}`"
+    )
 
 
 def listen_address(given: str) -> str:

@@ -1,15 +1,16 @@
 """Being a member of a cluster: the manager (where the node is one), the worker and its session.
 
-Lives from `run` until cancelled. Owns the node's identity while it runs: renewals, new roots and
-the list of managers are written to disk before they are used. The only place that starts a manager.
+Lives from `run` until cancelled. Owns the node's identity while it runs: renewals, new roots, the
+role and the list of managers are written to disk before they are used. What follows from the role
+is agent/role.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
-from pathlib import Path
 
 import structlog
 from msgspec import structs
@@ -17,105 +18,33 @@ from msgspec import structs
 from agent import identity as ids
 from agent import metrics
 from agent.description import About, Issuer
+from agent.managing import FOLDER, Managing, Part, save
 from agent.options import Settings
 from agent.proxy import Proxy
+from agent.role import Role
 from agent.runtime.base import Runtime
 from agent.runtime.docker import DockerRuntime
 from agent.runtime.process import ProcessRuntime
 from agent.session import Session
 from agent.state import StateFile
 from agent.worker import Worker
-from manager import main as manager_main
 from swarm import __version__, errors, tls
 from swarm.audit import Trail
 from swarm.clock import SECOND_NS, Clock
 from swarm.ids import Rng
 from swarm.rpc import Channel
-from swarm.v1 import ClusterInfo, InitRequest, NodeRole
+from swarm.v1 import (
+    ClusterInfo,
+    IssueNodeCertificateRequest,
+    IssueNodeCertificateResponse,
+    NodeRole,
+)
 from swarm.vault import Vault
 
 log = structlog.get_logger("membership")
 
 PROBE_S = 2.0  # to look at what a manager that cannot be talked to presents
 LEAVE_TIMEOUT_S = 30.0  # to stop all tasks; longer than the usual grace period of 10 s
-
-
-async def found(
-    settings: Settings,
-    request: InitRequest,
-    *,
-    listen_addr: str,
-    advertise_addr: str,
-    clock: Clock,
-    rng: Rng,
-    vault: Vault,
-) -> ids.Identity:
-    """Makes a new cluster's state; the node's identity as its first manager."""
-    make_vault(vault)
-    new = await manager_main.bootstrap(
-        settings.state_dir / "manager",
-        request,
-        vault=vault,
-        hostname=settings.hostname,
-        advertise_addr=advertise_addr,
-        clock=clock,
-        rng=rng,
-    )
-    return ids.Identity(
-        format=ids.FORMAT,
-        node_id=new.node.id,
-        cluster_id=new.cluster.id,
-        role=NodeRole.MANAGER,
-        key_pem=new.key_pem,
-        certificate_pem=new.certificate_pem,
-        root_ca_pem=new.cluster.root_ca_pem,
-        listen_addr=listen_addr,
-        advertise_addr=advertise_addr,
-        data_path_addr=request.data_path_addr or tls.split_address(advertise_addr)[0],
-        managers=(advertise_addr,),
-    )
-
-
-def restoration(settings: Settings, clock: Clock) -> manager_main.Restoration:
-    """A restore into this node's manager folder."""
-    return manager_main.Restoration(settings.state_dir / "manager", clock)
-
-
-def restored_identity(
-    restored: manager_main.Restored, *, listen_addr: str, advertise_addr: str, data_path_addr: str
-) -> ids.Identity:
-    """The node's identity as the restored cluster's manager."""
-    return ids.Identity(
-        format=ids.FORMAT,
-        node_id=restored.node_id,
-        cluster_id=restored.cluster_id,
-        role=NodeRole.MANAGER,
-        key_pem=restored.key_pem,
-        certificate_pem=restored.certificate_pem,
-        root_ca_pem=restored.root_ca_pem,
-        listen_addr=listen_addr,
-        advertise_addr=advertise_addr,
-        data_path_addr=data_path_addr,
-        managers=(advertise_addr,),
-    )
-
-
-def make_vault(vault: Vault) -> None:
-    """Makes the node's key at rest, unless it has one. Raises Unavailable when the disk refuses."""
-    try:
-        vault.make()
-    except OSError as error:
-        raise errors.Unavailable(
-            f"{vault.path} cannot be written: {error.strerror or error}; free space on its disk"
-        ) from error
-
-
-def save(state_dir: Path, identity: ids.Identity, vault: Vault) -> None:
-    """Writes the identity, a manager's with its key sealed. Raises OSError."""
-    sealing = identity.role == NodeRole.MANAGER
-    if sealing:
-        vault.make()
-    ids.save(state_dir, identity, vault if sealing else None)
 
 
 class Membership:
@@ -130,18 +59,44 @@ class Membership:
         *,
         vault: Vault,
         audit: Trail | None = None,
+        etcd_version: str = "",
     ) -> None:
-        """`vault`: the node's key at rest, not locked; only managers have one."""
+        """`vault`: the node's key at rest, not locked; only managers have one. `etcd_version`: of
+        the etcd found here.
+        """
         self._settings = settings
         self._vault = vault
-        self._audit = audit
         self._clock = clock
         self._rng = rng
         self.identity = identity
-        # The manager serves, where there is one.
+        # The manager, where there is one, serves or has failed once.
         self.started = asyncio.Event()
         self._renew = asyncio.Event()
-        self._manager: manager_main.Manager | None = None
+        self._renewing = asyncio.Lock()
+        # A manager from the start that has not been let in before.
+        self._new_manager = (
+            identity.role == NodeRole.MANAGER and not (settings.state_dir / FOLDER).exists()
+        )
+        self.managing = Managing(
+            settings,
+            clock,
+            rng,
+            identity=lambda: self.identity,
+            connect=self._connect,
+            vault=vault,
+            audit=audit,
+            on_denied=self._renew.set,
+        )
+        self._role = Role(
+            self.managing,
+            state_dir=settings.state_dir,
+            vault=vault,
+            identity=lambda: self.identity,
+            replace=self._replace,
+            renew=self._renew,
+            renewing=self._renewing,
+            ask=lambda: functools.partial(ids.ask, self._known_elsewhere),
+        )
         self._ingress = Proxy(
             relay_address=(_bind(identity.data_path_addr), settings.relay_port),
             listen_addresses=_published_at(identity.data_path_addr),
@@ -158,6 +113,7 @@ class Membership:
                 data_path_addr=identity.data_path_addr,
                 data_path_port=settings.relay_port,
                 engine_labels=settings.engine_labels,
+                etcd_version=etcd_version,
             ),
             clock=clock,
             issuer=Issuer.of(identity.issuer),
@@ -204,57 +160,45 @@ class Membership:
     # -------------------------------------------------------------- life
 
     async def run(self) -> None:
-        """Is a member until cancelled; tasks go on. Raises what keeps the node from being one."""
+        """Is a member until cancelled; tasks go on. Raises what keeps the node from being one; a
+        manager that fails does not.
+        """
         try:
             await self._ingress.start()
-            if self.identity.role == NodeRole.MANAGER:
-                await self._start_manager()
             async with asyncio.TaskGroup() as group:
-                if self._manager is not None:
-                    serving = asyncio.Event()
-                    group.create_task(self._manager.run(serving.set))
-                    await serving.wait()
-                self.started.set()
+                group.create_task(self._role.run())
                 looked = asyncio.Event()
                 group.create_task(self._worker.run(looked.set))
-                group.create_task(self._keep_certificate())
                 await looked.wait()
+                settling = group.create_task(self._settle())
+                if not self.others:
+                    await settling  # nobody else could take the node up, or renew for it
+                group.create_task(self._keep_certificate())
                 self._talking = group.create_task(self._session.run())
         finally:
             await self._stop()
 
-    async def _start_manager(self) -> None:
-        identity = self.identity
-        make_vault(self._vault)
-        manager = manager_main.Manager(
-            manager_main.Settings(
-                state_dir=self._settings.state_dir / "manager",
-                node_id=identity.node_id,
-                listen_addr=identity.listen_addr,
-                advertise_addr=identity.advertise_addr,
-                key_pem=identity.key_pem,
-                certificate_pem=identity.certificate_pem,
-                version=__version__,
-            ),
-            self._clock,
-            self._rng,
-            audit=self._audit,
-            vault=self._vault,
-        )
-        await manager.start()
-        self._manager = manager
+    async def _settle(self) -> None:
+        """Until the manager on this node serves or has failed, or there is none."""
+        either = [
+            asyncio.ensure_future(e.wait())
+            for e in (self.managing.settled, self._role.worker_alone)
+        ]
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for waiting in either:
+                waiting.cancel()
+        self.started.set()
 
     async def _stop(self) -> None:
-        if self._manager is not None:
-            await self._manager.stop()
-            self._manager = None
         await self._ingress.close()
         for runtime in self._runtimes:
             await runtime.close()
 
     async def leave(self) -> None:
         """Tells the managers, and stops and removes all of the node's tasks."""
-        if self._manager is None:
+        if self.identity.role != NodeRole.MANAGER or self.others:
             await self._session.leave()
         # Else a manager would go on assigning tasks to a node that is being emptied.
         if self._talking is not None:
@@ -302,8 +246,24 @@ class Membership:
             clock=self._clock,
             rng=self._rng,
             wake=self._renew,
-            issue=self._manager.issue_own if self._manager is not None else None,
+            issue=self._issue,
+            one_at_a_time=self._renewing,
         )
+
+    async def _issue(self, request: IssueNodeCertificateRequest) -> IssueNodeCertificateResponse:
+        """From the manager on this node if it can; see identity.renew."""
+        part = self.managing.part
+        if part is not None:
+            try:
+                return await part.issue_own(request)
+            except (errors.Unavailable, errors.TimedOut):
+                if not self.others:
+                    raise
+        return await ids.ask(self._known_elsewhere, request)
+
+    @property
+    def _known_elsewhere(self) -> ids.Identity:
+        return structs.replace(self.identity, managers=self.others)
 
     async def _replace(self, identity: ids.Identity) -> None:
         """Raises Unavailable when the disk refuses; then all is as it was."""
@@ -314,10 +274,15 @@ class Membership:
                 f"the node's identity cannot be written to {self._settings.state_dir}: "
                 f"{error.strerror or error}; free space on its disk"
             ) from error
-        self.identity = identity
+        before, self.identity = self.identity, identity
         self._worker.use_issuer(Issuer.of(identity.issuer))
-        if self._manager is not None:
-            self._manager.use_certificate(identity.key_pem, identity.certificate_pem)
+        if self.managing.part is not None:
+            self.managing.part.use_certificate(
+                identity.key_pem, identity.certificate_pem, identity.root_ca_pem
+            )
+        if identity.role != before.role:
+            log.info("role_changed", role=identity.role.name.lower())
+            self._role.changed()
         self._show_expiry()
 
     def _show_expiry(self) -> None:
@@ -344,18 +309,42 @@ class Membership:
     def _removed(self) -> None:
         log.error("removed_from_cluster", what_to_do="run `swarmctl swarm leave` on this node")
 
+    async def step_down(self) -> None:
+        """See agent.role."""
+        await self._role.step_down(self.others)
+
     # -------------------------------------------------------------- what the daemon shows
 
-    def manager(self) -> manager_main.Manager:
+    def manager(self) -> Part:
         """The manager that serves. Raises Unavailable while it does not."""
-        if self._manager is None:
-            raise errors.Unavailable("the manager on this node is starting; try again in a moment")
-        return self._manager
+        if self._role.problem:
+            raise errors.Unavailable(self._role.problem)
+        return self.managing.manager()
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Where managers other than the one on this node are."""
+        own = self.identity.advertise_addr if self.identity.role == NodeRole.MANAGER else ""
+        return tuple(a for a in self.identity.managers if a != own)
+
+    @property
+    def coming_in(self) -> bool:
+        """Whether it is a manager that the others have not let in yet."""
+        return (
+            self._new_manager
+            and not self.managing.served
+            and self.identity.role == NodeRole.MANAGER
+        )
 
     @property
     def joined(self) -> bool:
-        """Whether a manager has taken the node up since the start."""
-        return self.first_session.is_set() or self._manager is not None
+        """Whether the node has been taken up since the start."""
+        return self.managing.serving or (self.first_session.is_set() and not self.coming_in)
+
+    @property
+    def manager_problem(self) -> str:
+        """Why the manager on this node does not serve; empty: it does, or there is none."""
+        return self._role.problem or self.managing.problem
 
     @property
     def connected(self) -> bool:
@@ -376,8 +365,7 @@ class Membership:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        mine = self._manager.problems.values() if self._manager is not None else ()
-        return (*self._worker.description().warnings, *mine)
+        return (*self._worker.description().warnings, *self.managing.warnings)
 
     @property
     def tasks(self) -> int:

@@ -13,6 +13,7 @@ from swarm import __version__, errors, logs
 from swarm.audit import Copy, copy_to
 
 RELAY_PORT = 7946  # Swarm's port for traffic between nodes
+PEER_PORT = 2380  # etcd's own
 SOCKET_PATH_MAX = 107  # bytes in sockaddr_un, less the final zero
 
 
@@ -26,6 +27,7 @@ class Settings:
     runtimes: tuple[str, ...]  # of docker, process; the first is the default
     relay_port: int
     engine_labels: Mapping[str, str]
+    peer_port: int = PEER_PORT  # where other managers' etcd reaches this node's
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,13 @@ def parse(argv: Sequence[str]) -> tuple[Options, argparse.Namespace]:
         help="where other nodes reach tasks here (default: %(default)s)",
     )
     add(
+        "--peer-port",
+        type=int,
+        default=PEER_PORT,
+        metavar="PORT",
+        help="where other managers' etcd reaches this one's (default: %(default)s)",
+    )
+    add(
         "--label",
         action="append",
         default=[],
@@ -108,8 +117,9 @@ def parse(argv: Sequence[str]) -> tuple[Options, argparse.Namespace]:
     runtimes = tuple(r.strip() for r in given.runtimes.split(",") if r.strip())
     if not runtimes or set(runtimes) - {"docker", "process"}:
         parser.error(f"--runtimes {given.runtimes!r}: name docker, process or both")
-    if not 0 < given.relay_port < 65536:
-        parser.error(f"--relay-port {given.relay_port}: a port is from 1 to 65535")
+    for option, port in (("--relay-port", given.relay_port), ("--peer-port", given.peer_port)):
+        if not 0 < port < 65536:
+            parser.error(f"{option} {port}: a port is from 1 to 65535")
     state = given.state_dir.absolute()
     at = (given.socket or (socket_path if state == state_dir else state / "swarmd.sock")).absolute()
     if len(os.fsencode(at)) > SOCKET_PATH_MAX:
@@ -123,6 +133,7 @@ def parse(argv: Sequence[str]) -> tuple[Options, argparse.Namespace]:
         runtimes=runtimes,
         relay_port=given.relay_port,
         engine_labels=labels,
+        peer_port=given.peer_port,
     )
     try:
         copies = tuple(copy_to(text) for text in given.audit_log)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agent import identity as ids
 from agent import local
-from agent.membership import save
+from agent.managing import FOLDER, save
 from agent.tenure import Tenure, set_aside
 from swarm import errors, tls
 from swarm.backup import Header
@@ -144,7 +144,7 @@ async def take_over(
 ) -> None:
     """Begins to be the manager of what was restored; when that cannot be, all is as before."""
     await tenure.exit()
-    folder = state_dir / "manager"
+    folder = state_dir / FOLDER
     aside = set_aside(folder)
     try:
         if before is None:
@@ -152,11 +152,11 @@ async def take_over(
         await install(tenure.vault)
         save(state_dir, identity, tenure.vault)
         await tenure.enter(identity)
+        reason = tenure.failure
     except (OSError, errors.SwarmError) as error:
-        tenure.error = str(error)
-    if not tenure.error:
+        reason = str(error)
+    if not reason:
         return
-    reason = tenure.error
     await tenure.exit()
     shutil.rmtree(folder, ignore_errors=True)
     if aside is not None:

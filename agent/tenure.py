@@ -1,7 +1,8 @@
 """The node's membership over the life of swarmd: none, locked, or one that runs.
 
 Owns that a membership which fails is tried again, or told, and what the node says of it all. Being
-a member is agent/membership.py; what people ask for is agent/changes.py.
+a member is agent/membership.py, which looks after its manager itself; what people ask for is
+agent/changes.py.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import shutil
 from pathlib import Path
-from typing import Any
 
 import structlog
+from msgspec import structs
 
 from agent import identity as ids
 from agent import local
+from agent.managing import FOLDER, PASSING, Part, leaves
 from agent.membership import Membership
 from agent.options import Settings
 from swarm import __version__, errors
@@ -29,7 +31,6 @@ log = structlog.get_logger("swarmd")
 
 # How long to wait before a membership that failed is tried again; doubles.
 RETRY_S_MIN, RETRY_S_MAX = 1.0, 30.0
-_PASSING = (errors.Unavailable, errors.TimedOut, errors.Exhausted)
 
 
 class Tenure:
@@ -45,7 +46,8 @@ class Tenure:
         self.member: Membership | None = None
         # A manager whose keys need the unlock key: who it is, while nothing of it runs.
         self.locked: ids.Identity | None = None
-        self.error = ""  # why the node is not what its identity says
+        self.error = ""  # why the node is no member at all
+        self.etcd_version = ""  # of the etcd found here
         self._running: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
@@ -58,7 +60,7 @@ class Tenure:
         elif identity is not None:
             await self.enter(identity)
 
-    def manager(self) -> Any:
+    def manager(self) -> Part:
         """The manager on this node. Raises NotManager with what to do."""
         if self.error:
             raise errors.Unavailable(self.error)
@@ -71,7 +73,9 @@ class Tenure:
         return self.member.manager()
 
     async def enter(self, identity: ids.Identity) -> None:
-        """Begins to be a member; returns once the manager, if any, serves or has failed."""
+        """Begins to be a member; returns once the manager, if any, serves or has failed. It goes on
+        when the caller is cancelled.
+        """
         self.error = ""
         self._audit.node_id = identity.node_id
         begun = asyncio.Event()
@@ -86,6 +90,7 @@ class Tenure:
             self._rng,
             audit=self._audit,
             vault=self.vault,
+            etcd_version=self.etcd_version,
         )
         return self.member
 
@@ -93,6 +98,12 @@ class Tenure:
         """Is a member until cancelled. What may pass by itself, such as a full disk or a port that
         is taken, is tried again; what cannot waits, and is told, until swarmd is restarted.
         """
+        try:
+            await self._keep_being(member, begun)
+        finally:
+            begun.set()
+
+    async def _keep_being(self, member: Membership, begun: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
         delay_s = RETRY_S_MIN
         while True:
@@ -102,11 +113,11 @@ class Tenure:
             try:
                 await member.run()
             except* errors.SwarmError as group:
-                self.error = "; ".join(str(e) for e in _leaves(group))
-                passes = all(isinstance(e, _PASSING) for e in _leaves(group))
+                self.error = "; ".join(str(e) for e in leaves(group))
+                passes = all(isinstance(e, PASSING) for e in leaves(group))
                 log.error("membership_failed", reason=self.error)
             except* Exception as group:
-                self.error = f"internal error: {_leaves(group)[0]!r}; swarmd's log has more"
+                self.error = f"internal error: {next(leaves(group))!r}; swarmd's log has more"
                 log.exception("membership_failed")
             finally:
                 noting.cancel()
@@ -132,43 +143,48 @@ class Tenure:
             await asyncio.gather(self._running, return_exceptions=True)
         self._running = self.member = None
 
+    @property
+    def failure(self) -> str:
+        """Why the node is not what its identity says: no member, or no manager; empty: it is."""
+        manager = self.member.manager_problem if self.member is not None else ""
+        return "; ".join(filter(None, (self.error, manager)))
+
     def info(self) -> GetNodeInfoResponse:
-        member = self.member
-        if member is None and self.locked is not None:
-            locked = self.locked
-            return GetNodeInfoResponse(
-                node_id=locked.node_id,
-                cluster_id=locked.cluster_id,
-                state="locked",
-                error=local.LOCKED,
-                role=locked.role,
-                node_addr=locked.data_path_addr,
-                managers=locked.managers,
-                hostname=self._settings.hostname,
-                version=__version__,
-            )
-        if member is None:
+        member, locked = self.member, self.locked
+        who = member.identity if member is not None else locked
+        if who is None:
             return GetNodeInfoResponse(
                 state="inactive", hostname=self._settings.hostname, version=__version__
             )
-        identity = member.identity
-        state = "error" if self.error else "active" if member.joined else "pending"
-        return GetNodeInfoResponse(
-            node_id=identity.node_id,
-            cluster_id=identity.cluster_id,
-            state=state,
-            error=self.error or ("" if member.connected else member.problem),
-            role=identity.role,
-            control_available=identity.role == NodeRole.MANAGER and not self.error,
-            node_addr=identity.data_path_addr,
-            managers=identity.managers,
+        out = GetNodeInfoResponse(
+            node_id=who.node_id,
+            cluster_id=who.cluster_id,
+            role=who.role,
+            node_addr=who.data_path_addr,
+            managers=who.managers,
             hostname=self._settings.hostname,
             version=__version__,
+        )
+        if member is None:
+            return structs.replace(out, state="locked", error=local.LOCKED)
+        return structs.replace(
+            out,
+            state=self._state(member),
+            error=self.failure or ("" if member.connected else member.problem),
+            control_available=not self.error and member.managing.serving,
             runtimes=member.runtimes,
             warnings=(*member.warnings, *filter(None, (self._audit.problem,))),
             connected=member.connected,
             tasks=member.tasks,
         )
+
+    def _state(self, member: Membership) -> str:
+        """A manager that others have still to let in is pending, whatever keeps them from it, as
+        long as that may pass.
+        """
+        if self.error or member.managing.lasting or (self.failure and not member.coming_in):
+            return "error"
+        return "active" if member.joined else "pending"
 
     async def empty(self, identity: ids.Identity, *, force: bool) -> None:
         """Ends the tasks of a membership that has failed. What keeps them from ending is an error
@@ -178,7 +194,7 @@ class Tenure:
         try:
             await self._make_member(identity).empty()
         except* errors.SwarmError as group:
-            reason = "; ".join(str(e) for e in _leaves(group))
+            reason = "; ".join(str(e) for e in leaves(group))
             log.warning("tasks_left_behind", reason=reason)
             if not force:
                 raise errors.Unavailable(
@@ -197,17 +213,9 @@ class Tenure:
         ids.forget(self._settings.state_dir)
         self.vault.forget()
         self.locked = None
-        for name in ("manager", "worker"):
+        for name in (FOLDER, "worker"):
             shutil.rmtree(self._settings.state_dir / name, ignore_errors=True)
         self.error = ""
-
-
-def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
-    return [
-        leaf
-        for e in group.exceptions
-        for leaf in (_leaves(e) if isinstance(e, BaseExceptionGroup) else [e])
-    ]
 
 
 def set_aside(path: Path) -> Path | None:

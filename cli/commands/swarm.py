@@ -57,10 +57,9 @@ def _node_options(function: Any) -> Any:
         ),
         click.option(
             "--listen-addr",
-            default="0.0.0.0:2377",
-            show_default=True,
+            default="",
             metavar="ADDR",
-            help="Address a manager listens on.",
+            help="Address a manager listens on (0.0.0.0:2377).",
         ),
         click.option(
             "--advertise-addr",

@@ -29,6 +29,7 @@ class Node:
         self.name = name
         self.address = address
         self.port = free_port(address)
+        self.peer_port = free_port(address)
         self.socket = self.folder / "s.sock"
         self.log = self.folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -39,7 +40,7 @@ class Node:
         return [
             *(BIN / "swarmd", "--state-dir", self.folder / "state", "--socket", self.socket),
             *("--runtimes", "process", "--docker-socket", "none", "--hostname", self.name),
-            *("--relay-port", str(free_port(self.address))),
+            *("--relay-port", str(free_port(self.address)), "--peer-port", str(self.peer_port)),
             *self.extra,
         ]
 
@@ -70,7 +71,7 @@ class Node:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=100,
             check=False,
             env={**os.environ, **(env or {})},
         )
@@ -80,16 +81,18 @@ class Node:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def init(self) -> None:
+    @property
+    def at(self) -> tuple[str, ...]:
+        """Where it listens, for init and join."""
         where = f"{self.address}:{self.port}"
-        self.ok("swarm", "init", "--listen-addr", where, "--advertise-addr", where)
+        return ("--listen-addr", where, "--advertise-addr", where)
 
-    def join(self, manager: Node) -> None:
-        token = manager.ok("swarm", "join-token", "-q", "worker").strip()
-        self.ok(
-            *("swarm", "join", "--token", token, "--advertise-addr", f"{self.address}:{self.port}"),
-            f"{manager.address}:{manager.port}",
-        )
+    def init(self, *, store: str = "embedded") -> None:
+        self.ok("swarm", "init", "--store", store, *self.at)
+
+    def join(self, manager: Node, role: str = "worker") -> None:
+        token = manager.ok("swarm", "join-token", "-q", role).strip()
+        self.ok("swarm", "join", "--token", token, *self.at, f"{manager.address}:{manager.port}")
 
     def close(self) -> None:
         """Ends tasks and daemon, whatever state they are in."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent import identity as ids
-from agent.membership import found
+from agent.managing import found
 from agent.options import Settings
 from swarm.clock import SECOND_NS, ManualClock, SystemClock
 from swarm.ids import seeded_rng
@@ -81,7 +81,7 @@ def test_node_whose_task_records_cannot_be_read_can_be_left_by_force(node: Node)
     worker.rename(worker.with_name("kept"))
     worker.write_text("not a folder")
     node.start()
-    wait_for("the error is told", lambda: "is damaged" in node.run("info").stdout)
+    wait_for("the error is told", lambda: "cannot be opened" in node.run("info").stdout)
     node.ok("swarm", "leave", "--force")
     assert "Swarm: inactive" in node.ok("info")
     worker.unlink()
