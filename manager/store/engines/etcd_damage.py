@@ -12,29 +12,25 @@ are lost then, and a vote forgets what it was given for. So this is held against
   through, only where etcd itself has repaired it; the file as it was lies beside it then, as
   `.broken`. (Cut between two records it may be: on a full disk etcd cannot make it long again.)
 
-Formats: go.etcd.io/etcd wal/encoder.go, wal/walpb/record.proto, raft/raftpb/raft.proto (3.4 to
-3.6), go.etcd.io/bbolt page.go, db.go, bucket.go. What cannot be read here is left for etcd to
-judge.
+Format of the database: go.etcd.io/bbolt page.go, db.go, bucket.go. What cannot be read here is left
+for etcd to judge.
 """
 
 from __future__ import annotations
 
 import mmap
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from manager.store.engine import Corrupt
+from manager.store.engines.etcd_wal import SEGMENT_BYTES, end_of, segments
 
-SEGMENT_BYTES: Final = 64 * 1000 * 1000
 WHAT_TO_DO: Final = (
     "where the cluster has other managers: `swarmctl swarm leave --force` here, `swarmctl node "
     "demote` and `node rm` of this node there, and join again; otherwise restore a backup with "
     "`swarmctl swarm restore FILE`"
 )
-_ENTRY, _SNAPSHOT = 2, 5
-_INDEX_IN: Final = {_ENTRY: 3, _SNAPSHOT: 1}  # the number of the field that holds the raft index
 _META_PAGE, _BRANCH_PAGE, _LEAF_PAGE = 4, 1, 2
 _BOLT_MAGIC: Final = 0xED0CDAED
 
@@ -44,12 +40,12 @@ def examine(data: Path, *, begun: bool) -> None:
     database = data / "member" / "snap" / "db"
     applied = consistent_index(database)
     wal = data / "member" / "wal"
-    segments = sorted(wal.glob("*.wal"))
-    if not segments:
+    files = segments(data)
+    if not files:
         if begun or applied:
             raise Corrupt(f"etcd's write-ahead log in {wal} is gone; {WHAT_TO_DO}")
         return
-    last = segments[-1]
+    last = files[-1]
     end = end_of(last)
     if end is None:
         return
@@ -64,94 +60,6 @@ def examine(data: Path, *, begun: bool) -> None:
             f"etcd's write-ahead log {last} ends at entry {end.index}, and {database} holds what "
             f"entry {applied} brought: the log's end is lost; {WHAT_TO_DO}"
         )
-
-
-# ------------------------------------------------------------------ the write-ahead log
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """How the log ends: at which raft index, in a file of which size, amid a record or not."""
-
-    index: int
-    size: int
-    torn: bool
-
-
-def end_of(segment: Path) -> End | None:
-    """How the log's last file ends; None: it cannot be told."""
-    try:
-        # NUMBER-INDEX.wal: the index of the first entry that it is for.
-        newest = max(int(segment.stem.split("-")[1], 16) - 1, 0)
-        if not segment.stat().st_size:
-            return End(newest, 0, torn=True)
-        with segment.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
-            return _walk(view, newest)
-    except (ValueError, IndexError, OSError, struct.error):
-        return None
-
-
-def _walk(view: mmap.mmap, index: int) -> End | None:
-    """Each record: its length in 8 bytes, of which the highest tells of padding, then itself. A
-    later entry takes the place of those from its index on.
-    """
-    at, end = 0, len(view)
-    while at + 8 <= end:
-        (field,) = struct.unpack_from("<Q", view, at)
-        if field == 0:
-            return End(index, end, torn=False)
-        length = field & ((1 << 56) - 1)
-        padding = (field >> 56) & 7 if field >> 63 else 0
-        start = at + 8
-        at = start + length + padding
-        if at > end:
-            return End(index, end, torn=True)
-        kind = view[start + 1] if view[start] == 0x08 else -1
-        if kind not in (1, _ENTRY, 3, 4, _SNAPSHOT):
-            return None  # etcd's checksums tell
-        if kind in _INDEX_IN:
-            inner = _field(view, start, start + length, 3)
-            if inner is None:
-                return None
-            begin, size = inner
-            number = _field(view, begin, begin + size, _INDEX_IN[kind])
-            found = number[0] if number is not None else 0
-            index = found if kind == _ENTRY else max(index, found)
-    return End(index, end, torn=at != end)
-
-
-def _field(view: mmap.mmap, at: int, end: int, number: int) -> tuple[int, int] | None:
-    """A field of a protobuf message: (value, 0) of a number, (offset, size) of bytes; None: not
-    there. Raises ValueError for what is no message.
-    """
-    while at < end:
-        key, at = _varint(view, at, end)
-        value, at = _varint(view, at, end)
-        match key & 7:
-            case 0:
-                found = (value, 0)
-            case 2:
-                found = (at, value)
-                at += value
-            case _:
-                raise ValueError("not a record of etcd's")
-        if at > end:
-            raise ValueError("not a record of etcd's")
-        if key >> 3 == number:
-            return found
-    return None
-
-
-def _varint(view: mmap.mmap, at: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < end:
-        byte = view[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise ValueError("not a record of etcd's")
 
 
 # ------------------------------------------------------------------ the database
@@ -239,7 +147,7 @@ _SYSTEM: Final = (
     "resource temporarily unavailable",
     "address already in use",
 )
-_LOG_WORDS: Final = ("walpb:", "wal:", "WAL", "unexpected EOF", "cannot use none as id")
+_LOG_WORDS: Final = ("walpb:", "wal:", "WAL", "proto:", "unexpected EOF", "cannot use none as id")
 _PANIC: Final = 2  # the Go runtime's status
 
 

@@ -28,7 +28,7 @@ import structlog
 from etcd3aio import _protobuf as pb
 
 from manager.store.engine import Corrupt
-from manager.store.engines import etcd_damage
+from manager.store.engines import etcd_damage, etcd_wal
 from manager.store.engines.etcd_binary import INSTALL, binary, usable, version
 from manager.store.engines.etcd_client import EtcdClient
 from manager.store.engines.etcd_members import Members, Peer
@@ -92,6 +92,7 @@ class Member:
         # What the process that runs has read.
         self._roots_read: bytes | None = None
         self._memory: tuple[int, int] | None = None  # descriptors: identity, roots
+        self._spawning = asyncio.Lock()
         self._stopping = False
         self._restarting = False
         # Why it does not run; empty: it does.
@@ -149,6 +150,9 @@ class Member:
             (self._folder / name).unlink(missing_ok=True)
         begun = force_new_cluster or (self._folder / BEGUN).exists()
         await asyncio.to_thread(etcd_damage.examine, self._data, begun=begun)
+        if force_new_cluster:
+            kept = await asyncio.to_thread(etcd_wal.agree_on_all, etcd_wal.segments(self._data)[-1])
+            log.warning("etcd_goes_on_alone", entries_kept=kept)
         self.use_certificate(
             key_pem=key_pem, certificate_pem=certificate_pem, root_ca_pem=root_ca_pem
         )
@@ -211,19 +215,26 @@ class Member:
                 delay_s = RESTART_S_MIN
             if self._restarting:
                 self._restarting = False
-                self.problem = "etcd is being restarted"
+                self.problem = await self._revive()
             else:
                 self.problem = self._obituary(code)
-                log.error("etcd_ended", status=code, reason=self.problem, restart_s=delay_s)
+            while self.problem:
+                log.error("etcd_ended", reason=self.problem, restart_s=delay_s)
                 await asyncio.sleep(delay_s)
                 delay_s = min(RESTART_S_MAX, delay_s * 2)
-            try:
-                await self._launch()
-                self.problem = ""
-            except Removed:
-                raise
-            except (OSError, errors.SwarmError) as error:
-                self.problem = f"etcd cannot be started: {error}"
+                if self._stopping:
+                    return
+                self.problem = await self._revive()
+
+    async def _revive(self) -> str:
+        """Why it does not run again; empty: it does. Raises Removed."""
+        try:
+            await self._launch()
+        except Removed:
+            raise
+        except (OSError, errors.SwarmError) as error:
+            return f"etcd cannot be started: {error}"
+        return ""
 
     async def restart(self) -> None:
         """Ends the process; `run` starts it again with what has changed."""
@@ -234,7 +245,8 @@ class Member:
     async def stop(self) -> None:
         """Ends the process in order; what it holds stays on its disk. May be repeated."""
         self._stopping = True
-        await self._end()
+        async with self._spawning:
+            await self._end()
         if self._memory is not None:
             for fd in self._memory:
                 os.close(fd)
@@ -280,22 +292,25 @@ class Member:
             raise
 
     async def _spawn(self, *more: str) -> None:
-        (self._folder / SOCKET).unlink(missing_ok=True)
-        self._output = Output(self._folder / "etcd.log")
-        self._roots_read = self._roots
-        process = await asyncio.create_subprocess_exec(
-            # It ends with swarmd, however that ends: no member without its manager.
-            *("setpriv", "--pdeathsig", "KILL", *self._command, *more),
-            cwd=self._folder,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            pass_fds=self._in_memory(),
-            start_new_session=True,  # a terminal's Ctrl-C is swarmd's to handle
-        )
-        assert process.stderr is not None
-        self._process = process
-        self._following = asyncio.create_task(self._output.follow(process.stderr))
+        async with self._spawning:
+            if self._stopping:
+                raise errors.Unavailable("etcd is being stopped")
+            (self._folder / SOCKET).unlink(missing_ok=True)
+            self._output = Output(self._folder / "etcd.log")
+            self._roots_read = self._roots
+            process = await asyncio.create_subprocess_exec(
+                # It ends with swarmd, however that ends: no member without its manager.
+                *("setpriv", "--pdeathsig", "KILL", *self._command, *more),
+                cwd=self._folder,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=self._in_memory(),
+                start_new_session=True,  # a terminal's Ctrl-C is swarmd's to handle
+            )
+            assert process.stderr is not None
+            self._process = process
+            self._following = asyncio.create_task(self._output.follow(process.stderr))
 
     async def _ended(self) -> int:
         """The process's status, when it has ended and said all it had to say."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import deque
 from pathlib import Path
 from typing import IO, Final
 
@@ -22,7 +21,6 @@ log = structlog.get_logger("store.etcd")
 
 FILE_BYTES_MAX: Final = 16 << 20  # then it becomes the .1, and the one before that goes
 LINE_BYTES_MAX: Final = 1 << 20
-LINES_KEPT: Final = 40
 WORDS_MAX: Final = 400
 
 SERVING: Final = "serving peer traffic"
@@ -68,7 +66,7 @@ class Output:
         self._file: IO[bytes] | None = None
         self._lost = 0
         self._worst: tuple[int, str] = (0, "")
-        self._plain: deque[str] = deque(maxlen=LINES_KEPT)
+        self._plain = self._died = ""  # the last line that is not zap's; of the Go runtime's end
         self.serving = asyncio.Event()
         self.removed = False
 
@@ -97,9 +95,11 @@ class Output:
         try:
             said = _ZAP.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            text = line.decode(errors="replace").strip()
-            if text:
-                self._plain.append(text)
+            text = line.decode(errors="replace").strip()[:WORDS_MAX]
+            if text and not self._died:
+                self._plain = text
+                if text.startswith(_DIED):
+                    self._died = text
             return
         if said.msg == SERVING:
             self.serving.set()
@@ -129,7 +129,4 @@ class Output:
         severity, words = self._worst
         if severity >= 3:
             return words
-        died = next((t for t in self._plain if t.startswith(_DIED)), "")
-        if died:
-            return died[:WORDS_MAX]
-        return words or (self._plain[-1][:WORDS_MAX] if self._plain else "it said nothing")
+        return self._died or words or self._plain or "it said nothing"
