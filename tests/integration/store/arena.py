@@ -3,23 +3,26 @@
 Each engine reaches its own member through a forwarder, and the members each other, so that both can
 be cut. Clients create, change and delete a few objects and read them behind a barrier; candidates
 hand leadership round and write under their fences, deposed ones too; a watch on each store notes
-all commits. `judge` says whether all of that was right.
+all commits; each manager is announced and says whether it is in touch with the log. `judge` says
+whether all of that was right.
 """
 
 from __future__ import annotations
 
 import asyncio
+import bisect
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from manager.store import Deposed, Draft, Fence, Stale, Store
+from manager.store import TOUCH_S, Deposed, Draft, Fence, Stale, Store
 from manager.store.engines.etcd import EtcdEngine
 from manager.store.engines.etcd_client import EtcdClient
+from manager.store.engines.etcd_fill import fill
 from swarm import errors
 from swarm.clock import SystemClock
 from swarm.v1 import Task
@@ -45,6 +48,7 @@ PAUSE_S = 0.02  # of a client between two operations, twice that at most
 WAIT_S = 30.0
 LED = "led"  # the object that leaders write
 TERM_S = 1.0  # after which a leader resigns of its own
+LOOK_EVERY_S = 0.02
 
 
 @dataclass(slots=True)
@@ -57,6 +61,8 @@ class Manager:
     peers: Forwarder  # from the other members to its member
     store: Store
     log: list[Commit]
+    # When it believed itself in touch with the log, and how far it knew the log then.
+    touched: list[tuple[float, int]] = field(default_factory=list)
 
     @property
     def engine(self) -> EtcdEngine:
@@ -237,6 +243,15 @@ class Arena:
                 ]
                 manager.log.append(Commit(batch.revision, tuple(sorted(changes))))
 
+    async def announce(self, manager: Manager) -> None:
+        """Announces it, and notes when it is in touch."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(manager.engine.announce(manager.name))
+            while True:
+                if manager.engine.in_touch:
+                    manager.touched.append((CLOCK.monotonic_s(), manager.store.revision))
+                await asyncio.sleep(LOOK_EVERY_S)
+
     # -------------------------------------------------------------- the judgement
 
     async def judge(self) -> None:
@@ -269,11 +284,28 @@ class Arena:
             *check_acknowledged(self.history, plain),
             *check_barriers(self.history),
             *check_fences(fenced),
+            *self._check_touch(),
             *(str(v) for v in check(self.history, versions)),
         ]
         assert not problems, f"seed {self._seed}:\n" + "\n".join(problems[:5])
         for manager in self.managers:
             manager.store.check_invariants()
+
+    def _check_touch(self) -> Iterator[str]:
+        """Whoever is in touch knows all that was acknowledged TOUCH_S ago and before."""
+        newest, acknowledged = 0, []
+        for op in sorted(self.history, key=lambda op: op.returned):
+            if op.outcome is Outcome.OK and op.action is not Action.READ:
+                newest = max(newest, op.version)
+                acknowledged.append((op.returned, newest))
+        for manager in self.managers:
+            for at_s, known in manager.touched:
+                before = bisect.bisect_left(acknowledged, (at_s - TOUCH_S, 0))
+                if before and known < acknowledged[before - 1][1]:
+                    yield (
+                        f"{manager.name} was in touch at {at_s:.3f} and knew revision {known}, "
+                        f"while {acknowledged[before - 1]} was acknowledged"
+                    )
 
     def told(self) -> str:
         """What happened, in one line."""
@@ -299,7 +331,11 @@ async def arena(
         managers = await _managers(folder, stack, folder_of or (lambda name: folder))
         made = Arena(managers, seed)
         async with asyncio.TaskGroup() as watching:
-            watches = [watching.create_task(made.observe(m)) for m in managers]
+            watches = [
+                watching.create_task(work(m))
+                for m in managers
+                for work in (made.observe, made.announce)
+            ]
             await asyncio.sleep(0)
             try:
                 async with asyncio.TaskGroup() as group:
@@ -339,6 +375,10 @@ async def _managers(
         etcd.start(wait=False)
     for etcd in etcds.values():
         await asyncio.to_thread(etcd.wait_ready)
+    # A state that was moved here: its revisions are not etcd's.
+    client = EtcdClient([etcds[names[0]].endpoint])
+    await fill(client, prefix="/swarm", rows=(), revision=1_000_000)
+    await client.close()
     managers = []
     for name in names:
         clients = Forwarder(etcds[name].endpoint)
