@@ -194,12 +194,17 @@ class Load:
                 if op.outcome is Outcome.OK and op.action is Action.PUT and op.invoked >= since
             }
 
-        wait_for(
-            f"a write through each of {', '.join(sorted(wanted))}; refused: {dict(self.refusals)}",
-            lambda: not missing(),
-            timeout_s=timeout_s,
-            every_s=0.02,
-        )
+        try:
+            wait_for(
+                f"a write through each of {', '.join(sorted(wanted))}",
+                lambda: not missing(),
+                timeout_s=timeout_s,
+                every_s=0.02,
+            )
+        except AssertionError as error:
+            raise AssertionError(
+                f"{error}; none through {missing()}; refused so far: {dict(self.refusals)}"
+            ) from None
         return time.monotonic() - since
 
     def work(self, seconds: float, names: Iterable[str] = ()) -> None:
@@ -288,13 +293,14 @@ class _Client:
         if what == "list":
             await self.read_all()
             return
+        # Also before a removal: one that nobody heard of would explain the loss of any write.
+        known = await self._read(key)
         if what == "remove":
             await self._write(
                 Operation(self._name, key, Action.DELETE, time.monotonic(), 0.0),
                 lambda: self._remove(key),
             )
             return
-        known = await self._read(key)
         value = self._load.new_value()
         op = Operation(
             *(self._name, key, Action.PUT, time.monotonic(), 0.0),

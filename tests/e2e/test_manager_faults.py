@@ -164,6 +164,7 @@ def full_disk(scene: Scene, load: Load) -> None:
     leader = cluster.leader()
     full = next(h for h in cluster.managers if h is not leader)
     with small_disk(scene, full) as ballast:
+        load.progress(timeout_s=40)
         (before,) = etcds(full)
         fill(full, ballast)
         made = grow_until(scene, leader, lambda: before not in etcds(full))
