@@ -67,7 +67,10 @@ async def cut_clients(a: Arena) -> None:
     for up, down in ((True, True), (False, True), (True, False)):
         cut.clients.cut(up=up, down=down)
         await a.work(CUT_S, a.others(cut))
+        await a.until(lambda: not cut.engine.in_touch)
+        await a.work(CUT_S, a.others(cut))
         cut.clients.heal()
+        await a.until(lambda: cut.engine.in_touch)
         await a.progress()
 
 
