@@ -49,6 +49,7 @@ from manager.store.engines import etcd_binary
 from manager.store.engines.etcd_client import EtcdClient
 from manager.store.engines.etcd_member import Member, Removed
 from manager.store.engines.etcd_members import Members
+from manager.store.engines.etcd_upkeep import Upkeep
 from swarm import errors, rpc, tls
 from swarm.audit import Trail
 from swarm.clock import SECOND_NS, Clock
@@ -529,6 +530,8 @@ class Manager:
                 if self._upkeep is not None:
                     group.create_task(self._supervise())
                     group.create_task(self._keep("member's restart", self._restart_in_turn))
+                    upkeep = Upkeep(self._upkeep, clock=self._clock, rank=self._rank)
+                    group.create_task(self._keep("etcd's upkeep", upkeep.run))
                 else:
                     group.create_task(self._move_when_asked())
                 ready()
