@@ -138,7 +138,8 @@ class Presence:
                     self._lease = 0
                     continue
             except errors.SwarmError as error:
-                log.info("presence_not_renewed", where=self._client.where, reason=error.message)
+                if retry_s == RETRY_S_MIN:  # of a row of failures the first
+                    log.info("presence_not_renewed", where=self._client.where, reason=error.message)
                 await asyncio.sleep(retry_s)
                 retry_s = min(RETRY_S_MAX, retry_s * 2)
                 continue
@@ -171,7 +172,7 @@ class Presence:
 
     async def _keep_touch(self) -> None:
         """Asks how far the log goes, twice a second while it is answered."""
-        by_writing = False
+        by_writing = told = False
         retry_s = RETRY_S_MIN
         while True:
             asked_s = self._clock.monotonic_s()
@@ -179,14 +180,17 @@ class Presence:
                 async with asyncio.timeout(PROBE_S):
                     await self._catch_up(by_writing)
             except (errors.SwarmError, TimeoutError):
-                if retry_s == RETRY_S_MAX:
-                    log.info("log_out_of_touch", where=self._client.where)
+                if not self.in_touch and not told:
+                    told = True
+                    log.warning("log_out_of_touch", where=self._client.where)
                 by_writing = not by_writing
                 await asyncio.sleep(retry_s)
                 retry_s = min(RETRY_S_MAX, retry_s * 2)
                 continue
             self._touched_s = asked_s
-            by_writing, retry_s = False, RETRY_S_MIN
+            if told:
+                log.info("log_in_touch_again", where=self._client.where)
+            by_writing, told, retry_s = False, False, RETRY_S_MIN
             await asyncio.sleep(PROBE_EVERY_S)
 
     async def _drop_lease(self) -> None:
