@@ -114,7 +114,8 @@ class Session:
             try:
                 async with await self._connect(manager) as channel:
                     await channel.ready(
-                        timeout_s=CONNECT_TIMEOUT_S_SHORT if hurry else CONNECT_TIMEOUT_S
+                        timeout_s=CONNECT_TIMEOUT_S_SHORT if hurry else CONNECT_TIMEOUT_S,
+                        once=hurry,
                     )
                     await conversation.hold(channel)
             except* errors.SwarmError as group:
@@ -262,14 +263,14 @@ class _Conversation:
         )
         due_s = loop.time()
         while True:
-            await self._wait(due_s if self.welcomed else None)
+            due = await self._wait(due_s if self.welcomed else None)
             self._wake.clear()
             if not self.welcomed:
                 continue
             if self._session._leaving.is_set() and not self._session._left.is_set():
                 yield AgentMessage(leaving=Leaving())
                 self._session._left.set()
-            if loop.time() >= due_s:
+            if due or loop.time() >= due_s:
                 self._heartbeats += 1
                 yield AgentMessage(heartbeat=Heartbeat(sequence=self._heartbeats))
                 # From now, not from when it was due: a paused machine owes nobody the lost ones.
@@ -280,13 +281,14 @@ class _Conversation:
             if (batch := worker.outbox.take()) is not None:
                 yield AgentMessage(statuses=batch)
 
-    async def _wait(self, until_s: float | None) -> None:
-        """Until there may be something to say."""
+    async def _wait(self, until_s: float | None) -> bool:
+        """Until there may be something to say; whether that is because the time is up."""
         try:
             async with asyncio.timeout_at(until_s):
                 await self._wake.wait()
         except TimeoutError:
-            return
+            return True
+        return False
 
     # -------------------------------------------------------------- what we hear
 

@@ -112,6 +112,7 @@ class Custody:
                 description=session.description,
                 addr=session.addr,
                 manager_id=self._node_id,
+                session_id=session.id,
             )
 
         def done() -> None:

@@ -183,7 +183,7 @@ class _Link:
             if self.channel is None:
                 channel = await connect(address)
                 try:
-                    await channel.ready(timeout_s=CONNECT_TIMEOUT_S)
+                    await channel.ready(timeout_s=CONNECT_TIMEOUT_S, once=True)
                 except BaseException:
                     await channel.close()
                     raise

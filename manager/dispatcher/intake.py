@@ -66,15 +66,24 @@ class _Entry:
 
 
 def came_up(
-    node: Node, now_ns: int, *, description: NodeDescription | None, addr: str, manager_id: str
+    node: Node,
+    now_ns: int,
+    *,
+    description: NodeDescription | None,
+    addr: str,
+    manager_id: str,
+    session_id: str,
 ) -> Node:
-    """The node has a session with this manager."""
+    """The node has a session with this manager. As each session has an id of its own, each changes
+    the node, and a commit that was made for an older one and comes late is Stale.
+    """
     before = node.status or NodeStatus()
     status = NodeStatus(
         state=NodeState.READY,
         addr=addr or before.addr,
         since_ns=before.since_ns if before.state == NodeState.READY else now_ns,
         manager_id=manager_id,
+        session_id=session_id,
     )
     return structs.replace(node, description=description or node.description, status=status)
 

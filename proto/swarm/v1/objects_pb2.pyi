@@ -614,6 +614,7 @@ class NodeStatus(google.protobuf.message.Message):
     ADDR_FIELD_NUMBER: builtins.int
     SINCE_NS_FIELD_NUMBER: builtins.int
     MANAGER_ID_FIELD_NUMBER: builtins.int
+    SESSION_ID_FIELD_NUMBER: builtins.int
     state: global___NodeState.ValueType
     message: builtins.str
     """Why it is not ready."""
@@ -623,6 +624,8 @@ class NodeStatus(google.protobuf.message.Message):
     """When the state last changed, unix time."""
     manager_id: builtins.str
     """The manager that holds the node's session, or held the last one, by its node's id: that one says whether the node is down."""
+    session_id: builtins.str
+    """That session's id."""
     def __init__(
         self,
         *,
@@ -631,8 +634,9 @@ class NodeStatus(google.protobuf.message.Message):
         addr: builtins.str = ...,
         since_ns: builtins.int = ...,
         manager_id: builtins.str = ...,
+        session_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["addr", b"addr", "manager_id", b"manager_id", "message", b"message", "since_ns", b"since_ns", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["addr", b"addr", "manager_id", b"manager_id", "message", b"message", "session_id", b"session_id", "since_ns", b"since_ns", "state", b"state"]) -> None: ...
 
 global___NodeStatus = NodeStatus
 

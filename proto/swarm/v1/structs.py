@@ -658,6 +658,7 @@ class NodeStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
     addr: str = ""
     since_ns: int = 0
     manager_id: str = ""
+    session_id: str = ""
 
 
 class ManagerStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -3073,6 +3074,8 @@ def _fill_node_status(s: NodeStatus, m: Any) -> None:
         m.since_ns = s.since_ns
     if s.manager_id:
         m.manager_id = s.manager_id
+    if s.session_id:
+        m.session_id = s.session_id
 
 
 def _read_node_status(m: Any) -> NodeStatus:
@@ -3082,6 +3085,7 @@ def _read_node_status(m: Any) -> NodeStatus:
         addr=m.addr,
         since_ns=m.since_ns,
         manager_id=m.manager_id,
+        session_id=m.session_id,
     )
 
 

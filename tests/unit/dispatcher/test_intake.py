@@ -135,14 +135,21 @@ def test_node_that_comes_up_again_keeps_its_time_and_loses_its_message() -> None
         description=NodeDescription(hostname="old"),
         status=NodeStatus(state=NodeState.DOWN, message="missed", addr="1.2.3.4", since_ns=1),
     )
-    up = came_up(down, 50, description=NodeDescription(hostname="new"), addr="", manager_id="m")
+    up = came_up(
+        down,
+        50,
+        description=NodeDescription(hostname="new"),
+        addr="",
+        manager_id="m",
+        session_id="s1",
+    )
     assert up.status == NodeStatus(
-        state=NodeState.READY, addr="1.2.3.4", since_ns=50, manager_id="m"
+        state=NodeState.READY, addr="1.2.3.4", since_ns=50, manager_id="m", session_id="s1"
     )
     assert up.description == NodeDescription(hostname="new")
-    again = came_up(up, 90, description=None, addr="5.6.7.8", manager_id="k")
+    again = came_up(up, 90, description=None, addr="5.6.7.8", manager_id="k", session_id="s2")
     assert again.status == NodeStatus(
-        state=NodeState.READY, addr="5.6.7.8", since_ns=50, manager_id="k"
+        state=NodeState.READY, addr="5.6.7.8", since_ns=50, manager_id="k", session_id="s2"
     )
     assert again.description == up.description
 
