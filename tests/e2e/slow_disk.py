@@ -41,9 +41,9 @@ def install(folder: Path) -> Path:
     """
     folder.mkdir(exist_ok=True)
     command = folder / "etcd"
-    command.write_text(
-        f'#!/bin/sh\nexec {sys.executable} -S {Path(__file__).resolve()} "$0" "$@"\n'
-    )
+    # Without what else is put before programs: where a clock is jumped it is swarmd's alone.
+    program = f"env --unset=LD_PRELOAD {sys.executable} -S {Path(__file__).resolve()}"
+    command.write_text(f'#!/bin/sh\nexec {program} "$0" "$@"\n')
     command.chmod(0o755)
     delay = folder / "delay"
     delay.write_text("0")

@@ -6,8 +6,8 @@ was started twice, no slot had two tasks at a time that could be told to stop, t
 again, and each slot has exactly one task that beats.
 
 MANAGER_FAULT_ROUNDS=n runs the long form: each fault n times, pauses and cuts of 15 to 20 s. What
-is jumped is swarmd's clock; etcd, a Go program, asks the kernel itself and takes no harm from wall
-clocks (its leases and elections are on monotonic time).
+is jumped is swarmd's wall clock, by libfaketime. etcd, a Go program, asks the kernel itself, which
+has one wall clock for all hosts of the bed; its leases and elections go by monotonic time.
 """
 
 from __future__ import annotations
