@@ -164,17 +164,14 @@ _GUARDS = 256
 
 
 def rely_on(draft: Draft, spec: ServiceSpec, before: ServiceSpec | None) -> None:
-    """The commit fails unless all that the resolved spec refers to is as it was seen, and nobody
-    has meanwhile seen that what it uses, and `before` did not, is unused.
+    """The commit fails if what the resolved spec uses, and `before` did not, has meanwhile been
+    seen to be unused.
     """
     known = ids_used(before) if before is not None else set()
-    for id_ in sorted(ids_used(spec)):
+    for id_ in sorted(ids_used(spec) - known):
         found = _object(draft, id_)
-        if found is None:
-            continue  # a network that each host has by itself
-        draft.require(found)
-        made_here = found.meta is not None and not found.meta.version
-        if id_ not in known and not made_here:
+        # None: a network that each host has by itself. Version 0: made by this very draft.
+        if found is not None and found.meta is not None and found.meta.version:
             draft.guard(_guard_of(id_))
 
 
