@@ -5,6 +5,10 @@ prefix, so a state is never loaded half. The key `filling` marks what is under w
 compares it, so that of two who fill one prefix the later wins and the earlier fails; and it tells
 what an attempt that died has left, which is cleared, from keys of somebody else, which are not.
 
+Who was killed between the end of a fill and noting it elsewhere fills again: where the very same
+state is there, and nothing was committed to it since, that is a success (`filled` holds its
+digest). Any other state is a conflict.
+
 A row's version becomes etcd's revision plus the base. The base is chosen above the revision that
 the state had, so versions only grow over the move, and no version of an object means two things.
 
@@ -14,6 +18,7 @@ Called by the manager while no engine is open on the prefix.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final, TypeVar
 
@@ -58,7 +63,7 @@ async def fill(client: EtcdClient, *, prefix: str, rows: Iterable[Row], revision
     """Writes all rows of a state that was at this revision; returns the store's revision at which
     it is whole.
 
-    Raises Conflict (there is a state, or keys that are not the store's, under the prefix; or
+    Raises Conflict (there is another state, or keys that are not the store's, under the prefix; or
     somebody else fills it), Exhausted (a row is larger than this etcd takes), Unavailable (etcd is
     away for longer than PATIENCE_S). A prefix that was not filled to the end is no state, and the
     next call clears it. Some 30,000 rows a second.
@@ -105,12 +110,14 @@ class _Fill:
         self._ops_max = CHUNK_OPS
         self._bytes_max = CHUNK_BYTES
         self._written = 0
+        self._digest = hashlib.sha256()
 
     async def run(self, rows: Iterable[Row]) -> int:
         loop = asyncio.get_running_loop()
         begun_s = loop.time()
-        await _patiently(self._begin)
         chunks = self._chunks(rows)
+        if not await _patiently(self._begin):
+            return await self._found(chunks)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(CHUNKS_MAX):
@@ -131,18 +138,15 @@ class _Fill:
 
     # -------------------------------------------------------------- begin
 
-    async def _begin(self) -> None:
-        """Marks the prefix and clears what an earlier attempt has left."""
+    async def _begin(self) -> bool:
+        """Marks the prefix and clears what an earlier attempt has left. False: a state is there."""
         keys = self._keys
         answer = await self._client.txn(
             pb.TxnRequest(success=[read(keys.format), read(keys.filling), _first_of(keys)])
         )
         format_, filling, some = (part.response_range.kvs for part in answer.responses)
         if format_:
-            raise errors.Conflict(
-                f"{self._client.where} holds a state under {keys.prefix} already; use another "
-                "prefix, or remove these keys if nobody needs that state any more"
-            )
+            return False
         if some and not filling:
             raise errors.Conflict(
                 f"{self._client.where} holds keys under {keys.prefix} that are no cluster's state "
@@ -161,6 +165,24 @@ class _Fill:
         if before:
             log.info("etcd_fill_begun_again", where=self._client.where, prefix=keys.prefix)
             await self._send([_delete_range(keys.all, keys.filling), _delete_after(keys)])
+        return True
+
+    async def _found(self, chunks: Iterator[list[Row]]) -> int:
+        """The revision of the state that is there, if it is this one and as it was brought in."""
+        for _ in chunks:
+            await asyncio.sleep(0)
+        keys = self._keys
+        wanted = pb.TxnRequest(success=[read(keys.format), read(keys.filled), read(keys.head)])
+        answer = await _patiently(lambda: self._client.txn(wanted))
+        format_, filled, head = (part.response_range.kvs for part in answer.responses)
+        ours = format_ and format_[0].value == format_value(self._base)
+        if not ours or head or not filled or filled[0].value != self._digest.digest():
+            raise errors.Conflict(
+                f"{self._client.where} holds a state under {keys.prefix} already; use another "
+                "prefix, or remove these keys if nobody needs that state any more"
+            )
+        log.info("etcd_filled_before", where=self._client.where, prefix=keys.prefix)
+        return int(answer.header.revision) + self._base
 
     def _taken(self) -> errors.Conflict:
         return errors.Conflict(
@@ -179,6 +201,8 @@ class _Fill:
                 f"row {row.id} is of revision {row.version}, above {self._revision}",
             )
             cost = len(row.value) + len(row.id)
+            self._digest.update(b"%d/%s\0%d:" % (row.table, row.id.encode(), len(row.value)))
+            self._digest.update(row.value)
             if chunk and (len(chunk) >= self._ops_max or size + cost > self._bytes_max):
                 yield chunk
                 chunk, size = [], 0
@@ -241,7 +265,11 @@ class _Fill:
         answer = await self._client.txn(
             pb.TxnRequest(
                 compare=[at(keys.filling, self._mark), created(keys.format, 0)],
-                success=[put(keys.format, value), delete(keys.filling)],
+                success=[
+                    put(keys.format, value),
+                    put(keys.filled, self._digest.digest()),
+                    delete(keys.filling),
+                ],
                 failure=[read(keys.format)],
             )
         )

@@ -3,8 +3,8 @@
 Under the prefix: `r/<table>/<id>` holds a row; `head` is written with every group of commits and
 says when and by whom; `leader` hangs on the leader's lease; `w/<writer>` is a manager's generation
 (see etcd_writer); `m/<node_id>` hangs on the lease of a manager that is there (see etcd_presence);
-`nothing` is never there; `filling` is, while a state is brought in (see etcd_fill); `format` says
-how all of this is written, and the base.
+`nothing` is never there; `filling` is, while a state is brought in, and `filled` says which one it
+was (see etcd_fill); `format` says how all of this is written, and the base.
 
 The base is what is added to etcd's revisions to get the store's: a state that was brought in goes
 on above the revisions that it had elsewhere.
@@ -61,6 +61,7 @@ class Keys:
         self.leader = f"{self.prefix}/leader".encode()
         self.format = f"{self.prefix}/format".encode()
         self.filling = f"{self.prefix}/filling".encode()
+        self.filled = f"{self.prefix}/filled".encode()
         self.nothing = f"{self.prefix}/nothing".encode()
         self.managers = f"{self.prefix}/m/".encode()
         self.writer = self.writer_of(writer)

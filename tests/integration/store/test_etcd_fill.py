@@ -183,6 +183,23 @@ async def test_a_prefix_that_holds_a_state_is_left_alone(
     assert await keys_under(client, prefix) == before
 
 
+async def test_the_same_state_may_be_brought_in_again_until_it_is_written_to(
+    client: EtcdClient, shared: Etcd, managers: Managers, prefix: str
+) -> None:
+    """As by one that was killed before it had noted that the state is there."""
+    await fill(client, prefix=prefix, rows=some_rows(3_000), revision=9)
+    before = await keys_under(client, prefix)
+    assert await fill(client, prefix=prefix, rows=some_rows(3_000), revision=9) > 9
+    assert await keys_under(client, prefix) == before
+    for rows, revision in ((some_rows(2_999), 9), (some_rows(3_000), 10)):
+        with pytest.raises(errors.Conflict, match="holds a state"):
+            await fill(client, prefix=prefix, rows=rows, revision=revision)
+    store = await managers(shared, prefix)
+    await store.update(put_objects(Task(id="later")))
+    with pytest.raises(errors.Conflict, match="holds a state"):
+        await fill(client, prefix=prefix, rows=some_rows(3_000), revision=9)
+
+
 async def test_keys_of_somebody_else_are_left_alone(client: EtcdClient, prefix: str) -> None:
     theirs = f"{prefix}/config/database".encode()
     await client.txn(pb.TxnRequest(success=[put(theirs, b"precious")]))
@@ -231,7 +248,7 @@ async def test_half_a_state_is_not_loaded_and_the_next_attempt_clears_it(
     with pytest.raises(errors.Unavailable, match="does not hold all of it"):
         await managers(shared, prefix)
     await fill(client, prefix=prefix, rows=some_rows(7), revision=9)
-    assert len(await keys_under(client, prefix)) == 8
+    assert len(await keys_under(client, prefix)) == 7 + len(("format", "filled"))
     store = await managers(shared, prefix)
     assert store.count(Task) == 7
 
