@@ -3,13 +3,14 @@
 The dispatcher opens a relay to one task's node (`Relays`, what this module asks of it); here the
 lines of many relays become one stream, roughly in the order in which they were written, and one
 relay becomes a session with a command. A node that cannot be read becomes a sentence in `problems`,
-and the rest goes on.
+and the rest goes on. Logs of a node whose agent goes to another manager are read on from where they
+were, nothing lost or doubled; a command's session ends then, as nobody knows what it has done.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Protocol
 
@@ -41,6 +42,8 @@ log = structlog.get_logger("api")
 
 # Relays of one call; each is a stream of its own on some node.
 RELAYS_MAX = 300
+# How long logs whose relay has broken are tried to be read on, and how often.
+RESUME_S, RESUME_PAUSE_S = 10.0, 0.2
 
 
 class Relay(Protocol):
@@ -145,23 +148,39 @@ class LogReader:
 
     async def _read_one(self, task: Task, source: Source, options: LogOptions) -> None:
         stamp = _Stamp(self._store, task)
+        place = _Place(options)
         try:
-            request = RelayRequest(task_id=task.id, logs=options)
-            async with self._relays.open(task.node_id, request) as relay:
-                async for frame in relay.frames():
-                    if frame.error is not None:
-                        self._note(f"{stamp.subject}: {frame.error}")
-                        return
-                    if frame.end:
-                        return
-                    if frame.logs is not None:
-                        for problem in frame.logs.problems:
-                            self._note(f"{stamp.subject}: {problem}")
-                        await source.put([stamp.on(line) for line in frame.logs.lines])
+            while not await self._read_on(task, source, place, stamp):
+                await asyncio.sleep(RESUME_PAUSE_S)
         except errors.SwarmError as error:
             self._note(f"{stamp.subject} cannot be read: {error.message}")
         finally:
             source.close()
+
+    async def _read_on(self, task: Task, source: Source, place: _Place, stamp: _Stamp) -> bool:
+        """Reads to the end, or until the relay breaks and it is worth another try: then False."""
+        try:
+            request = RelayRequest(task_id=task.id, logs=place.options())
+            async with self._relays.open(task.node_id, request) as relay:
+                place.opened()
+                async for frame in relay.frames():
+                    if frame.error is not None:
+                        self._note(f"{stamp.subject}: {frame.error}")
+                        return True
+                    if frame.end:
+                        return True
+                    if frame.logs is not None:
+                        for problem in frame.logs.problems:
+                            self._note(f"{stamp.subject}: {problem}")
+                        lines = place.new(frame.logs.lines)
+                        await source.put([stamp.on(line) for line in lines])
+        except errors.Unavailable:
+            node = self._store.get(Node, task.node_id)
+            ready = node is not None and node.status and node.status.state == NodeState.READY
+            if not place.broken() or not ready:
+                raise
+            return False
+        return True
 
     def _note(self, problem: str) -> None:
         self._problems.append(problem)
@@ -181,6 +200,75 @@ class LogReader:
             self._note(error.message)
         finally:
             self._merger.release()
+
+
+class _Place:
+    """How far one task's lines were read, and so where to go on when the relay has broken.
+
+    Lines of one stream (stdout or stderr) are in order of time, the two may overlap a little. So
+    they are read again from OVERLAP_NS before the earlier of the two places, and what was read
+    before is left out: of each stream what is older than its last line, and as many of that line's
+    time as there were.
+    """
+
+    OVERLAP_NS = 1_000_000_000
+
+    def __init__(self, options: LogOptions) -> None:
+        self._options = options
+        self._first_ns = 0
+        self._last: dict[int, tuple[int, int]] = {}  # by stream: time of the last, how many of it
+        self._skip: dict[int, int] = {}
+        self._opened_s: float | None = None
+        self._broken_s: float | None = None  # since when it breaks without having come on
+        self._timeless = False  # there are lines without a time
+
+    def options(self) -> LogOptions:
+        """To read from here on."""
+        if not self._last:
+            return self._options
+        self._skip = {stream: count for stream, (_, count) in self._last.items()}
+        since_ns = min(at_ns for at_ns, _ in self._last.values()) - self.OVERLAP_NS
+        # What a tail had cut off stays so.
+        cut_ns = self._first_ns if self._options.tail >= 0 else 0
+        since_ns = max(1, since_ns, cut_ns, self._options.since_ns)
+        return structs.replace(self._options, tail=-1, since_ns=since_ns)
+
+    def opened(self) -> None:
+        """The node answers."""
+        self._opened_s = asyncio.get_running_loop().time()
+
+    def broken(self) -> bool:
+        """The relay broke, or could not be opened. Whether to try again: it was open once, and has
+        come on since RESUME_S.
+        """
+        now_s = asyncio.get_running_loop().time()
+        if self._opened_s is not None:
+            if self._broken_s is None or now_s - self._opened_s > RESUME_S:
+                self._broken_s = now_s
+            self._opened_s = None
+        if self._broken_s is None or self._timeless:
+            return False
+        return now_s - self._broken_s < RESUME_S
+
+    def new(self, lines: Sequence[LogLine]) -> list[LogLine]:
+        """Those of the lines that were not read before."""
+        self._broken_s = None
+        out = []
+        for line in lines:
+            at_ns, stream = line.timestamp_ns, int(line.stream)
+            last_ns, count = self._last.get(stream, (0, 0))
+            if stream in self._skip:
+                if at_ns < last_ns:
+                    continue
+                if at_ns == last_ns and self._skip[stream] > 0:
+                    self._skip[stream] -= 1
+                    continue
+                del self._skip[stream]
+            self._timeless = self._timeless or not at_ns
+            self._first_ns = min(self._first_ns or at_ns, at_ns)
+            self._last[stream] = (at_ns, count + 1 if at_ns == last_ns else 1)
+            out.append(line)
+        return out
 
 
 class _Stamp:

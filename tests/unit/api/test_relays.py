@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manager.api import relays as relays_module
 from manager.api.merging import QUEUED_MAX, Merger
 from swarm import errors
 from swarm.v1 import (
@@ -21,6 +22,7 @@ from swarm.v1 import (
     LogOptions,
     LogsRequest,
     LogsResponse,
+    LogStream,
     NodeState,
     RelayFrame,
     Service,
@@ -319,3 +321,111 @@ async def test_exec_that_cannot_be_done(running: Api, inputs: Any, kind: Any, me
     running.relays.scripts = {"t1": [RelayFrame(error="no such file: sh")], "t2": [END]}
     with pytest.raises(kind, match=message):
         await run(running, *inputs)
+
+
+# ------------------------------------------------------------------ relays that break
+
+
+OUT, ERR = LogStream.STDOUT, LogStream.STDERR
+
+
+class Breaking:
+    """A task's log on its node, whose relay breaks after so many lines, each time it is read."""
+
+    def __init__(self, log: list[tuple[int, LogStream, str]], breaks: list[int]) -> None:
+        self.log = log
+        self.breaks = breaks
+        self.asked: list[LogOptions] = []
+
+    async def __call__(self, relays: FakeRelays) -> AsyncIterator[RelayFrame]:
+        options = relays.requests[-1][1].logs
+        assert options is not None
+        self.asked.append(options)
+        found = [line for line in self.log if line[0] >= options.since_ns]
+        found = found[-options.tail :] if options.tail > 0 else found
+        limit = self.breaks.pop(0) if self.breaks else None
+        for number, (at_ns, stream, text) in enumerate(found):
+            if number == limit:
+                raise errors.Unavailable("the stream from node n1 broke off")
+            line = LogLine(timestamp_ns=at_ns, stream=stream, data=text.encode())
+            yield RelayFrame(logs=LogsResponse(lines=(line,)))
+        if limit is not None and limit >= len(found):
+            raise errors.Unavailable("the stream from node n1 broke off")
+        yield END
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relays_module, "RESUME_PAUSE_S", 0.001)
+
+
+def read_over(
+    log: list[tuple[int, LogStream, str]], breaks: list[int], options: LogOptions
+) -> list[str]:
+    """What is read of a log whose relay breaks after so many lines, each time."""
+    place = relays_module._Place(options)
+    got: list[str] = []
+    for limit in [*breaks, None]:
+        options = place.options()
+        found = [line for line in log if line[0] >= options.since_ns]
+        found = found[-options.tail :] if options.tail > 0 else found
+        lines = [
+            LogLine(timestamp_ns=t, stream=stream, data=text.encode())
+            for t, stream, text in found[:limit]
+        ]
+        got.extend(line.data.decode() for line in place.new(lines))
+    return got
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from([OUT, ERR])), max_size=12),
+    st.lists(st.integers(0, 12), max_size=4),
+)
+def test_logs_read_over_breaks_are_the_same_as_without(
+    steps: list[tuple[int, LogStream]], breaks: list[int]
+) -> None:
+    """Times of each stream grow, or stay; the two streams' may overlap."""
+    at = {OUT: 10**15, ERR: 10**15 - 2}
+    log = []
+    for number, (step, stream) in enumerate(steps):
+        at[stream] += step
+        log.append((at[stream], stream, str(number)))
+    got = read_over(log, breaks, LogOptions(tail=-1))
+    assert got == [text for _, _, text in log]
+
+
+@given(st.integers(1, 12), st.lists(st.integers(1, 12), max_size=4))
+def test_tail_read_over_breaks_brings_no_earlier_lines(tail: int, breaks: list[int]) -> None:
+    log = [(10**15 + n, OUT if n % 2 else ERR, str(n)) for n in range(12)]
+    got = read_over(log, breaks, LogOptions(tail=tail))
+    assert got == [text for _, _, text in log[-tail:]]
+
+
+async def test_logs_of_a_node_that_moves_are_read_on_without_loss(running: Api, no_pause: None):
+    await running.put(node("n1", hostname="host-1", state=NodeState.READY))
+    log = [(10**15 + n // 2, OUT if n % 3 else ERR, str(n)) for n in range(20)]
+    breaking = Breaking(log, [5, 0, 9])
+    running.relays.scripts = {"t1": breaking, "t2": [END]}
+    got, problems = await read(running, services=("web",))
+    assert problems == []
+    assert sorted(int(line.data) for line in got) == list(range(20))
+    assert len(breaking.asked) == 4
+
+
+async def test_logs_that_break_for_good_end_with_a_sentence(
+    running: Api, no_pause: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(relays_module, "RESUME_S", 0.1)
+    await running.put(node("n1", hostname="host-1", state=NodeState.READY))
+    running.relays.scripts = {"t1": Breaking([], [0] * 100_000), "t2": [END]}
+    _, problems = await read(running, services=("web",))
+    assert problems == [
+        "task web.1 (t1) on node host-1 cannot be read: the stream from node n1 broke off"
+    ]
+
+
+async def test_logs_of_a_node_that_is_down_are_not_waited_for(running: Api):
+    await running.put(node("n1", hostname="host-1", state=NodeState.DOWN))
+    running.relays.scripts = {"t1": Breaking([], [0] * 100), "t2": [END]}
+    _, problems = await read(running, services=("web",))
+    assert len(problems) == 1
