@@ -178,8 +178,8 @@ def full_disk(scene: Scene, load: Load) -> None:
 def clock_jumps(scene: Scene, load: Load) -> None:
     """A manager's and a worker's clock go an hour ahead, then an hour back."""
     (library,) = Path("/").glob(FAKETIME[1:])
-    hosts = (scene.cluster.leader(), scene.cluster.workers[1])
-    for host in hosts:
+    manager, worker = scene.cluster.leader(), scene.cluster.workers[1]
+    for host in (manager, worker):
         clock = host.folder / "clock"
         clock.write_text("+0\n")
         host.extra_environment |= {
@@ -189,18 +189,24 @@ def clock_jumps(scene: Scene, load: Load) -> None:
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
     try:
-        for host in hosts:
-            restart(host)
-            load.progress(timeout_s=40)
+        restart_with_worker(scene, load, manager, worker)
         for jump_s in (JUMP_S, -JUMP_S):
-            for host in hosts:
+            for host in (manager, worker):
                 (host.folder / "clock").write_text(f"{jump_s:+d}\n")
                 load.work(CUT_S / 2)
     finally:
-        for host in hosts:
+        for host in (manager, worker):
             for name in [n for n in host.extra_environment if n != "PATH"]:
                 del host.extra_environment[name]
-            restart(host)
+        restart_with_worker(scene, load, manager, worker)
+
+
+def restart_with_worker(scene: Scene, load: Load, manager: Host, worker: Host) -> None:
+    restart(manager)
+    # An agent that is away for longer than its grace is given up.
+    with scene.absent((worker,)):
+        restart(worker)
+    load.progress(timeout_s=40)
 
 
 def rolling_restart(scene: Scene, load: Load) -> None:
