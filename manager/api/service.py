@@ -25,6 +25,7 @@ from manager.api.lookup import name_of
 from manager.api.metrics import measured
 from manager.api.mutations import Done
 from manager.api.plan import Planner
+from manager.api.quorum import Answers, answers, explained, while_in_touch
 from manager.api.relays import LogReader, Relays, run_exec
 from manager.api.roles import Here
 from manager.api.rotate import rotate
@@ -144,6 +145,7 @@ class ControlService:
         audit: Trail | None = None,
         barrier: Callable[[], Awaitable[None]] = _no_barrier,
         removal_wait_s: float = REMOVAL_WAIT_S,
+        answers: Answers = answers,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -157,6 +159,8 @@ class ControlService:
         # Waits until this manager's tables have reached the cluster's present revision, so that
         # reads are linearizable; see `_catch_up`.
         self._barrier = barrier
+        # Whether another manager can be reached at its address.
+        self._answers = answers
         self._audit_trail = audit
         self._backups = Backups(
             store, clock, Source(sealer, facts.node_id, facts.advertise_addr, facts.version)
@@ -367,7 +371,8 @@ class ControlService:
     ) -> AsyncGenerator[WatchServicesResponse, None]:
         async with measured(self._clock, "WatchServices", stream=True):
             await self._catch_up(context)
-            async with aclosing(watch_services(self._store, self._clock, request)) as responses:
+            told = watch_services(self._store, self._clock, request)
+            async with aclosing(self._while_in_touch(told, context)) as responses:
                 async for response in responses:
                     yield response
 
@@ -377,7 +382,8 @@ class ControlService:
         async with measured(self._clock, "Watch", stream=True):
             # Before the watch begins, so that what was done before it was asked for is not in it.
             await self._catch_up(context)
-            async with aclosing(watch_objects(self._store, self._clock, request)) as responses:
+            told = watch_objects(self._store, self._clock, request)
+            async with aclosing(self._while_in_touch(told, context)) as responses:
                 async for response in responses:
                     yield response
 
@@ -431,7 +437,28 @@ class ControlService:
         the caller is content with less.
         """
         if not context.stale:
+            await self._reach()
+
+    async def _reach(self) -> None:
+        """The barrier, with words for people. Raises Unavailable."""
+        try:
             await self._barrier()
+        except errors.Unavailable as error:
+            raise await self._explained(error) from error
+
+    async def _explained(self, error: errors.SwarmError) -> errors.SwarmError:
+        return await explained(
+            self._store, error, node_id=self._facts.node_id, answers=self._answers
+        )
+
+    def _while_in_touch(
+        self, responses: AsyncGenerator[R, None], context: Context
+    ) -> AsyncGenerator[R, None]:
+        return while_in_touch(
+            responses,
+            in_touch=lambda: context.stale or self._store.engine.in_touch,
+            explained=self._explained,
+        )
 
     def _new_id(self) -> str:
         return new_id(self._rng)
@@ -444,9 +471,14 @@ class ControlService:
     async def _apply(self, context: Context, change: Callable[[Draft], R]) -> R:
         # The commit's preconditions see to what is written. What is refused, or has nothing to
         # change, is never committed: that must not be for what another manager has changed since.
-        await self._barrier()
-        async with self._giving_out:
-            return await self._store.update(change, who=_who(context.identity))
+        await self._reach()
+        try:
+            async with self._giving_out:
+                return await self._store.update(change, who=_who(context.identity))
+        except (errors.Unavailable, errors.TimedOut) as error:
+            if self._store.engine.in_touch:
+                raise
+            raise await self._explained(error) from error
 
     async def _apply_when_free(self, context: Context, change: Callable[[Draft], R]) -> R:
         """As `_apply`; where an earlier removal is in the way, waits until it is done, but not for
