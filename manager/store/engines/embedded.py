@@ -233,7 +233,7 @@ class EmbeddedEngine:
         self._check_open()
 
     async def facts(self) -> EngineFacts:
-        """The file with its WAL; used: but for the file's free pages."""
+        """The file with its WAL; used: pages that are not free, each once."""
         facts: EngineFacts = await self._on_writer(self._measure)
         return facts
 
@@ -453,10 +453,10 @@ class EmbeddedEngine:
     def _measure(self) -> EngineFacts:
         assert self._db is not None
         try:
-            size, free = state_file.sizes(self._path, self._db)
+            size, used = state_file.sizes(self._path, self._db)
         except sqlite3.Error as error:
             raise state_file.reading_failed(self._path, error) from error
-        return EngineFacts(self.name, bytes=size, bytes_used=max(0, size - free))
+        return EngineFacts(self.name, bytes=size, bytes_used=min(size, used))
 
     def _lead(self, node_id: str) -> Fence:
         db = self._db

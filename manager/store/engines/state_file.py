@@ -109,9 +109,9 @@ def fact(path: Path, db: sqlite3.Connection, name: str) -> int:
 
 
 def sizes(path: Path, db: sqlite3.Connection) -> tuple[int, int]:
-    """Bytes of the file and its WAL, and those of them that are in free pages."""
-    page_bytes = _pragma(db, "page_size")
-    return size(path) + size(_beside(path, "-wal")), page_bytes * _pragma(db, "freelist_count")
+    """Bytes of the file and its WAL, and bytes of the pages that hold something."""
+    pages = _pragma(db, "page_count") - _pragma(db, "freelist_count")
+    return size(path) + size(_beside(path, "-wal")), pages * _pragma(db, "page_size")
 
 
 def reading_failed(path: Path, error: sqlite3.Error) -> errors.SwarmError:

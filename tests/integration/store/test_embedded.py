@@ -88,6 +88,38 @@ async def test_commits_are_reported_once_in_order_before_their_writer(
     await engine.close()
 
 
+async def test_one_manager_is_present_while_it_is_announced_and_always_in_touch(
+    make_engine: Callable[[], Any],
+) -> None:
+    engine = await started(make_engine())
+    assert engine.present() == frozenset()
+    announcing = asyncio.create_task(engine.announce("n1"))
+    assert await engine.present_changed(frozenset()) == {"n1"}
+    await engine.barrier()
+    await engine.forget("n2")
+    assert engine.present() == {"n1"}
+    announcing.cancel()
+    assert await engine.present_changed(frozenset(("n1",))) == frozenset()
+    assert engine.in_touch
+    await engine.close()
+    with pytest.raises(errors.Unavailable):
+        await engine.barrier()
+
+
+async def test_an_engines_facts_are_its_name_and_its_size(
+    make_engine: Callable[[], Any],
+) -> None:
+    engine = await started(make_engine())
+    ops = [Op(TASK, f"t{n}", bytes(1_000), 0) for n in range(1_000)]
+    revision = await engine.commit(ops, [], None)
+    full = await engine.facts()
+    assert full.version == engine.name
+    assert 1_000_000 <= full.bytes_used <= full.bytes
+    await engine.commit([Op(TASK, f"t{n}", None, revision) for n in range(1_000)], [], None)
+    assert (await engine.facts()).bytes_used < full.bytes_used / 2
+    await engine.close()
+
+
 @pytest.mark.parametrize(
     ("expected", "accepted"), [(None, True), (1, True), (0, False), (2, False)]
 )
