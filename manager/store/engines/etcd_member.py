@@ -186,7 +186,6 @@ class Member:
             "--experimental-peer-skip-client-san-verification",
             *("--heartbeat-interval", str(HEARTBEAT_MS), "--election-timeout", str(ELECTION_MS)),
             *("--max-txn-ops", str(TXN_OPS_MAX), "--max-request-bytes", str(REQUEST_BYTES_MAX)),
-            *("--quota-backend-bytes", str(self._quota_bytes)),
             *("--snapshot-count", str(SNAPSHOT_ENTRIES)),
             # Output reads it: "info" holds the line that says that it serves.
             *("--logger", "zap", "--log-level", "info", "--log-outputs", "stderr"),
@@ -301,6 +300,7 @@ class Member:
             process = await asyncio.create_subprocess_exec(
                 # It ends with swarmd, however that ends: no member without its manager.
                 *("setpriv", "--pdeathsig", "KILL", *self._command, *more),
+                *("--quota-backend-bytes", str(self._quota())),
                 cwd=self._folder,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
@@ -311,6 +311,14 @@ class Member:
             assert process.stderr is not None
             self._process = process
             self._following = asyncio.create_task(self._output.follow(process.stderr))
+
+    def _quota(self) -> int:
+        """A state that has grown to the quota could not even be made smaller: each start leaves it
+        some room.
+        """
+        database = self._data / "member" / "snap" / "db"
+        size = database.stat().st_size if database.exists() else 0
+        return max(self._quota_bytes, size + size // 10)
 
     async def _ended(self) -> int:
         """The process's status, when it has ended and said all it had to say."""

@@ -9,7 +9,7 @@ needs room, until the alarm is disarmed. etcd does not lift it by itself when th
 Each manager compacts then (to what is now: whoever reads the log and is behind reads everything
 anew), defragments its own member, and disarms its own member's alarm. Where nearly all of it is in
 use, that makes little room; it is said, and done again from time to time, for even what removes
-objects needs a little.
+objects needs a little. Where it is above the quota, a restart gives some (see Member).
 
 Alarms: etcd-io/website, "Maintenance", "Space quota".
 """
@@ -122,30 +122,29 @@ class Upkeep:
         rank = self._rank()
         since_s = now_s - self._full_since_s
         room = ROOM_RATIO * self._quota_bytes
-        if status.dbSizeInUse > room:
-            self._say(
-                "etcd_stays_full",
-                bytes_used=status.dbSizeInUse,
-                quota_bytes=self._quota_bytes,
-                what="nearly all of it is in use: remove services, secrets or configs",
-            )
-            if now_s < self._again_s:
-                return
         if status.dbSize > room:
-            if rank < 0 or since_s < rank * ALARM_TURN_S:
+            # How much of it is in use etcd tells late: when something has been written since.
+            if rank < 0 or since_s < rank * ALARM_TURN_S or now_s < self._again_s:
                 return
             await self._defragment(status)
+            status = await self._client.status()
             took_s = self._clock.monotonic_s() - now_s
             self._again_s = now_s + took_s + max(SCARCE_S, SCARCE_REST * took_s)
-            status = await self._client.status()
-            if status.dbSize >= self._quota_bytes:
-                return
+        if status.dbSize > room:
+            self._say(
+                "etcd_stays_full",
+                bytes_used=status.dbSize,
+                quota_bytes=self._quota_bytes,
+                what="nearly all of it is in use: remove services, secrets or configs; where that "
+                "is refused for want of room, restart swarmd on the managers first: etcd is given "
+                "a tenth more than it has then",
+            )
         own = status.header.member_id
         for alarm in await self._client.alarms():
             orphaned = rank == 0 and since_s > ORPHANED_S
             if alarm.kind == NOSPACE and (alarm.member_id == own or orphaned):
                 await self._client.disarm(alarm)
-                log.warning("etcd_has_room_again", where=self._client.where, bytes=status.dbSize)
+                log.info("etcd_alarm_disarmed", where=self._client.where, bytes=status.dbSize)
 
     async def _defragment(self, status: Any) -> None:
         began_s = self._clock.monotonic_s()
