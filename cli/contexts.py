@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from swarm.clock import SECOND_NS, SystemClock
 from swarm.errors import Conflict, Invalid, NotFound
 
 __all__ = ["Context", "Contexts", "Credentials"]
@@ -56,13 +57,18 @@ class Context:
     socket: str = ""
     addresses: tuple[str, ...] = ()
     credentials: Credentials | None = None
+    # The addresses are those that the managers give themselves, and are kept up with them.
+    follows: bool = False
 
     @property
     def endpoint(self) -> str:
         return f"unix://{self.socket}" if self.socket else f"tcp://{','.join(self.addresses)}"
 
     def to_json(self) -> str:
-        return json.dumps({"version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n"
+        data = asdict(self)
+        if not self.follows:
+            del data["follows"]  # earlier versions do not know it
+        return json.dumps({"version": FORMAT_VERSION, **data}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, where: str) -> Context:
@@ -114,9 +120,18 @@ class Contexts:
             )
         _write(self._path(context.name), context.to_json())
 
-    def change(self, name: str, credentials: Credentials) -> None:
-        """Gives a context other credentials. Raises NotFound."""
-        _write(self._path(name), replace(self.get(name), credentials=credentials).to_json())
+    def change(self, name: str, credentials: Credentials, addresses: tuple[str, ...] = ()) -> None:
+        """Gives a context other credentials, and addresses if it follows them. Raises NotFound."""
+        old = self.get(name)
+        if not (old.follows and addresses):
+            addresses = old.addresses
+        new = replace(old, credentials=credentials, addresses=addresses)
+        _write(self._path(name), new.to_json())
+
+    def age_s(self, name: str) -> float:
+        """How long ago the context was written. Raises NotFound."""
+        self.get(name)
+        return max(0.0, SystemClock().now_ns() / SECOND_NS - self._path(name).stat().st_mtime)
 
     def remove(self, name: str, *, force: bool) -> None:
         """Raises NotFound, or Conflict when it is the current one and `force` is not set."""

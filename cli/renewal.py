@@ -2,7 +2,8 @@
 
 A context holds a certificate of the cluster's root as it was when the context was made. It is
 renewed, with a fresh key, when another root signs by now and when half of its life is over, and the
-roots it trusts are brought up to date. What cannot be renewed any more is explained.
+roots it trusts and the managers' addresses are brought up to date. What cannot be renewed any more
+is explained.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from cli.contexts import Contexts, Credentials
 from swarm import tls
 from swarm.clock import SystemClock
 from swarm.errors import SwarmError
-from swarm.v1 import GetRequest, IssueClientCertificateRequest, Kind
+from swarm.v1 import GetInfoRequest, GetRequest, IssueClientCertificateRequest, Kind
 
 if TYPE_CHECKING:
     from swarm.v1.services import CertificatesClient, ControlClient
@@ -26,6 +27,9 @@ __all__ = ["keep_good", "why_refused"]
 
 CALL_S = 10.0
 PROBE_S = 3.0
+# How old what a context knows of the managers' addresses may be: managers come and go seldom, and a
+# context with one address is of no use once that manager is gone.
+ADDRESSES_S = 600.0
 
 
 async def keep_good(
@@ -57,13 +61,22 @@ async def keep_good(
             new = await _issued(mine, certificates)
         elif found.root_ca_pem != mine.root_ca_pem:
             new = replace(mine, root_ca_pem=found.root_ca_pem)
-        if new != mine and context:
-            contexts.change(context, new)
+        addresses = await _addresses(control, contexts, context)
+        if context and (new != mine or addresses):
+            contexts.change(context, new, addresses)
         return new
     except (SwarmError, OSError) as error:
         what = f"context {context!r}" if context else "this client"
         click.echo(f"Warning: the certificate of {what} was not renewed: {error}", err=True)
         return mine
+
+
+async def _addresses(control: ControlClient, contexts: Contexts, context: str) -> tuple[str, ...]:
+    """Where the managers are now, if it is time to note that in the context."""
+    if not context or not contexts.get(context).follows or contexts.age_s(context) < ADDRESSES_S:
+        return ()
+    info = await control.get_info(GetInfoRequest(), timeout_s=CALL_S)
+    return info.manager_addrs
 
 
 def _outdated(mine: Credentials, roots_pem: str) -> bool:

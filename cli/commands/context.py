@@ -28,8 +28,9 @@ COLUMNS = (
 def group() -> None:
     """Manage connections to other clusters.
 
-    A context holds the addresses of a cluster's managers and a client certificate. Make one on a
-    manager, export it, and import it where you work:
+    A context holds the addresses of a cluster's managers and a client certificate. Any manager that
+    answers will do; where no --host was given, managers that come and go are kept up with. Make a
+    context on a manager, export it, and import it where you work:
 
     \b
       swarmctl context create prod
@@ -84,6 +85,7 @@ def create(name: str, description: str, host: str) -> None:
             description=description,
             addresses=tuple(found),
             credentials=Credentials(issued.root_ca_pem, issued.certificate_pem, key_pem),
+            follows=not addresses,
         )
 
     contexts.add(call(work))

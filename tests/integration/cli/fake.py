@@ -101,6 +101,9 @@ class FakeCluster:
         self.statuses: dict[str, ServiceStatus] = {}
         self.revisions: dict[tuple[str, int], ServiceRevision] = {}
         self.calls: list[Any] = []
+        # By method: whether its last call may be answered from what is known, however old.
+        self.stale: dict[str, bool] = {}
+        self.leave_warnings: tuple[str, ...] = ()
         # One item per message of WatchServices: statuses (or a revision and statuses), an error to
         # raise, or seconds to wait.
         self.watch_script: list[Any] = []
@@ -212,6 +215,7 @@ class _Control:
         yield ListAuditResponse(records=tuple(self.cluster.audit), damaged=self.cluster.damaged)
 
     async def get_info(self, request: GetInfoRequest, context: rpc.Context) -> GetInfoResponse:
+        self.cluster.stale["get_info"] = context.stale
         self.cluster.note("get_info", request)
         return self.cluster.info
 
@@ -226,6 +230,7 @@ class _Control:
         return GetResponse(object=holder, revision=revision, service_status=status)
 
     async def list(self, request: ListRequest, context: rpc.Context) -> ListResponse:
+        self.cluster.stale["list"] = context.stale
         self.cluster.note("list", request)
         found = [
             item
@@ -430,7 +435,7 @@ class _Local:
 
     async def leave(self, request: LeaveRequest, context: rpc.Context) -> LeaveResponse:
         self.cluster.note("leave", request)
-        return LeaveResponse()
+        return LeaveResponse(warnings=self.cluster.leave_warnings)
 
     async def unlock(self, request: UnlockRequest, context: rpc.Context) -> UnlockResponse:
         self.cluster.note("unlock", request)
