@@ -17,7 +17,6 @@ from tests.e2e.cluster import wait_for
 from tests.e2e.load import Load
 from tests.e2e.managers import Managers, etcds
 from tests.e2e.scene import Scene
-from tests.e2e.test_managers import statuses
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -34,59 +33,56 @@ def scene(bed: Bed) -> Iterator[Scene]:
     cluster.down()
 
 
-def reachable(through: Host, host: Host) -> None:
+def reachable(cluster: Managers, through: Host, host: Host) -> None:
     wait_for(
         f"{host.name} is a member, ready and reachable",
         lambda: (
-            (shown := statuses(through).get(host.name, ("", "")))[0] == "Ready"
+            (shown := cluster.standing(through).get(host.name, ("", "")))[0] == "Ready"
             and shown[1] in ("Reachable", "Leader")
         ),
         timeout_s=CHANGED_S,
-        every_s=0.3,
     )
 
 
-def worker(through: Host, host: Host) -> None:
+def worker(cluster: Managers, through: Host, host: Host) -> None:
     wait_for(
         f"{host.name} is a worker",
-        lambda: statuses(through).get(host.name) == ("Ready", "") and not etcds(host),
+        lambda: cluster.standing(through).get(host.name) == ("Ready", "") and not etcds(host),
         timeout_s=CHANGED_S,
-        every_s=0.3,
     )
 
 
 def promote_and_demote(cluster: Managers, load: Load, host: Host, through: Host) -> None:
     """A worker becomes a manager for a while."""
     through.swarmctl("node", "promote", host.name)
-    reachable(through, host)
+    reachable(cluster, through, host)
     load.progress()
     through.swarmctl("node", "demote", host.name)
-    worker(through, host)
+    worker(cluster, through, host)
 
 
 def demote_and_promote(cluster: Managers, load: Load, host: Host, through: Host) -> None:
     """A manager, the leader perhaps, becomes a worker for a while."""
     through.swarmctl("node", "demote", host.name)
-    worker(through, host)
+    worker(cluster, through, host)
     load.progress([h.name for h in cluster.managers if h is not host])
     through.swarmctl("node", "promote", host.name)
-    reachable(through, host)
+    reachable(cluster, through, host)
 
 
 def leave_and_join(cluster: Managers, load: Load, host: Host, through: Host) -> None:
     """A manager, the leader perhaps, leaves and comes back as a new node."""
     (old,) = (i for name, i in cluster.ids(through).items() if name == host.name)
-    host.swarmctl("swarm", "leave")
+    host.swarmctl("swarm", "leave", "--force")
     load.progress([h.name for h in cluster.managers if h is not host])
     wait_for(
         f"{host.name} is down",
-        lambda: statuses(through).get(host.name) == ("Down", ""),
+        lambda: cluster.standing(through).get(host.name) == ("Down", ""),
         timeout_s=CHANGED_S,
-        every_s=0.3,
     )
     through.swarmctl("node", "rm", old)
     cluster.join(host, "manager", through=through)
-    reachable(through, host)
+    reachable(cluster, through, host)
 
 
 @pytest.mark.timeout(60 + int(ROUND_S) * ROUNDS)

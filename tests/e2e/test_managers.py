@@ -174,19 +174,24 @@ def test_agents_of_a_killed_manager_move_and_it_is_shown_as_unreachable(
     wait_for("all agents have moved", moved, timeout_s=MOVED_S, every_s=0.05)
     wait_for(
         "it is unreachable and down",
-        lambda: statuses(others[0])[lost.name] == ("Down", "Unreachable"),
+        lambda: cluster.standing(others[0]).get(lost.name) == ("Down", "Unreachable"),
     )
-    assert all(statuses(others[1])[name][0] == "Ready" for name in rest)
+    assert statuses(others[0])[lost.name] == ("Down", "Unreachable")
+    assert all(cluster.standing(others[1])[name][0] == "Ready" for name in rest)
     start(lost)
 
 
 def test_worker_becomes_a_manager_and_a_worker_again(cluster: Managers) -> None:
     host, through = cluster.workers[0], cluster.managers[1]
     through.swarmctl("node", "promote", host.name)
-    wait_for("it is a member", lambda: statuses(through)[host.name] == ("Ready", "Reachable"))
+    wait_for(
+        "it is a member", lambda: cluster.standing(through).get(host.name) == ("Ready", "Reachable")
+    )
     wait_for("it serves", lambda: cluster.info(host, stale=False).managers == 4)
     host.swarmctl("node", "demote", host.name)
-    wait_for("it is none any more", lambda: statuses(through)[host.name] == ("Ready", ""))
+    wait_for(
+        "it is none any more", lambda: cluster.standing(through).get(host.name) == ("Ready", "")
+    )
     wait_for("its etcd is gone", lambda: not etcds(host))
     assert not is_manager(cluster.nodes(through)[host.name])
     code, said = fails(host, "node", "ls")
@@ -235,24 +240,33 @@ def test_without_a_quorum_calls_fail_with_the_reason_and_stale_reads_work(
 
 def test_manager_that_leaves_is_no_member_and_may_join_again(cluster: Managers) -> None:
     stays, _, goes = cluster.managers
-    goes.swarmctl("swarm", "leave")
+    code, said = fails(goes, "swarm", "leave")
+    assert code == 5 and "--force" in said
+    goes.swarmctl("swarm", "leave", "--force")
     wait_for("two are left", lambda: cluster.info(stays, stale=False).managers == 2)
     assert not etcds(goes)
     assert "Swarm: inactive" in goes.swarmctl("info")
-    wait_for("it is down", lambda: statuses(stays)[goes.name] == ("Down", ""))
+    wait_for("it is down", lambda: cluster.standing(stays).get(goes.name) == ("Down", ""))
     stays.swarmctl("node", "rm", goes.name)
     cluster.join(goes, "manager", through=stays)
-    wait_for("it is a member", lambda: statuses(stays)[goes.name] == ("Ready", "Reachable"))
+    wait_for(
+        "it is a member", lambda: cluster.standing(stays).get(goes.name) == ("Ready", "Reachable")
+    )
 
 
 def test_leader_hands_over_when_it_is_demoted(cluster: Managers) -> None:
     leader = cluster.leader()
     others = [h for h in cluster.managers if h is not leader]
     others[0].swarmctl("node", "demote", leader.name)
-    wait_for("it is none any more", lambda: statuses(others[0])[leader.name] == ("Ready", ""))
-    assert sorted(statuses(others[1])[h.name][1] for h in others) == ["Leader", "Reachable"]
+    wait_for(
+        "it is none any more", lambda: cluster.standing(others[0]).get(leader.name) == ("Ready", "")
+    )
+    assert sorted(cluster.standing(others[1])[h.name][1] for h in others) == ["Leader", "Reachable"]
     others[0].swarmctl("node", "promote", leader.name)
-    wait_for("it is one", lambda: statuses(others[0])[leader.name][1] == "Reachable")
+    wait_for(
+        "it is one",
+        lambda: cluster.standing(others[0]).get(leader.name, ("", ""))[1] == "Reachable",
+    )
 
 
 def test_root_is_rotated_on_all_managers_and_nothing_is_interrupted(cluster: Managers) -> None:
@@ -280,11 +294,17 @@ def test_locked_managers_are_unlocked_one_by_one(cluster: Managers) -> None:
         code, said = fails(second, "node", "ls")
         assert code == 9 and "needs to be unlocked" in said
         assert not etcds(second)
-        wait_for("two go on", lambda: statuses(first)[second.name][1] == "Unreachable")
+        wait_for(
+            "two go on",
+            lambda: cluster.standing(first).get(second.name, ("", ""))[1] == "Unreachable",
+        )
         program = Path(sys.executable).parent / "swarmctl"
         url = f"unix://{second.swarm_socket}"
         second.run(program, "--host", url, "swarm", "unlock", stdin=f"{key}\n".encode())
-        wait_for("it is back", lambda: statuses(first)[second.name][1] == "Reachable")
+        wait_for(
+            "it is back",
+            lambda: cluster.standing(first).get(second.name, ("", ""))[1] == "Reachable",
+        )
     finally:
         first.swarmctl("swarm", "update", "--autolock=false")
 
@@ -310,9 +330,17 @@ def test_cluster_is_forced_on_and_restored_from_its_backup(bed: Bed, tmp_path: P
         last.swarmctl(
             *("swarm", "init", "--force-new-cluster", "--advertise-addr", last.address),
         )
-        wait_for("it leads alone", lambda: statuses(last)[last.name] == ("Ready", "Leader"))
-        wait_for("the worker is there", lambda: statuses(last)[worker.name][0] == "Ready")
-        wait_for("the others are gone", lambda: statuses(last)[first.name][0] == "Down")
+        wait_for(
+            "it leads alone", lambda: cluster.standing(last).get(last.name) == ("Ready", "Leader")
+        )
+        wait_for(
+            "the worker is there",
+            lambda: cluster.standing(last).get(worker.name, ("", ""))[0] == "Ready",
+        )
+        wait_for(
+            "the others are gone",
+            lambda: cluster.standing(last).get(first.name, ("", ""))[0] == "Down",
+        )
         same_tasks(cluster, before)
         assert "web" in last.swarmctl("service", "ls")
         last.swarmctl("service", "update", "-d", "--label-add", "a=b", "web")
@@ -325,9 +353,14 @@ def test_cluster_is_forced_on_and_restored_from_its_backup(bed: Bed, tmp_path: P
             start(host)
             host.swarmctl("swarm", "leave", "--force", check=False)
         second.swarmctl("swarm", "restore", "--advertise-addr", second.address, str(file))
-        wait_for("it leads", lambda: statuses(second)[second.name] == ("Ready", "Leader"))
+        wait_for(
+            "it leads", lambda: cluster.standing(second).get(second.name) == ("Ready", "Leader")
+        )
         assert "web" in second.swarmctl("service", "ls")
-        wait_for("the worker is back", lambda: statuses(second)[worker.name][0] == "Ready")
+        wait_for(
+            "the worker is back",
+            lambda: cluster.standing(second).get(worker.name, ("", ""))[0] == "Ready",
+        )
         same_tasks(cluster, before)
         second.swarmctl("service", "rm", "web")
     finally:
