@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Gauge, Histogram, Info, generate_latest
 
 from swarm import errors, tls
@@ -25,6 +27,8 @@ CERTIFICATE_EXPIRY = Gauge(
 BUILD = Info("swarm_build", "The daemon's version")
 
 _LAG_PERIOD_S = 0.5
+CONNECTIONS_MAX = 100  # at a time; Prometheus makes one
+CONNECTION_S = 10.0  # a scrape takes some milliseconds; also for who sends or reads slowly
 
 
 async def watch_lag() -> None:
@@ -36,22 +40,58 @@ async def watch_lag() -> None:
         LOOP_LAG.observe(max(0.0, loop.time() - asked_s))
 
 
-async def serve(address: str) -> web.AppRunner:
-    """Serves on host:port until the runner is cleaned up. Raises Unavailable when the port is
-    taken.
+class Endpoint:
+    """The endpoint while it serves. It answers whoever asks, so that it bounds what they cost:
+    connections are few and short, and what strangers send is not logged.
     """
+
+    def __init__(self, runner: web.AppRunner, listening: asyncio.Server) -> None:
+        self._runner = runner
+        self._listening = listening
+
+    async def cleanup(self) -> None:
+        """Ends it."""
+        self._listening.close()
+        await self._runner.cleanup()
+        await self._listening.wait_closed()
+
+
+async def serve(address: str) -> Endpoint:
+    """Serves on host:port until cleaned up. Raises Unavailable when the port is taken."""
     host, port = tls.split_address(address, default_port=9323)
     app = web.Application()
     app.router.add_get("/metrics", _metrics)
     app.router.add_get("/healthz", _healthz)
-    runner = web.AppRunner(app, access_log=None)
+    logger = logging.getLogger("swarm.metrics")
+    logger.addFilter(_is_ours)
+    runner = web.AppRunner(app, access_log=None, logger=logger)
     await runner.setup()
+    loop = asyncio.get_running_loop()
+
+    def accept() -> asyncio.Protocol:
+        assert runner.server is not None
+        handler = runner.server()
+        full = len(runner.server.connections) >= CONNECTIONS_MAX
+        loop.call_later(0 if full else CONNECTION_S, _end, handler)
+        return handler
+
     try:
-        await web.TCPSite(runner, host, port).start()
+        listening = await loop.create_server(accept, host, port)
     except OSError as error:
         await runner.cleanup()
         raise errors.Unavailable(f"cannot serve metrics on {address}: {error.strerror}") from None
-    return runner
+    return Endpoint(runner, listening)
+
+
+def _end(handler: web.RequestHandler) -> None:
+    if handler.transport is not None:
+        handler.transport.abort()
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether an error is a defect here, not what a peer has sent."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError)
 
 
 async def _metrics(_: web.Request) -> web.Response:

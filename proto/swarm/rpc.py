@@ -76,12 +76,15 @@ _SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     # A peer that is gone without a word is noticed, and its memory freed.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    # Fewer than what gRPC lets wait for the event loop (1,000, then it refuses all that come), so
+    # that one connection cannot fill that.
+    ("grpc.max_concurrent_streams", 800),
     # Connections live as long as their owners like (sessions do for months): no maximum age.
-    ("grpc.max_concurrent_streams", 1_024),
     ("grpc.max_metadata_size", 16 << 10),
     ("grpc.absolute_max_metadata_size", 16 << 10),
-    # TLS and the first HTTP/2 frames: a thousand agents that come back at once take some seconds.
-    ("grpc.server_handshake_timeout_ms", 20_000),
+    # TLS and the first HTTP/2 frames: a thousand agents that come back at once take some seconds,
+    # and they wait no longer than 5 s themselves.
+    ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
 )
 
@@ -212,10 +215,10 @@ def _decoded(method: Method, bytes_max: int, data: bytes) -> Message:
         )
     try:
         return decode(method.request, data)
-    except DecodeError:
+    except (DecodeError, ValueError) as error:  # a ValueError: of an enum, or of text
         raise errors.Invalid(
-            f"what came is no {method.request.__name__}, which {method.name} takes; the client is "
-            "damaged, or not one of this cluster"
+            f"what came is no {method.request.__name__}, which {method.name} takes ({error}); the "
+            "client is of another version, damaged, or none of this cluster"
         ) from None
 
 
