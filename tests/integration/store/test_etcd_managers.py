@@ -277,7 +277,7 @@ async def test_one_that_is_cut_off_from_the_quorum_is_out_of_touch_until_it_is_b
                 etcd.signal(signal.SIGSTOP)
         await until(lambda: touch.first_s)
         assert touch.first_s is not None
-        assert TOUCH_S - 0.7 < touch.first_s < TOUCH_S + 0.3
+        assert TOUCH_S - 0.7 < touch.first_s < TOUCH_S + 1.0
         with pytest.raises(errors.Unavailable):
             await store.engine.barrier()
         assert not store.engine.in_touch
