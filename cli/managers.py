@@ -110,8 +110,14 @@ class Managers(Channel):
     async def _somewhere(self, method: Method, ask: Callable[[Channel], Awaitable[T]]) -> T:
         """The answer of the first manager that gives one."""
         left = list(self._order)
+        said: Unavailable | None = None
         while True:
-            address = await self._connected(left, self._connect_s)
+            try:
+                address = await self._connected(left, NEXT_S if said else self._connect_s)
+            except NoAnswer:
+                if said is not None:
+                    raise said from None  # says more than that others are gone
+                raise
             try:
                 return await ask(self._made[address])
             except Unavailable as error:
@@ -119,6 +125,7 @@ class Managers(Channel):
                 left.remove(address)
                 if not left or (method.audited and isinstance(error, NoAnswer)):
                     raise
+                said = said if isinstance(error, NoAnswer) else error
                 left = [a for a in self._order if a in left]
 
     async def _connected(self, addresses: Sequence[str], timeout_s: float) -> str:

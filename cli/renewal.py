@@ -17,7 +17,7 @@ import click
 from cli.contexts import Contexts, Credentials
 from swarm import tls
 from swarm.clock import SystemClock
-from swarm.errors import SwarmError
+from swarm.errors import SwarmError, Unavailable
 from swarm.v1 import GetInfoRequest, GetRequest, IssueClientCertificateRequest, Kind
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ async def keep_good(
         if context and (new != mine or addresses):
             contexts.change(context, new, addresses)
         return new
+    except Unavailable:
+        return mine  # the command beside it says so, and the next one tries again
     except (SwarmError, OSError) as error:
         what = f"context {context!r}" if context else "this client"
         click.echo(f"Warning: the certificate of {what} was not renewed: {error}", err=True)

@@ -143,6 +143,16 @@ async def test_the_last_ones_reason_is_told(three: list[Manager]) -> None:
             await ControlClient(channel).list(ListRequest(kind=Kind.NODE))
 
 
+async def test_a_reason_goes_before_silence(three: list[Manager], tmp_path: Path) -> None:
+    three[0].cluster.failures["list"] = [errors.Unavailable("no quorum")]
+    begun_s = monotonic()
+    with silent(tmp_path / "gone") as gone:
+        async with over(three[0].address, gone, str(tmp_path / "nobody")) as channel:
+            with pytest.raises(errors.Unavailable, match="^no quorum$"):
+                await ControlClient(channel).list(ListRequest(kind=Kind.NODE))
+    assert monotonic() - begun_s < NEXT_S * 2
+
+
 async def test_a_write_goes_on_where_nothing_was_done(three: list[Manager]) -> None:
     three[0].stop()
     three[1].cluster.failures["create"] = [errors.Unavailable("no quorum")]
