@@ -22,21 +22,19 @@ from manager import founding
 from manager import place as places
 from manager.admission import Admissions
 from manager.api import ControlService, NodeFacts
-from manager.api.objects import update_node
-from manager.api.roles import Here, is_manager
-from manager.api.watching import dirty
+from manager.api.roles import Here
+from manager.belonging import Belonging
+from manager.belonging import Demoted as Demoted  # for the node's daemon
 from manager.ca import (
     Authority,
     Autolock,
     DataKeys,
     Rotations,
     objects,
-    serving_role,
 )
 from manager.dispatcher import Dispatcher
 from manager.founding import bootstrap as bootstrap  # for the node's daemon
 from manager.founding import check_etcd as check_etcd
-from manager.keeper import announced, serving
 from manager.leading import Leading
 from manager.metrics import ClusterCollector
 from manager.opening import Node as Site
@@ -44,7 +42,7 @@ from manager.opening import Opened, Removal, open_state
 from manager.place import Place
 from manager.restore import Restoration as Restoration
 from manager.restore import Restored as Restored
-from manager.store import Corrupt, Draft, Store
+from manager.store import Corrupt, Store
 from manager.store.engines import etcd_binary
 from manager.store.engines.etcd_client import EtcdClient
 from manager.store.engines.etcd_member import Member, Removed
@@ -59,8 +57,6 @@ from swarm.v1 import (
     Caller,
     IssueNodeCertificateRequest,
     IssueNodeCertificateResponse,
-    Node,
-    NodeRole,
 )
 from swarm.v1.services import (
     CERTIFICATES_METHODS,
@@ -79,10 +75,6 @@ RESTART_S_MIN, RESTART_S_MAX = 0.2, 30.0
 CAMPAIGN_S_MAX = 2.0
 # After a move to etcd that failed: no further one is begun for as long.
 MOVE_AGAIN_NS = 60 * SECOND_NS
-# Members whose roots have changed start anew one after the other, this far apart, and wait so long
-# for the others to be whole.
-RESTART_GAP_S, RESTART_WAIT_S, RESTART_LOOK_S = 5.0, 30.0, 0.5
-STEP_DOWN_S = 30.0
 PEER_PORT = 2380  # etcd's own
 
 
@@ -120,10 +112,6 @@ class _Anew(Exception):
     """The manager has to be started again."""
 
 
-class Demoted(errors.SwarmError):
-    """The cluster does not have this node as a manager any more."""
-
-
 class Manager:
     """A manager that serves. `start`, then `run` until cancelled, then `stop`. What it consists of
     is there once it has started.
@@ -159,8 +147,6 @@ class Manager:
         self._members: Members | None = None
         # The state has to move before a further manager can come in.
         self._move = asyncio.Event()
-        self._roots_changed = asyncio.Event()
-        self._gone = asyncio.Event()
         # What does not work, or wants somebody's attention, by part; empty: nothing.
         self.problems: dict[str, str] = {}
         # What the TLS server presents and trusts, and whether it knows; read on gRPC's threads.
@@ -207,9 +193,19 @@ class Manager:
             self._supervising = asyncio.create_task(opened.member.run())
             self._members = Members(opened.member.endpoint)
             self._upkeep = EtcdClient([opened.member.endpoint])
+        self._belonging = Belonging(
+            self.store,
+            Here(settings.node_id, opened.place.external),
+            addr=settings.advertise_addr,
+        )
         self._data_keys = DataKeys(self.store, clock, sealer)
         self._autolock = Autolock(self.store, self._vault, report=self._report_lock)
-        self.authority = Authority(self.store, clock, check_admits=self._check_admits)
+        self.authority = Authority(
+            self.store,
+            clock,
+            check_admits=self._check_admits,
+            external_etcd=opened.place.external,
+        )
         self._dispatcher = Dispatcher(
             self.store,
             clock,
@@ -347,7 +343,7 @@ class Manager:
             certificate_pem=certificate_pem,
             root_ca_pem=root_ca_pem or self._settings.root_ca_pem,
         ):
-            self._roots_changed.set()
+            self._belonging.roots_changed.set()
 
     async def issue_own(self, request: IssueNodeCertificateRequest) -> IssueNodeCertificateResponse:
         """A certificate for the node that this manager is on."""
@@ -416,86 +412,11 @@ class Manager:
             ) from error
         raise _Anew
 
-    async def _enlist(self) -> None:
-        """Tells the cluster that this manager serves, and where; once it shows as present, so that
-        the leader does not take it for one that is gone.
-        """
-        engine = self.store.engine
-        present = engine.present()
-        while self._settings.node_id not in present:
-            present = await engine.present_changed(present)
-        facts = await engine.facts()
-        addr = self._settings.advertise_addr
-
-        def enter(draft: Draft) -> None:
-            node = draft.get(Node, self._settings.node_id)
-            if node is None or not is_manager(node):
-                return
-            after = announced(node, addr=addr, engine_version=facts.version)
-            if after != node:
-                draft.put(after)
-
-        while True:
-            try:
-                await self.store.update(enter)
-                return
-            except (errors.Unavailable, errors.TimedOut, errors.Conflict) as error:
-                log.warning("manager_not_enlisted", reason=error.message)
-            await asyncio.sleep(CAMPAIGN_S_MAX)
-
-    async def _watch_own_node(self) -> None:
-        """Raises Demoted once the store has this node as a manager no more."""
-        node_id = self._settings.node_id
-        async with dirty(self.store, (("node", node_id),)) as changed:
-            while True:
-                node = self.store.get(Node, node_id)
-                if node is None or serving_role(node) != NodeRole.MANAGER:
-                    raise Demoted(f"node {node_id} is not a manager of the cluster any more")
-                await changed.wait()
-                changed.clear()
-
-    async def _restart_in_turn(self) -> None:
-        """Starts the member of etcd anew when the roots have changed, which it reads at its start
-        alone; one member after the other, while the others are whole.
-        """
-        assert self._members is not None and self._member is not None
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._roots_changed.wait()
-            self._roots_changed.clear()
-            await asyncio.sleep(self._rank() * RESTART_GAP_S)
-            until_s = loop.time() + RESTART_WAIT_S
-            while not await self._members.all_healthy() and loop.time() < until_s:
-                await asyncio.sleep(RESTART_LOOK_S)
-            log.info("etcd_restarted_for_new_roots")
-            await self._member.restart()
-
-    def _rank(self) -> int:
-        """This manager's place among those that serve."""
-        return sorted({*serving(self.store), self._settings.node_id}).index(self._settings.node_id)
-
     async def step_down(self) -> None:
         """Makes this node a worker; returns once the others have let it go. Raises Conflict with
         the reason where that cannot be, Unavailable when it takes too long.
         """
-        node_id = self._settings.node_id
-        here = Here(node_id, self._place.external)
-
-        def change(draft: Draft) -> None:
-            node = draft.get(Node, node_id)
-            if node is not None and node.spec is not None:
-                spec = structs.replace(node.spec, role=NodeRole.WORKER)
-                update_node(draft, node, spec, here=here)
-
-        await self.store.update(change)
-        try:
-            async with asyncio.timeout(STEP_DOWN_S):
-                await self._gone.wait()
-        except TimeoutError:
-            raise errors.Unavailable(
-                f"the other managers have not let this one go within {STEP_DOWN_S:g} s; see "
-                "`swarmctl node ls` on one of them"
-            ) from None
+        await self._belonging.step_down()
 
     # -------------------------------------------------------------- running
 
@@ -506,6 +427,7 @@ class Manager:
         Raises Demoted, and what only an operator can put right: the state file failed.
         """
         demoted: Demoted | None = None
+        belonging = self._belonging
         leading = Leading(
             self.store,
             self._clock,
@@ -524,13 +446,13 @@ class Manager:
                 group.create_task(self._keep("data keys", self._data_keys.run))
                 group.create_task(self._keep("autolock", self._autolock.run))
                 group.create_task(self._keep("presence", self._announce))
-                group.create_task(self._keep("enlisting", self._enlist))
-                group.create_task(self._watch_own_node())
+                group.create_task(self._keep("enlisting", belonging.enlist))
+                group.create_task(belonging.watch())
                 group.create_task(self._watch_store())
                 if self._upkeep is not None:
                     group.create_task(self._supervise())
                     group.create_task(self._keep("member's restart", self._restart_in_turn))
-                    upkeep = Upkeep(self._upkeep, clock=self._clock, rank=self._rank)
+                    upkeep = Upkeep(self._upkeep, clock=self._clock, rank=belonging.rank)
                     group.create_task(self._keep("etcd's upkeep", upkeep.run))
                 else:
                     group.create_task(self._move_when_asked())
@@ -540,8 +462,12 @@ class Manager:
         except* _Anew:
             log.info("manager_begins_anew")
         if demoted is not None:
-            self._gone.set()
+            belonging.gone.set()
             raise Demoted(demoted.message)
+
+    async def _restart_in_turn(self) -> None:
+        assert self._member is not None and self._members is not None
+        await self._belonging.restart_in_turn(self._member, self._members)
 
     async def _announce(self) -> None:
         await self.store.engine.announce(self._settings.node_id)
