@@ -43,6 +43,7 @@ from swarm.v1 import (
 )
 
 GIB = 1 << 30
+LOGS_BEGIN_NS = 1_700_000_000 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +208,8 @@ class FakeRuntime:
         at = 0 if options.tail < 0 else max(0, len(container.lines) - options.tail)
         while True:
             while at < len(container.lines):
-                yield container.lines[at]
+                if container.lines[at].timestamp_ns >= options.since_ns:
+                    yield container.lines[at]
                 at += 1
             if not options.follow or container.phase == Phase.EXITED:
                 return
@@ -272,7 +274,12 @@ class FakeRuntime:
     def say(self, task_id: str, text: str) -> None:
         """The task writes a line."""
         container = self._container(task_id)
-        line = LogLine(task_id=task_id, stream=LogStream.STDOUT, data=text.encode())
+        line = LogLine(
+            task_id=task_id,
+            stream=LogStream.STDOUT,
+            timestamp_ns=LOGS_BEGIN_NS + len(container.lines),
+            data=text.encode(),
+        )
         container.lines.append(line)
         container.changed.set()
 

@@ -1,4 +1,4 @@
-"""A manager's store and dispatcher, and agents with fake runtimes, over real gRPC on unix sockets."""
+"""Managers' stores and dispatchers, and agents with fake runtimes, over real gRPC on unix sockets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from manager.dispatcher import Dispatcher
 from manager.store import Draft, Store
 from manager.store.engines.embedded import EmbeddedEngine
 from swarm import rpc
-from swarm.clock import SystemClock
+from swarm.clock import SECOND_NS, SystemClock
 from swarm.ids import new_id, seeded_rng
 from swarm.v1 import (
     Caller,
@@ -30,6 +30,7 @@ from swarm.v1 import (
     ContainerSpec,
     Endpoint,
     Keyring,
+    ManagerStatus,
     Node,
     NodeDescription,
     NodeRole,
@@ -45,11 +46,13 @@ from swarm.v1 import (
     TaskState,
     TaskStatus,
 )
-from swarm.v1.services import DISPATCHER_METHODS
+from swarm.v1.services import DISPATCHER_METHODS, MANAGERS_METHODS
+from tests.fakes.cut_log import CutLog
 from tests.fakes.runtime import FakeIngress, FakeRuntime
 from tests.fakes.waiting import until
 
 HEARTBEAT_NS = 100_000_000
+MANAGERS_SOCKET = "managers.sock"
 CONTAINER = ContainerSpec(image="busybox")
 SPEC = TaskSpec(container=CONTAINER)
 
@@ -57,10 +60,13 @@ SPEC = TaskSpec(container=CONTAINER)
 class Manager:
     """Store and dispatcher of one manager; each node gets a socket on which it is itself."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, name: str = "manager", log: CutLog | None = None) -> None:
+        """`log`: what it shares with other managers, whose folders are beside its own."""
         self.folder = folder
+        self.name = name
+        self._log = log
         self.clock = SystemClock()
-        self.rng = seeded_rng(1)
+        self.rng = seeded_rng(sum(name.encode()))
         self.sealer = Sealer(b"k" * 32)
         self.store: Store
         self.dispatcher: Dispatcher
@@ -69,14 +75,27 @@ class Manager:
         self._nodes: list[str] = []
 
     async def start(self) -> None:
-        self.store = Store(EmbeddedEngine(self.folder / "store.db", self.clock), self.clock)
+        self.folder.mkdir(exist_ok=True)
+        self.store = Store(
+            self._log.engine(announced=self.name)
+            if self._log is not None
+            else EmbeddedEngine(self.folder / "store.db", self.clock),
+            self.clock,
+        )
         await self.store.open()
         self.dispatcher = Dispatcher(
-            self.store, self.clock, self.rng, sealer=self.sealer, node_id="manager"
+            self.store,
+            self.clock,
+            self.rng,
+            sealer=self.sealer,
+            node_id=self.name,
+            connect=self._reach,
         )
         self._running = asyncio.create_task(self.dispatcher.run())
         for node_id in self._nodes:
             await self._serve(node_id)
+        if self._log is not None:
+            await self._serve_managers()
 
     async def stop(self) -> None:
         if self._running is None:
@@ -89,6 +108,15 @@ class Manager:
             await server.stop(0.5)
         self._servers = []
         await self.store.close()
+
+    async def kill(self) -> None:
+        """As `kill -9` does, which others see in the log a little later."""
+        for server in self._servers:
+            await server.stop(None)
+        self._servers = []
+        await self.stop()
+        if self._log is not None:
+            self._log.leave(self.name)
 
     async def make_cluster(self, *, heartbeat_ns: int = HEARTBEAT_NS) -> None:
         def fill(draft: Draft) -> None:
@@ -106,8 +134,29 @@ class Manager:
             status=NodeStatus(state=NodeState.UNKNOWN),
         )
         await self.store.update(lambda draft: draft.put(node))
+        await self.know_node(node_id)
+
+    async def know_node(self, node_id: str) -> None:
+        """Listens for a node that another manager has made."""
         self._nodes.append(node_id)
         await self._serve(node_id)
+
+    async def _reach(self, address: str) -> rpc.Channel:
+        """Another manager, at the address that the store has of it."""
+        return rpc.Channel.unix(str(self.folder.parent / host(address) / MANAGERS_SOCKET))
+
+    async def _serve_managers(self) -> None:
+        identity = rpc.Identity(Caller.MANAGER, node_id="other", cluster_id="cluster")
+        server = rpc.server()
+        forwarding = [m for m in MANAGERS_METHODS if m.name == "forward"]
+        server.add_generic_rpc_handlers(
+            (rpc.handler(forwarding, self.dispatcher, lambda *_: identity),)
+        )
+        path = self.folder / MANAGERS_SOCKET
+        path.unlink(missing_ok=True)
+        server.add_insecure_port(f"unix:{path}")
+        await server.start()
+        self._servers.append(server)
 
     async def _serve(self, node_id: str) -> None:
         identity = rpc.Identity(Caller.WORKER, node_id=node_id, cluster_id="cluster")
@@ -244,7 +293,8 @@ class Agent:
         self._lives = 0
         self._running: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
+    async def start(self, *managers: str) -> None:
+        """Knows these managers at first, its own by default."""
         self.worker = Worker(
             runtimes=[self.runtime],
             ingress=self.ingress,
@@ -255,7 +305,7 @@ class Agent:
         self.session = Session(
             self.worker,
             connect=self._connect,
-            managers=[self.manager.socket(self.node_id)],
+            managers=managers or [self.manager.socket(self.node_id)],
             rng=seeded_rng(2),
             on_cluster=self._learn,
             on_removed=self.removed.set,
@@ -271,7 +321,11 @@ class Agent:
             group.create_task(self.session.run())
 
     async def _connect(self, manager: str) -> rpc.Channel:
-        return rpc.Channel.unix(manager)
+        if manager.startswith("/"):
+            return rpc.Channel.unix(manager)
+        return rpc.Channel.unix(
+            str(self.manager.folder.parent / host(manager) / f"{self.node_id}.sock")
+        )
 
     async def _learn(self, info: ClusterInfo) -> None:
         self.clusters.append(info)
@@ -320,3 +374,58 @@ async def cluster(
             await agent.stop()
             await agent.runtime.close()
         await manager.stop()
+
+
+@contextlib.asynccontextmanager
+async def managers(
+    folder: Path, count: int, *node_ids: str, heartbeat_ns: int = SECOND_NS
+) -> AsyncIterator[tuple[list[Manager], list[Agent]]]:
+    """Managers m1, m2, … over one log, and agents that know the first of them; the agents' sessions
+    are there.
+    """
+    log = CutLog(SystemClock())
+    made = [Manager(folder / f"m{i + 1}", name=f"m{i + 1}", log=log) for i in range(count)]
+    agents: list[Agent] = []
+    try:
+        for manager in made:
+            await manager.start()
+        await made[0].make_cluster(heartbeat_ns=heartbeat_ns)
+
+        def fill(draft: Draft) -> None:
+            for manager in made:
+                draft.put(
+                    Node(
+                        id=manager.name,
+                        spec=NodeSpec(role=NodeRole.MANAGER),
+                        status=NodeStatus(state=NodeState.DOWN),
+                        manager_status=ManagerStatus(addr=address(manager.name)),
+                    )
+                )
+
+        await made[0].store.update(fill)
+        for node_id in node_ids:
+            await made[0].add_node(node_id)
+            for manager in made[1:]:
+                await manager.know_node(node_id)
+            agent = Agent(made[0], node_id, folder / node_id)
+            agents.append(agent)
+            await agent.start(address("m1"))
+            await agent.connected()
+            await made[0].node_reaches(node_id, NodeState.READY)
+        yield made, agents
+    finally:
+        for agent in agents:
+            await agent.stop()
+            await agent.runtime.close()
+        for manager in made:
+            await manager.stop()
+
+
+def address(name: str) -> str:
+    """What the store has as a manager's address."""
+    return f"{name}:2377"
+
+
+def host(addr: str) -> str:
+    """Which manager that is."""
+    return addr.partition(":")[0]
