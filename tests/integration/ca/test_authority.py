@@ -124,7 +124,7 @@ class Cluster:
         credentials = tls.client_credentials(self.root_pem, key, pem)
         return Channel.tls(self.address, credentials, server_name=tls.SERVER_NAME)
 
-    async def join(self, token: str) -> ids.Identity:
+    async def join(self, token: str, etcd_version: str = "3.4.23") -> ids.Identity:
         return await ids.join(
             token=token,
             addresses=[self.address],
@@ -133,6 +133,7 @@ class Cluster:
             listen_addr="127.0.0.1:2377",
             advertise_addr="127.0.0.1:2377",
             data_path_addr="127.0.0.1",
+            etcd_version=etcd_version,
         )
 
 
@@ -206,6 +207,8 @@ async def test_every_rpc_refuses_every_caller_it_does_not_name(cluster: Cluster)
         Caller.JOIN_WORKER: tls.join_certificate(token),
         Caller.JOIN_MANAGER: tls.join_certificate(manager_token),
     }
+    services = {method.path.split("/")[1] for table in TABLES for method in table}
+    assert services >= {f"swarm.v1.{n}" for n in ("Control", "Dispatcher", "Local", "Managers")}
     let_in = 0
     for caller, certificate in certificates.items():
         for table in TABLES:
@@ -277,6 +280,15 @@ async def test_a_manager_that_was_demoted_can_renew_and_nothing_else(cluster: Cl
             await sv.ControlClient(channel).get_info(GetInfoRequest())
     renewed = await ids.renew(joined)
     assert (renewed.node_id, renewed.role) == (joined.node_id, NodeRole.WORKER)
+
+
+async def test_a_manager_token_where_there_is_no_etcd_enters_no_node(cluster: Cluster) -> None:
+    before = len(list(cluster.store.all(Node)))
+    with pytest.raises(errors.Unsupported, match="there is no etcd on w; install"):
+        await cluster.join(cluster.authority.manager(), etcd_version="")
+    assert len(list(cluster.store.all(Node))) == before
+    joined = await cluster.join(cluster.authority.worker(), etcd_version="")
+    assert joined.role == NodeRole.WORKER
 
 
 async def test_a_cluster_that_cannot_have_a_further_manager_enters_no_node(

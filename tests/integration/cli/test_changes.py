@@ -617,6 +617,22 @@ def test_swarm_update_and_ca(cli: Cli, cluster: FakeCluster) -> None:
     assert cli("swarm", "update", "--cert-expiry", "1s").code == 2
 
 
+def test_data_keys_are_replaced_when_asked_for_and_after_a_time(
+    cli: Cli, cluster: FakeCluster
+) -> None:
+    assert cli.ok("swarm", "update", "--rotate-data-key") == "Swarm updated.\n"
+    spec = cluster.last(UpdateRequest).spec
+    assert spec and spec.cluster and spec.cluster.data_key_force_rotate == 1
+    cli.ok("swarm", "update", "--data-key-lifetime", "48h")
+    spec = cluster.last(UpdateRequest).spec
+    assert spec and spec.cluster and spec.cluster.data_key_lifetime_ns == 48 * 3600 * 10**9
+    cli.ok("swarm", "init", "--data-key-lifetime", "1h")
+    assert cluster.last(InitRequest).spec is not None
+    refused = cli("swarm", "update", "--data-key-lifetime", "59m")
+    assert refused.code == 2
+    assert "the shortest lifetime of data keys is 1h" in refused.err
+
+
 KEY_TEXT = (
     "To unlock a swarm manager after it restarts, run the `swarmctl swarm unlock`\n"
     "command and provide the following key:\n\n"

@@ -356,7 +356,7 @@ async def test_joins_come_so_many_a_second_and_broken_ones_make_no_node(scene: S
         nodes = set()
         for _ in range(5):
             with_manager = IssueNodeCertificateRequest(
-                csr_pem=good, hostname="again", addr="127.0.0.74:1"
+                csr_pem=good, hostname="again", addr="127.0.0.74:1", etcd_version="3.4.23"
             )
             try:
                 answer = await sv.CertificatesClient(joining).issue_node_certificate(

@@ -12,8 +12,8 @@ from msgspec import structs
 
 from manager import main, restore
 from manager.api.backup import AT_ONCE_MAX, Backups, Source
-from manager.ca import Sealer, load_key, objects
-from manager.store import Corrupt, Draft, Store
+from manager.ca import DataKeys, Sealer, data_keys, load_key, objects
+from manager.store import Corrupt, Draft, Store, sealed
 from manager.store.engines.embedded import EmbeddedEngine
 from manager.store.tables import SCHEMAS
 from swarm import backup, errors, tls
@@ -395,3 +395,46 @@ async def test_manager_refuses_a_state_without_a_cluster(world: World) -> None:
     await world.store.close()
     with pytest.raises(Corrupt, match="holds no cluster"):
         await started(world)
+
+
+# ---------------------------------------------------------------- data keys
+
+
+async def test_backup_between_two_steps_of_a_rotation_opens_whole(
+    world: World, tmp_path: Path
+) -> None:
+    """Some of it sealed with the sealing key, as earlier versions did, some with either key."""
+    keys = DataKeys(world.store, world.clock, world.sealer)
+    await keys.settle()
+    await world.store.update(data_keys.begin)
+
+    def fill(draft: Draft) -> None:
+        for name, data in (
+            ("new", world.sealer.seal_data(b"new")),
+            ("old", world.sealer.seal(b"old")),
+        ):
+            draft.put(Secret(id=name, spec=SecretSpec(name=name), sealed=data))
+
+    await world.store.update(fill)
+    found = {s.id: sealed.key_id(s.sealed) for s in world.store.all(Secret)}
+    assert found == {"s1": 1, "new": 2, "old": 0}
+    await restored(tmp_path / "new", await world.backup(), world.clock)
+    async with opened(tmp_path / "new", world.clock) as (store, sealer):
+        await DataKeys(store, world.clock, sealer).settle()
+        opened_now = {s.id: sealer.open(s.sealed) for s in store.all(Secret)}
+        assert opened_now == {"s1": b"top secret", "new": b"new", "old": b"old"}
+        assert {sealed.key_id(s.sealed) for s in store.all(Secret)} == {2}
+
+
+async def test_backup_whose_keyring_lacks_a_key_is_refused_with_the_object(
+    world: World, tmp_path: Path
+) -> None:
+    await DataKeys(world.store, world.clock, world.sealer).settle()
+
+    def lose(draft: Draft) -> None:
+        _, keyring = objects(draft)
+        draft.put(structs.replace(keyring, data_keys=()))
+
+    await world.store.update(lose)
+    with pytest.raises(backup.Corrupt, match=r"secret s1: .*needs data key 1"):
+        await restored(tmp_path / "new", await world.backup(), world.clock)
