@@ -53,8 +53,7 @@ def command(
     """Show what changes in the cluster, as it happens, until Ctrl-C.
 
     Begins with the past from --since on, as far as the manager keeps it: its newest 50,000 changes
-    since it started. `who` is who asked for the change, where this manager was asked. See also
-    `swarm audit`.
+    since it started. `who` is who asked for the change. See also `swarm audit`.
     """
     now_ns = settings().clock.now_ns()
     wanted = [value for key, value in filters if key == "type"]
