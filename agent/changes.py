@@ -17,6 +17,7 @@ from agent import identity as ids
 from agent import local, restoring
 from agent.managing import (
     FOLDER,
+    etcd_version,
     found,
     go_on_alone,
     restoration,
@@ -145,7 +146,7 @@ class Changes:
                     listen_addr=listen,
                     advertise_addr=advertise,
                     data_path_addr=request.data_path_addr or local.host_of(advertise),
-                    etcd_version=self._tenure.etcd_version,
+                    etcd_version=await etcd_version(),
                     key_pem=key_pem,
                 )
             except (errors.Unavailable, errors.TimedOut, asyncio.CancelledError):
@@ -342,7 +343,8 @@ class Changes:
                 standing = member.managing.standing()
                 alone = not member.others if standing is None else standing.total < 2
                 if not force:
-                    raise errors.Conflict(local.why_not_leave(standing, alone=alone))
+                    known = standing if standing is not None and standing.in_touch else None
+                    raise errors.Conflict(local.why_not_leave(known, alone=alone))
                 if not alone:
                     warnings = await self._hand_over(member)
             if self._tenure.error:

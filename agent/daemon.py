@@ -23,7 +23,6 @@ import uvloop
 
 from agent import local, metrics
 from agent.changes import Changes
-from agent.managing import etcd_version
 from agent.options import Options, parse
 from agent.tenure import Tenure
 from swarm import __version__, errors, logs, rpc
@@ -63,7 +62,6 @@ class Swarmd:
             metrics.BUILD.info({"version": __version__})
             lag = asyncio.create_task(metrics.watch_lag())
             auditing = asyncio.create_task(self._audit.run())
-            tenure.etcd_version = await etcd_version()
             server = await self._serve(tenure)
             stopped = asyncio.create_task(self._stop.wait())
             # A manager may need long to begin, for want of others; a signal is heard all the same.

@@ -18,7 +18,7 @@ from msgspec import structs
 from agent import identity as ids
 from agent import metrics
 from agent.description import About, Issuer
-from agent.managing import FOLDER, Managing, Part, save
+from agent.managing import FOLDER, Managing, Part, etcd_version, save
 from agent.options import Settings
 from agent.proxy import Proxy
 from agent.role import Role
@@ -44,6 +44,7 @@ from swarm.vault import Vault
 log = structlog.get_logger("membership")
 
 PROBE_S = 2.0  # to look at what a manager that cannot be talked to presents
+ETCD_LOOK_S = 10.0  # how often is looked whether etcd is there by now
 LEAVE_TIMEOUT_S = 30.0  # to stop all tasks; longer than the usual grace period of 10 s
 
 
@@ -59,11 +60,8 @@ class Membership:
         *,
         vault: Vault,
         audit: Trail | None = None,
-        etcd_version: str = "",
     ) -> None:
-        """`vault`: the node's key at rest, not locked; only managers have one. `etcd_version`: of
-        the etcd found here.
-        """
+        """`vault`: the node's key at rest, not locked; only managers have one."""
         self._settings = settings
         self._vault = vault
         self._clock = clock
@@ -113,7 +111,6 @@ class Membership:
                 data_path_addr=identity.data_path_addr,
                 data_path_port=settings.relay_port,
                 engine_labels=settings.engine_labels,
-                etcd_version=etcd_version,
             ),
             clock=clock,
             issuer=Issuer.of(identity.issuer),
@@ -174,9 +171,16 @@ class Membership:
                 if not self.others:
                     await settling  # nobody else could take the node up, or renew for it
                 group.create_task(self._keep_certificate())
+                group.create_task(self._look_for_etcd())
                 self._talking = group.create_task(self._session.run())
         finally:
             await self._stop()
+
+    async def _look_for_etcd(self) -> None:
+        """Somebody may install it so that the node can be promoted."""
+        while not (found := await etcd_version()):
+            await asyncio.sleep(ETCD_LOOK_S)
+        self._worker.use_etcd(found)
 
     async def _settle(self) -> None:
         """Until the manager on this node serves or has failed, or there is none."""

@@ -47,7 +47,6 @@ class Tenure:
         # A manager whose keys need the unlock key: who it is, while nothing of it runs.
         self.locked: ids.Identity | None = None
         self.error = ""  # why the node is no member at all
-        self.etcd_version = ""  # of the etcd found here
         self._running: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
@@ -90,7 +89,6 @@ class Tenure:
             self._rng,
             audit=self._audit,
             vault=self.vault,
-            etcd_version=self.etcd_version,
         )
         return self.member
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 
@@ -301,6 +302,12 @@ class Worker:
         """Takes who issued the certificate that the node uses from now on."""
         if issuer != self._issuer:
             self._issuer = issuer
+            self.on_change()
+
+    def use_etcd(self, version: str) -> None:
+        """Takes which etcd there is on the machine from now on."""
+        if version != self._about.etcd_version:
+            self._about = dataclasses.replace(self._about, etcd_version=version)
             self.on_change()
 
     async def empty(self, *, timeout_s: float) -> bool:

@@ -18,6 +18,7 @@ from msgspec import structs
 
 from manager.ca.objects import objects, serving_role
 from manager.store import Draft, Store, View
+from manager.store.engines.etcd_binary import INSTALL
 from swarm import errors, ids, tls
 from swarm.clock import SECOND_NS, Clock
 from swarm.ids import Rng, new_id
@@ -161,10 +162,14 @@ class Authority:
         clock: Clock,
         *,
         check_admits: Callable[[], None] = lambda: None,
+        external_etcd: bool = False,
     ) -> None:
-        """`check_admits` raises Unsupported where the cluster cannot have a further manager."""
+        """`check_admits` raises Unsupported where the cluster cannot have a further manager.
+        `external_etcd`: managers need none of their own.
+        """
         self._store = store
         self._check_admits = check_admits
+        self._external_etcd = external_etcd
         self._clock = clock
         # Certificates seen, by PEM: checking a signature costs 0.2 ms, and a node makes many calls.
         # TLS decides at the handshake which roots count, so what was good on a connection stays so
@@ -303,6 +308,12 @@ class Authority:
         wanted = NodeRole.WORKER
         if context.identity.caller == Caller.JOIN_MANAGER:
             self._check_admits()
+            if not request.etcd_version and not self._external_etcd:
+                raise errors.Unsupported(
+                    "several managers keep the cluster's state in etcd, each with one of its own, "
+                    f"and there is no etcd on {request.hostname or 'the node'}; {INSTALL}, there, "
+                    "then join again. Or join as a worker (`swarmctl swarm join-token worker`)"
+                )
             wanted = NodeRole.MANAGER
 
         def enter(draft: Draft) -> NodeRole:

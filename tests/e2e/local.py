@@ -34,10 +34,12 @@ class Node:
         self.log = self.folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
         self.extra: tuple[str, ...] = ()
+        self.wrapped: tuple[str, ...] = ()  # a command that swarmd's is handed to
 
     @property
     def words(self) -> list[str | Path]:
         return [
+            *self.wrapped,
             *(BIN / "swarmd", "--state-dir", self.folder / "state", "--socket", self.socket),
             *("--runtimes", "process", "--docker-socket", "none", "--hostname", self.name),
             *("--relay-port", str(free_port(self.address)), "--peer-port", str(self.peer_port)),

@@ -19,6 +19,7 @@ from manager.store.engines.embedded import EmbeddedEngine
 from swarm import errors, rpc, tls
 from swarm.clock import SECOND_NS, SystemClock
 from swarm.ids import system_rng
+from swarm.limits import JOINS, Limits
 from swarm.rpc import Channel
 from swarm.v1 import (
     Availability,
@@ -155,12 +156,13 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     await store.update(lambda d: [d.put(o) for o in (new.cluster, new.keyring, new.node)])
     authority = Authority(store, clock)
     server = rpc.server()
+    limits = Limits(clock)
     others = [
-        rpc.handler(t, Anything(), authority.authorize)
+        rpc.handler(t, Anything(), authority.authorize, limits=limits)
         for t in TABLES
         if t is not sv.CERTIFICATES_METHODS
     ]
-    real = rpc.handler(sv.CERTIFICATES_METHODS, authority, authority.authorize)
+    real = rpc.handler(sv.CERTIFICATES_METHODS, authority, authority.authorize, limits=limits)
     server.add_generic_rpc_handlers((*others, real))
 
     made = Cluster(store, authority)
@@ -529,6 +531,15 @@ async def test_join_whose_answer_was_lost_gives_the_same_node_again(cluster: Clu
     assert cluster.store.count(Node) == 2
     other = await ask_to_join(cluster, token, tls.csr_pem(tls.new_key_pem()))
     assert other.node_id != answers[0].node_id
+
+
+async def test_more_nodes_than_may_join_at_once_join_one_after_the_other(cluster: Cluster) -> None:
+    """As when a tool brings up a whole rack behind one address."""
+    count, token = JOINS.burst + 40, cluster.authority.worker()
+    begun_s = asyncio.get_running_loop().time()
+    joined = await asyncio.gather(*(cluster.join(token) for _ in range(count)))
+    assert len({i.node_id for i in joined}) == count
+    assert asyncio.get_running_loop().time() - begun_s > (count - JOINS.burst) / JOINS.per_s
 
 
 async def test_key_of_a_node_that_was_up_joins_no_more(cluster: Cluster) -> None:

@@ -73,7 +73,10 @@ class Host:
         """Gets a manager's certificate from the other one."""
         self.key_pem = tls.new_key_pem()
         request = IssueNodeCertificateRequest(
-            csr_pem=tls.csr_pem(self.key_pem), hostname="h2", addr=self.addr
+            csr_pem=tls.csr_pem(self.key_pem),
+            hostname="h2",
+            addr=self.addr,
+            etcd_version="3.4.23",
         )
         caller = rpc.Context(rpc.Identity(Caller.JOIN_MANAGER), "")
         answer = await other.manager.authority.issue_node_certificate(request, caller)
