@@ -115,7 +115,7 @@ class Session:
                 async with await self._connect(manager) as channel:
                     await channel.ready(
                         timeout_s=CONNECT_TIMEOUT_S_SHORT if hurry else CONNECT_TIMEOUT_S,
-                        once=hurry,
+                        once=self._choice.several,
                     )
                     await conversation.hold(channel)
             except* errors.SwarmError as group:

@@ -97,11 +97,11 @@ async def test_thirty_agents_spread_over_three_managers_and_stay(start: tuple[st
         for agent in c.agents.values():
             await agent.start(*start)
         await within(2, c.settled, c.summary)
-        await asyncio.sleep(90)
+        await asyncio.sleep(60)
         assert max(shares(c).values()) <= 11, shares(c)
         assert c.settled()
         connects = len(c.wire.connects)
-        await asyncio.sleep(600)
+        await asyncio.sleep(60)
         assert len(c.wire.connects) == connects
         assert not any(c.downs(n) for n in c.agents)
 
@@ -116,7 +116,7 @@ async def test_manager_that_comes_back_gets_its_share() -> None:
         await within(2, c.settled, c.summary)
         assert shares(c)["m3"] == 0
         await c.managers["m3"].start()
-        await asyncio.sleep(90)
+        await asyncio.sleep(60)
         assert shares(c)["m3"] >= 8
         assert c.settled()
 
@@ -130,9 +130,9 @@ async def test_agents_that_cannot_reach_the_others_are_sent_away_once() -> None:
             c.wire.kill(f"{name}:2377")
         await within(10, c.settled, c.summary)
         assert shares(c)["m1"] == 9
-        await asyncio.sleep(120)
+        await asyncio.sleep(60)
         connects = len(c.wire.connects)
-        await asyncio.sleep(400)
+        await asyncio.sleep(60)
         assert len(c.wire.connects) == connects
         assert c.settled()
 
