@@ -148,8 +148,8 @@ class Member:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in _FORMER_FILES:
             (self._folder / name).unlink(missing_ok=True)
-        begun = force_new_cluster or (self._folder / BEGUN).exists()
-        await asyncio.to_thread(etcd_damage.examine, self._data, begun=begun)
+        begun = (self._folder / BEGUN).exists()
+        await asyncio.to_thread(etcd_damage.examine, self._data, begun=begun or force_new_cluster)
         if force_new_cluster:
             kept = await asyncio.to_thread(etcd_wal.agree_on_all, etcd_wal.segments(self._data)[-1])
             log.warning("etcd_goes_on_alone", entries_kept=kept)
@@ -214,6 +214,7 @@ class Member:
                 delay_s = RESTART_S_MIN
             if self._restarting:
                 self._restarting = False
+                self.problem = "etcd is being restarted"
                 self.problem = await self._revive()
             else:
                 self.problem = self._obituary(code)

@@ -40,7 +40,12 @@ class Members:
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
-        self._channel = grpc.aio.insecure_channel(endpoint)
+        # It outlives restarts of etcd, after which gRPC would wait for up to two minutes.
+        options = [
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        ]
+        self._channel = grpc.aio.insecure_channel(endpoint, options=options)
         self._cluster: Any = _grpc.ClusterStub(self._channel)
         self._kv: Any = pb.KVStub(self._channel)
 
@@ -61,10 +66,10 @@ class Members:
         request = _rpc.MemberAddRequest(peerURLs=[url], isLearner=True)
         until_s = asyncio.get_running_loop().time() + ADD_S
         while True:
-            known = await self.list()
-            if any(p.url == url for p in known):
-                return known
             try:
+                known = await self.list()
+                if any(p.url == url for p in known):
+                    return known
                 return _peers(await self._call(self._cluster.MemberAdd(request, timeout=CALL_S)))
             except errors.Unavailable:
                 # etcd takes a member only while all others have been connected for 5 s.
