@@ -21,6 +21,7 @@ Nothing here waits: a call is let in, or raises Exhausted, which says when it ma
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -134,6 +135,8 @@ class Limits:
 
     def check_denied(self, method: Method, certificate: bytes, peer: str) -> None:
         """Raises Exhausted for a call that was denied too often lately to be looked at again."""
+        if not len(self._denied):
+            return
         key = (host_of(peer), hash(certificate), method.path)
         if wait_s := self._denied.wait_s(key, self._clock.monotonic_s()):
             raise self._refused(
@@ -205,6 +208,7 @@ class Limits:
             errors.invariant(len(buckets) <= BUCKETS_MAX, "buckets are kept without bound")
 
 
+@functools.lru_cache(maxsize=4_096)
 def host_of(peer: str) -> str:
     """The address in gRPC's name of a peer: "ipv4:10.0.0.1:4711"; of IPv6 its /64, for who has one
     address of it has all.
