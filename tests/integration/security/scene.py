@@ -28,8 +28,8 @@ from swarm.v1 import (
 from swarm.v1.services import CertificatesClient, ControlClient
 from tests.e2e.local import Node, free_port
 
-# Of either daemon, whatever was sent to it. Idle they take some 120 MB.
-RSS_BYTES_MAX = 700 << 20
+# Of either daemon, whatever was sent to it. Idle they take some 120 MB; 210 were seen.
+RSS_BYTES_MAX = 512 << 20
 FILES_MORE_MAX = 40  # than before, once the peers are gone: pools of threads and sessions
 CALM_S = 30.0
 
