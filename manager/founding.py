@@ -51,6 +51,10 @@ async def bootstrap(
             "--force-new-cluster goes on with the state of a cluster that has lost its other "
             "managers, and this node is in no cluster; leave the flag out to make a new one"
         )
+    if request.spec is not None and request.spec.external_cas:
+        raise errors.Unsupported(
+            "external CAs are not offered: certificates are signed by the cluster's own root alone"
+        )
     to = _engine_wanted(request)
     new = new_cluster(
         now_ns=clock.now_ns(),

@@ -1010,7 +1010,7 @@ class Event(google.protobuf.message.Message):
     time_ns: builtins.int
     """When it was committed, unix time."""
     who: builtins.str
-    """Who asked for it: "local", "admin ada", "manager ID"; empty: the cluster itself, or another manager's client."""
+    """Who asked for it: "local", "admin ada", "manager ID"; empty: the cluster itself."""
     @property
     def object(self) -> swarm.v1.objects_pb2.Object:
         """After the change; on removal, before it."""

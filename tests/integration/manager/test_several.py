@@ -22,7 +22,9 @@ from swarm.rpc import Channel
 from swarm.v1 import (
     Caller,
     Cluster,
+    ClusterSpec,
     EtcdAccess,
+    ExternalCa,
     InitRequest,
     IssueNodeCertificateRequest,
     ManagerStatus,
@@ -332,6 +334,7 @@ async def test_without_etcd_there_is_one_manager(
         (InitRequest(etcd=EtcdAccess()), "endpoints"),
         (InitRequest(store="embedded", etcd=EtcdAccess(endpoints=("a:1",))), "of no use"),
         (InitRequest(force_new_cluster=True), "in no cluster"),
+        (InitRequest(spec=ClusterSpec(external_cas=(ExternalCa(url="x"),))), "external CAs"),
     ],
 )
 async def test_a_wrong_choice_is_refused(one: Host, request_: InitRequest, problem: str) -> None:
