@@ -143,9 +143,7 @@ def test_calls_denied_too_often_are_refused_unlooked_at_and_no_others() -> None:
     for _ in range(20):
         made.check_denied(method, b"pem", PEER)
         made.denied(method, b"pem", PEER)
-    with pytest.raises(
-        errors.Exhausted, match="10.0.0.1: too many denied calls of GetInfo"
-    ):
+    with pytest.raises(errors.Exhausted, match="10.0.0.1: too many denied calls of GetInfo"):
         made.check_denied(method, b"pem", "ipv4:10.0.0.1:1")
     made.check_denied(other, b"pem", PEER)
     made.check_denied(method, b"other", PEER)
