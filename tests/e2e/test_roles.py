@@ -43,6 +43,8 @@ def form(nodes: list[Node], *roles: str, store: str = "etcd") -> None:
     """A cluster of the first node, which the others join."""
     first = nodes[0]
     first.init(store=store)
+    # So that a node whose swarmd is away for some seconds is not taken for lost.
+    first.ok("swarm", "update", "--dispatcher-heartbeat", "20s")
     for node, role in zip(nodes[1:], roles, strict=False):
         node.join(first, role)
     names = [n.name for n, r in zip(nodes[1:], roles, strict=False) if r == "manager"]
