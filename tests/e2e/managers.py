@@ -95,17 +95,20 @@ class Managers:
         )
 
     def down(self) -> None:
-        """Leaves nothing on the hosts, whatever state they are in."""
-        for host in reversed(self.hosts):
+        """Leaves nothing on the hosts, whatever state they are in: tasks end with their node's
+        membership, and managers are not asked.
+        """
+        for host in self.hosts:
             host.heal()
             if host.alive("swarmd"):
                 pause(host, signal.SIGCONT)
             else:
-                host.start_swarmd(*SWARMD, wait=False)
-        for host in reversed(self.hosts):
-            host.start_swarmd()
+                start(host)
+        for host in self.workers:
             host.swarmctl("swarm", "leave", "--force", check=False)
-            host.stop("swarmd")
+        for host in self.hosts:
+            kill(host)
+            shutil.rmtree(host.state_dir)
         shutil.rmtree(self.beats)
 
     # -------------------------------------------------------------- questions
