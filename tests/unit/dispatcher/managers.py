@@ -20,6 +20,7 @@ from swarm.v1 import (
     ClusterSpec,
     Hello,
     Keyring,
+    Kind,
     ManagerMessage,
     ManagerStatus,
     Node,
@@ -209,7 +210,7 @@ class Managers:
 
     async def _note(self) -> None:
         before: dict[str, NodeState] = {}
-        with self.store.watch() as watch:
+        with self.store.watch(("kind", Kind.NODE)) as watch:
             async for batch in watch:
                 for change in batch.changes:
                     if isinstance(change.new, Node) and change.new.status:

@@ -8,6 +8,7 @@ import random
 import pytest
 from msgspec import structs
 
+from swarm import errors
 from swarm.v1 import AgentMessage, Heartbeat, Leaving, Node, NodeDescription, NodeState
 from tests.unit.dispatcher.managers import Managers, Raw, address, cluster, within
 
@@ -77,14 +78,34 @@ async def test_judgement_that_waits_is_dropped_when_the_node_is_heard_again() ->
     async with cluster(2, 1) as c:
         old = await Raw(c, "m1", "n1").open()
         await entered(c, "n1", "m1")
-        c.managers["m1"].engine.hold_commits()
+        c.log.inner.failing = errors.Unavailable("the disk is full")
         await old.close()
         await asyncio.sleep(4)
         again = await Raw(c, "m1", "n1").open()
-        c.managers["m1"].engine.let_commits()
-        await asyncio.sleep(2)
+        await asyncio.sleep(1)
+        c.log.inner.failing = None
+        again.say(AgentMessage(heartbeat=Heartbeat(sequence=1)))
+        await asyncio.sleep(2.5)
         assert c.downs("n1") == []
         assert not again.ended()
+
+
+async def test_judgement_of_the_leader_is_dropped_when_the_manager_is_back() -> None:
+    async with cluster(2, 1) as c:
+        c.managers["m2"].dispatcher.lead(True)
+        session = await Raw(c, "m1", "n1").open()
+        await entered(c, "n1", "m1")
+        c.log.leave("m1")  # though it is there
+        c.log.inner.failing = errors.Unavailable("the disk is full")
+        for number in range(10):
+            session.say(AgentMessage(heartbeat=Heartbeat(sequence=number)))
+            await asyncio.sleep(1)
+        c.log.arrive("m1")
+        await asyncio.sleep(0.1)
+        c.log.inner.failing = None
+        session.say(AgentMessage(heartbeat=Heartbeat(sequence=99)))
+        await asyncio.sleep(2.5)
+        assert c.downs("n1") == []
 
 
 async def test_session_that_is_gone_before_its_commit_is_not_entered() -> None:
