@@ -320,9 +320,13 @@ class Membership:
     # -------------------------------------------------------------- what the daemon shows
 
     def manager(self) -> Part:
-        """The manager that serves. Raises Unavailable while it does not."""
-        if self._role.problem:
-            raise errors.Unavailable(self._role.problem)
+        """The manager that serves. Raises NotManager and Unavailable while it does not."""
+        if self._role.demoted:
+            raise errors.NotManager(
+                "This node is not a swarm manager any more, and "
+                f"{self._role.problem or 'is about to become a worker'}. Please run this command "
+                "on a manager node."
+            )
         return self.managing.manager()
 
     @property
@@ -348,7 +352,9 @@ class Membership:
     @property
     def manager_problem(self) -> str:
         """Why the manager on this node does not serve; empty: it does, or there is none."""
-        return self._role.problem or self.managing.problem
+        if self._role.problem:
+            return f"the manager on this node was demoted, and {self._role.problem}"
+        return self.managing.problem
 
     @property
     def connected(self) -> bool:

@@ -63,7 +63,9 @@ class Role:
         self._changed = asyncio.Event()
         # There is no manager here, nor anything of one.
         self.worker_alone = asyncio.Event()
-        self.problem = ""  # why a manager that was demoted is no worker yet
+        # The manager here was demoted, and others have not said yet what the node is.
+        self.demoted = False
+        self.problem = ""  # why they have not
 
     def changed(self) -> None:
         """The role is another one."""
@@ -76,8 +78,9 @@ class Role:
             if self._is_manager:
                 self.worker_alone.clear()
                 if await self._manage():
+                    self.demoted = True
                     await self._hear()
-                    self.problem = ""
+                    self.demoted, self.problem = False, ""
             else:
                 await self._drop()
                 self.worker_alone.set()
@@ -128,7 +131,7 @@ class Role:
                 await loop.create_future()
             except errors.SwarmError as error:
                 reason = error.message
-            self.problem = f"this node is no manager any more and waits for its new role: {reason}"
+            self.problem = f"it waits for the others to say what it is: {reason}"
             log.warning("role_not_known_yet", reason=reason, retry_s=delay_s)
             await _wait(self._changed, delay_s)
             delay_s = min(RETRY_S_MAX, delay_s * 2)
