@@ -82,9 +82,7 @@ def present_stack(stack: Stack) -> Stack:
 def present_stack_revision(revision: StackRevision) -> StackRevision:
     """Without the credentials that its images were pulled with."""
     spec = _stack_spec(revision.spec) if revision.spec else None
-    return structs.replace(
-        revision, meta=_seen(revision.meta), spec=spec, sealed_registry_auths={}
-    )
+    return structs.replace(revision, meta=_seen(revision.meta), spec=spec, sealed_registry_auths={})
 
 
 def _stack_spec(spec: StackSpec) -> StackSpec:
