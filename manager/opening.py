@@ -9,7 +9,7 @@ killed is begun again: each step leaves either the state before it or the one af
 from __future__ import annotations
 
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -62,6 +62,15 @@ class Node:
             listen_host=tls.split_address(self.listen_addr)[0],
             peer_host=tls.split_address(self.advertise_addr)[0],
             peer_port=self.peer_port,
+        )
+
+    async def start(self, member: Member, peers: Mapping[str, str] | None = None) -> None:
+        """Starts it as this node; see Member.start."""
+        await member.start(
+            key_pem=self.key_pem,
+            certificate_pem=self.certificate_pem,
+            root_ca_pem=self.root_ca_pem,
+            peers=peers or {},
         )
 
 
@@ -157,11 +166,6 @@ async def _come_in(node: Node, vault: Vault) -> Place:
 async def _start_member(node: Node, place: Place, vault: Vault) -> tuple[Place, Member]:
     """Starts etcd, and sees to its vote where it has none yet."""
     member = node.member()
-    certificates = {
-        "key_pem": node.key_pem,
-        "certificate_pem": node.certificate_pem,
-        "root_ca_pem": node.root_ca_pem,
-    }
     try:
         if place.voter:
             if not member.initialized:
@@ -170,7 +174,7 @@ async def _start_member(node: Node, place: Place, vault: Vault) -> tuple[Place, 
                     "cluster has other managers, `swarmctl swarm leave --force` here and join "
                     "again; otherwise restore a backup with `swarmctl swarm restore FILE`"
                 )
-            await member.start(**certificates, peers={})
+            await node.start(member)
             return place, member
         managers = Managers(node.managers, node.advertise_addr, node.connect)
         request = AdmitRequest(peer_url=member.peer_url, has_data=member.initialized)
@@ -182,7 +186,7 @@ async def _start_member(node: Node, place: Place, vault: Vault) -> tuple[Place, 
             # It was given up before it had its vote: what it has is of no use.
             shutil.rmtree(node.folder / MEMBER_FOLDER)
             answer = await managers.admit(AdmitRequest(peer_url=member.peer_url))
-        await member.start(**certificates, peers={p.name: p.url for p in answer.peers})
+        await node.start(member, {p.name: p.url for p in answer.peers})
         await managers.enfranchise(member.peer_url)
         place = structs.replace(place, voter=True)
         places.save(node.folder, place)
@@ -239,10 +243,5 @@ async def _target(node: Node, place: Place, member: Member | None, vault: Vault)
         return access_client(access)
     # Of a move that was not finished: the state is in the embedded store still.
     shutil.rmtree(node.folder / MEMBER_FOLDER, ignore_errors=True)
-    await member.start(
-        key_pem=node.key_pem,
-        certificate_pem=node.certificate_pem,
-        root_ca_pem=node.root_ca_pem,
-        peers={},
-    )
+    await node.start(member)
     return EtcdClient([member.endpoint])

@@ -322,9 +322,9 @@ class _Stage(Draft):
         super().__init__(base, now_ns=now_ns)
         self._before: dict[tuple[type[Message], str], Message | None] = {}
 
-    def put(self, o: T) -> T:
+    def put(self, o: T, *, unseen: bool = False) -> T:
         self._note(type(o), cast("Any", o).id)
-        return super().put(o)
+        return super().put(o, unseen=unseen)
 
     def delete(self, cls: type[Message], id_: str) -> None:
         self._note(cls, id_)
