@@ -300,10 +300,9 @@ class Custody:
         message = "its manager is gone, and it came to no other" if judged else "it did not come"
 
         def change(node: Node, now_ns: int) -> Node:
-            if (node.status or NodeStatus()).manager_id != judged or not self._orphans.lost(
-                node.id
-            ):
-                return node
+            now_at = (node.status or NodeStatus()).manager_id
+            if now_at != judged or not self._orphans.lost(node_id):
+                return node  # it came back, or its manager did
             return went_down(node, now_ns, message)
 
         self._intake.node(node_id, change)
