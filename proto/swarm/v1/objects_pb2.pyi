@@ -66,6 +66,40 @@ KIND_STACK_REVISION: Kind.ValueType  # 12
 """Internal: past deploys of stacks. Served by GetStackHistory."""
 global___Kind = Kind
 
+class _GpuProximity:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _GpuProximityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_GpuProximity.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    GPU_PROXIMITY_UNSPECIFIED: _GpuProximity.ValueType  # 0
+    GPU_PROXIMITY_BOARD: _GpuProximity.ValueType  # 1
+    """Both are on one board."""
+    GPU_PROXIMITY_ONE_SWITCH: _GpuProximity.ValueType  # 2
+    GPU_PROXIMITY_SEVERAL_SWITCHES: _GpuProximity.ValueType  # 3
+    GPU_PROXIMITY_HOST_BRIDGE: _GpuProximity.ValueType  # 4
+    """The host bridge of one CPU."""
+    GPU_PROXIMITY_NUMA_NODE: _GpuProximity.ValueType  # 5
+    """Several host bridges of one NUMA node."""
+    GPU_PROXIMITY_SYSTEM: _GpuProximity.ValueType  # 6
+    """The link between CPUs."""
+
+class GpuProximity(_GpuProximity, metaclass=_GpuProximityEnumTypeWrapper):
+    """What a path over PCIe from one GPU to another has to cross; NVML's levels, the nearest first."""
+
+GPU_PROXIMITY_UNSPECIFIED: GpuProximity.ValueType  # 0
+GPU_PROXIMITY_BOARD: GpuProximity.ValueType  # 1
+"""Both are on one board."""
+GPU_PROXIMITY_ONE_SWITCH: GpuProximity.ValueType  # 2
+GPU_PROXIMITY_SEVERAL_SWITCHES: GpuProximity.ValueType  # 3
+GPU_PROXIMITY_HOST_BRIDGE: GpuProximity.ValueType  # 4
+"""The host bridge of one CPU."""
+GPU_PROXIMITY_NUMA_NODE: GpuProximity.ValueType  # 5
+"""Several host bridges of one NUMA node."""
+GPU_PROXIMITY_SYSTEM: GpuProximity.ValueType  # 6
+"""The link between CPUs."""
+global___GpuProximity = GpuProximity
+
 class _NodeState:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -569,6 +603,14 @@ class Gpu(google.protobuf.message.Message):
     NVLINK_PEERS_FIELD_NUMBER: builtins.int
     HEALTHY_FIELD_NUMBER: builtins.int
     HEALTH_MESSAGE_FIELD_NUMBER: builtins.int
+    DRIVER_FIELD_NUMBER: builtins.int
+    CDI_NAME_FIELD_NUMBER: builtins.int
+    PCI_ADDRESS_FIELD_NUMBER: builtins.int
+    LINKS_FIELD_NUMBER: builtins.int
+    PROCESSES_FIELD_NUMBER: builtins.int
+    ECC_ERRORS_FIELD_NUMBER: builtins.int
+    MIG_PROFILE_FIELD_NUMBER: builtins.int
+    DRIVER_VERSION_FIELD_NUMBER: builtins.int
     uuid: builtins.str
     """What the driver calls it; unique."""
     index: builtins.int
@@ -583,9 +625,28 @@ class Gpu(google.protobuf.message.Message):
     healthy: builtins.bool
     health_message: builtins.str
     """Why it is not healthy."""
+    driver: builtins.str
+    """How tasks are given it: nvidia (by UUID), cdi (by cdi_name), or none (by its device nodes)."""
+    cdi_name: builtins.str
+    """Its name in the Container Device Interface, as nvidia.com/gpu=0; empty: not known."""
+    pci_address: builtins.str
+    """As 0000:3b:00.0; empty: not known."""
+    ecc_errors: builtins.int
+    """Uncorrectable memory errors since the driver was loaded."""
+    mig_profile: builtins.str
+    """As 1g.10gb, of an instance; empty: a whole GPU."""
+    driver_version: builtins.str
     @property
     def nvlink_peers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """UUIDs joined by NVLink."""
+
+    @property
+    def links(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GpuLink]:
+        """How it is joined to the node's other whole GPUs."""
+
+    @property
+    def processes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GpuProcess]:
+        """Those that hold memory of it, whoever started them."""
 
     def __init__(
         self,
@@ -600,10 +661,63 @@ class Gpu(google.protobuf.message.Message):
         nvlink_peers: collections.abc.Iterable[builtins.str] | None = ...,
         healthy: builtins.bool = ...,
         health_message: builtins.str = ...,
+        driver: builtins.str = ...,
+        cdi_name: builtins.str = ...,
+        pci_address: builtins.str = ...,
+        links: collections.abc.Iterable[global___GpuLink] | None = ...,
+        processes: collections.abc.Iterable[global___GpuProcess] | None = ...,
+        ecc_errors: builtins.int = ...,
+        mig_profile: builtins.str = ...,
+        driver_version: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["compute_capability", b"compute_capability", "health_message", b"health_message", "healthy", b"healthy", "index", b"index", "memory_bytes", b"memory_bytes", "model", b"model", "numa_node", b"numa_node", "nvlink_peers", b"nvlink_peers", "parent_uuid", b"parent_uuid", "uuid", b"uuid"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cdi_name", b"cdi_name", "compute_capability", b"compute_capability", "driver", b"driver", "driver_version", b"driver_version", "ecc_errors", b"ecc_errors", "health_message", b"health_message", "healthy", b"healthy", "index", b"index", "links", b"links", "memory_bytes", b"memory_bytes", "mig_profile", b"mig_profile", "model", b"model", "numa_node", b"numa_node", "nvlink_peers", b"nvlink_peers", "parent_uuid", b"parent_uuid", "pci_address", b"pci_address", "processes", b"processes", "uuid", b"uuid"]) -> None: ...
 
 global___Gpu = Gpu
+
+@typing.final
+class GpuLink(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    UUID_FIELD_NUMBER: builtins.int
+    PROXIMITY_FIELD_NUMBER: builtins.int
+    NVLINKS_FIELD_NUMBER: builtins.int
+    uuid: builtins.str
+    """Of the other GPU."""
+    proximity: global___GpuProximity.ValueType
+    nvlinks: builtins.int
+    """NVLinks that lead to it, or to the switch that joins the two; 0: none."""
+    def __init__(
+        self,
+        *,
+        uuid: builtins.str = ...,
+        proximity: global___GpuProximity.ValueType = ...,
+        nvlinks: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["nvlinks", b"nvlinks", "proximity", b"proximity", "uuid", b"uuid"]) -> None: ...
+
+global___GpuLink = GpuLink
+
+@typing.final
+class GpuProcess(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PID_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    pid: builtins.int
+    name: builtins.str
+    memory_bytes: builtins.int
+    """Rounded up to whole GiB, so that a node does not speak with each allocation."""
+    def __init__(
+        self,
+        *,
+        pid: builtins.int = ...,
+        name: builtins.str = ...,
+        memory_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["memory_bytes", b"memory_bytes", "name", b"name", "pid", b"pid"]) -> None: ...
+
+global___GpuProcess = GpuProcess
 
 @typing.final
 class NodeStatus(google.protobuf.message.Message):

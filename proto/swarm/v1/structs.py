@@ -38,6 +38,17 @@ class Kind(enum.IntEnum):
     KEYRING = 11
     STACK_REVISION = 12
 
+class GpuProximity(enum.IntEnum):
+    """What a path over PCIe from one GPU to another has to cross; NVML's levels, the nearest first."""
+
+    UNSPECIFIED = 0
+    BOARD = 1
+    ONE_SWITCH = 2
+    SEVERAL_SWITCHES = 3
+    HOST_BRIDGE = 4
+    NUMA_NODE = 5
+    SYSTEM = 6
+
 class NodeState(enum.IntEnum):
     UNSPECIFIED = 0
     UNKNOWN = 1
@@ -621,6 +632,18 @@ class EngineDescription(Message, frozen=True, kw_only=True, omit_defaults=True, 
     name: str = ""
 
 
+class GpuLink(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    uuid: str = ""
+    proximity: GpuProximity = GpuProximity.UNSPECIFIED
+    nvlinks: int = 0
+
+
+class GpuProcess(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    pid: int = 0
+    name: str = ""
+    memory_bytes: int = 0
+
+
 class Gpu(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One GPU, or one MIG instance."""
 
@@ -634,6 +657,14 @@ class Gpu(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     nvlink_peers: tuple[str, ...] = ()
     healthy: bool = False
     health_message: str = ""
+    driver: str = ""
+    cdi_name: str = ""
+    pci_address: str = ""
+    links: tuple[GpuLink, ...] = ()
+    processes: tuple[GpuProcess, ...] = ()
+    ecc_errors: int = 0
+    mig_profile: str = ""
+    driver_version: str = ""
 
 
 class NodeDescription(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -2975,6 +3006,40 @@ def _read_engine_description(m: Any) -> EngineDescription:
     )
 
 
+def _fill_gpu_link(s: GpuLink, m: Any) -> None:
+    if s.uuid:
+        m.uuid = s.uuid
+    if s.proximity:
+        m.proximity = s.proximity
+    if s.nvlinks:
+        m.nvlinks = s.nvlinks
+
+
+def _read_gpu_link(m: Any) -> GpuLink:
+    return GpuLink(
+        uuid=m.uuid,
+        proximity=GpuProximity(m.proximity),
+        nvlinks=m.nvlinks,
+    )
+
+
+def _fill_gpu_process(s: GpuProcess, m: Any) -> None:
+    if s.pid:
+        m.pid = s.pid
+    if s.name:
+        m.name = s.name
+    if s.memory_bytes:
+        m.memory_bytes = s.memory_bytes
+
+
+def _read_gpu_process(m: Any) -> GpuProcess:
+    return GpuProcess(
+        pid=m.pid,
+        name=m.name,
+        memory_bytes=m.memory_bytes,
+    )
+
+
 def _fill_gpu(s: Gpu, m: Any) -> None:
     if s.uuid:
         m.uuid = s.uuid
@@ -2996,6 +3061,22 @@ def _fill_gpu(s: Gpu, m: Any) -> None:
         m.healthy = s.healthy
     if s.health_message:
         m.health_message = s.health_message
+    if s.driver:
+        m.driver = s.driver
+    if s.cdi_name:
+        m.cdi_name = s.cdi_name
+    if s.pci_address:
+        m.pci_address = s.pci_address
+    for links in s.links:
+        _fill_gpu_link(links, m.links.add())
+    for processes in s.processes:
+        _fill_gpu_process(processes, m.processes.add())
+    if s.ecc_errors:
+        m.ecc_errors = s.ecc_errors
+    if s.mig_profile:
+        m.mig_profile = s.mig_profile
+    if s.driver_version:
+        m.driver_version = s.driver_version
 
 
 def _read_gpu(m: Any) -> Gpu:
@@ -3010,6 +3091,14 @@ def _read_gpu(m: Any) -> Gpu:
         nvlink_peers=tuple(m.nvlink_peers),
         healthy=m.healthy,
         health_message=m.health_message,
+        driver=m.driver,
+        cdi_name=m.cdi_name,
+        pci_address=m.pci_address,
+        links=tuple([_read_gpu_link(v) for v in m.links]),
+        processes=tuple([_read_gpu_process(v) for v in m.processes]),
+        ecc_errors=m.ecc_errors,
+        mig_profile=m.mig_profile,
+        driver_version=m.driver_version,
     )
 
 
@@ -5748,6 +5837,8 @@ _MODULE: dict[type[Message], str] = {
     Keyring: 'objects_pb2',
     EnginePlugin: 'objects_pb2',
     EngineDescription: 'objects_pb2',
+    GpuLink: 'objects_pb2',
+    GpuProcess: 'objects_pb2',
     Gpu: 'objects_pb2',
     NodeDescription: 'objects_pb2',
     NodeStatus: 'objects_pb2',
@@ -5927,6 +6018,8 @@ _FILL: dict[type[Message], Any] = {
     Keyring: _fill_keyring,
     EnginePlugin: _fill_engine_plugin,
     EngineDescription: _fill_engine_description,
+    GpuLink: _fill_gpu_link,
+    GpuProcess: _fill_gpu_process,
     Gpu: _fill_gpu,
     NodeDescription: _fill_node_description,
     NodeStatus: _fill_node_status,
@@ -6106,6 +6199,8 @@ _READ: dict[type[Message], Any] = {
     Keyring: _read_keyring,
     EnginePlugin: _read_engine_plugin,
     EngineDescription: _read_engine_description,
+    GpuLink: _read_gpu_link,
+    GpuProcess: _read_gpu_process,
     Gpu: _read_gpu,
     NodeDescription: _read_node_description,
     NodeStatus: _read_node_status,
@@ -6260,4 +6355,4 @@ def decode(cls: type[M], data: bytes) -> M:
     return _READ[cls](m)  # type: ignore[no-any-return]  # the table pairs each class with its reader
 
 
-__all__ = ['AdmitRequest', 'AdmitResponse', 'AgentMessage', 'AppArmorOpts', 'Assignment', 'Assignments', 'AuditRecord', 'Availability', 'Backend', 'BackupRequest', 'BackupResponse', 'BindOptions', 'Caller', 'Cluster', 'ClusterInfo', 'ClusterSpec', 'Config', 'ConfigData', 'ConfigReference', 'ConfigSpec', 'ContainerSpec', 'ContainerStatus', 'CreateRequest', 'CreateResponse', 'CredentialSpec', 'DataKey', 'Dependency', 'DeployStackRequest', 'DeployStackResponse', 'DeviceMapping', 'DeviceRequest', 'DnsConfig', 'Driver', 'Endpoint', 'EndpointSpec', 'EnfranchiseRequest', 'EnfranchiseResponse', 'EngineDescription', 'EnginePlugin', 'EtcdAccess', 'EtcdPeer', 'Event', 'ExecInput', 'ExecOutput', 'ExecStart', 'ExplainTaskRequest', 'ExplainTaskResponse', 'ExternalCa', 'FieldChange', 'FileTarget', 'Filter', 'FilterResult', 'ForwardFrame', 'ForwardStart', 'GenericResource', 'GetInfoRequest', 'GetInfoResponse', 'GetJoinTokensRequest', 'GetJoinTokensResponse', 'GetNodeInfoRequest', 'GetNodeInfoResponse', 'GetRequest', 'GetResponse', 'GetStackHistoryRequest', 'GetStackHistoryResponse', 'GetUnlockKeyRequest', 'GetUnlockKeyResponse', 'Global', 'GlobalJob', 'Goodbye', 'Gpu', 'HealthConfig', 'Heartbeat', 'HeartbeatAck', 'Hello', 'IngressService', 'InitRequest', 'InitResponse', 'IpamConfig', 'IpamOptions', 'IssueClientCertificateRequest', 'IssueClientCertificateResponse', 'IssueNodeCertificateRequest', 'IssueNodeCertificateResponse', 'JoinRequest', 'JoinResponse', 'Keyring', 'Kind', 'LeaveRequest', 'LeaveResponse', 'Leaving', 'ListAuditRequest', 'ListAuditResponse', 'ListRequest', 'ListResponse', 'LogLine', 'LogOptions', 'LogStream', 'LogsRequest', 'LogsResponse', 'ManagerMessage', 'ManagerStatus', 'Message', 'Meta', 'Mount', 'Network', 'NetworkAttachment', 'NetworkAttachmentSpec', 'NetworkSpec', 'Node', 'NodeDescription', 'NodePlacement', 'NodeRole', 'NodeSpec', 'NodeState', 'NodeStatus', 'Object', 'PendingPlacement', 'Placement', 'PlacementPreference', 'PlanStackResponse', 'PlannedChange', 'Platform', 'PortConfig', 'Privileges', 'RaftConfig', 'Reachability', 'RelayFrame', 'RelayRequest', 'RemoveRequest', 'RemoveResponse', 'Replicated', 'ReplicatedJob', 'ResourceRequirements', 'Resources', 'RestartPolicy', 'RestoreRequest', 'RestoreResponse', 'RestoreStart', 'RotateRequest', 'RotateResponse', 'SeLinuxContext', 'SeccompOpts', 'Secret', 'SecretData', 'SecretReference', 'SecretSpec', 'Service', 'ServiceMode', 'ServicePlacement', 'ServiceRevision', 'ServiceSpec', 'ServiceStatus', 'Spec', 'Stack', 'StackChange', 'StackRevision', 'StackRollback', 'StackSpec', 'StatusAck', 'StatusBatch', 'Task', 'TaskReport', 'TaskSpec', 'TaskState', 'TaskStats', 'TaskStatus', 'TmpfsOption', 'TmpfsOptions', 'Ulimit', 'UnlockRequest', 'UnlockResponse', 'UpdateConfig', 'UpdateRequest', 'UpdateResponse', 'UpdateState', 'UpdateStatus', 'VirtualIp', 'Volume', 'VolumeOptions', 'VolumeSpec', 'WatchRequest', 'WatchResponse', 'WatchServicesRequest', 'WatchServicesResponse', 'Welcome', 'WindowSize', 'decode', 'encode']
+__all__ = ['AdmitRequest', 'AdmitResponse', 'AgentMessage', 'AppArmorOpts', 'Assignment', 'Assignments', 'AuditRecord', 'Availability', 'Backend', 'BackupRequest', 'BackupResponse', 'BindOptions', 'Caller', 'Cluster', 'ClusterInfo', 'ClusterSpec', 'Config', 'ConfigData', 'ConfigReference', 'ConfigSpec', 'ContainerSpec', 'ContainerStatus', 'CreateRequest', 'CreateResponse', 'CredentialSpec', 'DataKey', 'Dependency', 'DeployStackRequest', 'DeployStackResponse', 'DeviceMapping', 'DeviceRequest', 'DnsConfig', 'Driver', 'Endpoint', 'EndpointSpec', 'EnfranchiseRequest', 'EnfranchiseResponse', 'EngineDescription', 'EnginePlugin', 'EtcdAccess', 'EtcdPeer', 'Event', 'ExecInput', 'ExecOutput', 'ExecStart', 'ExplainTaskRequest', 'ExplainTaskResponse', 'ExternalCa', 'FieldChange', 'FileTarget', 'Filter', 'FilterResult', 'ForwardFrame', 'ForwardStart', 'GenericResource', 'GetInfoRequest', 'GetInfoResponse', 'GetJoinTokensRequest', 'GetJoinTokensResponse', 'GetNodeInfoRequest', 'GetNodeInfoResponse', 'GetRequest', 'GetResponse', 'GetStackHistoryRequest', 'GetStackHistoryResponse', 'GetUnlockKeyRequest', 'GetUnlockKeyResponse', 'Global', 'GlobalJob', 'Goodbye', 'Gpu', 'GpuLink', 'GpuProcess', 'GpuProximity', 'HealthConfig', 'Heartbeat', 'HeartbeatAck', 'Hello', 'IngressService', 'InitRequest', 'InitResponse', 'IpamConfig', 'IpamOptions', 'IssueClientCertificateRequest', 'IssueClientCertificateResponse', 'IssueNodeCertificateRequest', 'IssueNodeCertificateResponse', 'JoinRequest', 'JoinResponse', 'Keyring', 'Kind', 'LeaveRequest', 'LeaveResponse', 'Leaving', 'ListAuditRequest', 'ListAuditResponse', 'ListRequest', 'ListResponse', 'LogLine', 'LogOptions', 'LogStream', 'LogsRequest', 'LogsResponse', 'ManagerMessage', 'ManagerStatus', 'Message', 'Meta', 'Mount', 'Network', 'NetworkAttachment', 'NetworkAttachmentSpec', 'NetworkSpec', 'Node', 'NodeDescription', 'NodePlacement', 'NodeRole', 'NodeSpec', 'NodeState', 'NodeStatus', 'Object', 'PendingPlacement', 'Placement', 'PlacementPreference', 'PlanStackResponse', 'PlannedChange', 'Platform', 'PortConfig', 'Privileges', 'RaftConfig', 'Reachability', 'RelayFrame', 'RelayRequest', 'RemoveRequest', 'RemoveResponse', 'Replicated', 'ReplicatedJob', 'ResourceRequirements', 'Resources', 'RestartPolicy', 'RestoreRequest', 'RestoreResponse', 'RestoreStart', 'RotateRequest', 'RotateResponse', 'SeLinuxContext', 'SeccompOpts', 'Secret', 'SecretData', 'SecretReference', 'SecretSpec', 'Service', 'ServiceMode', 'ServicePlacement', 'ServiceRevision', 'ServiceSpec', 'ServiceStatus', 'Spec', 'Stack', 'StackChange', 'StackRevision', 'StackRollback', 'StackSpec', 'StatusAck', 'StatusBatch', 'Task', 'TaskReport', 'TaskSpec', 'TaskState', 'TaskStats', 'TaskStatus', 'TmpfsOption', 'TmpfsOptions', 'Ulimit', 'UnlockRequest', 'UnlockResponse', 'UpdateConfig', 'UpdateRequest', 'UpdateResponse', 'UpdateState', 'UpdateStatus', 'VirtualIp', 'Volume', 'VolumeOptions', 'VolumeSpec', 'WatchRequest', 'WatchResponse', 'WatchServicesRequest', 'WatchServicesResponse', 'Welcome', 'WindowSize', 'decode', 'encode']
