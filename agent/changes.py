@@ -27,7 +27,7 @@ from agent.managing import (
 from agent.membership import Membership
 from agent.options import Settings
 from agent.role import be_demoted
-from agent.tenure import Tenure, set_aside
+from agent.tenure import SERVE_WAIT_S, Tenure, set_aside
 from swarm import errors, tls
 from swarm.clock import Clock
 from swarm.finishing import to_the_end
@@ -49,7 +49,6 @@ log = structlog.get_logger("swarmd")
 JOIN_WAIT_S = 20.0  # Docker's: then the join goes on in the background
 # For a manager: the cluster's state may first have to move to etcd.
 JOIN_MANAGER_WAIT_S = 60.0
-SERVE_WAIT_S = 45.0  # for the manager of a new, unlocked or forced cluster
 STEP_DOWN_S = 40.0  # for the other managers to take over
 RECONNECT_S = 10.0  # for a session with one of those
 LOOK_S = 0.05
@@ -95,20 +94,11 @@ class Changes:
                 vault=self._tenure.vault,
             )
             save(self._settings.state_dir, identity, self._tenure.vault)
-            if reason := await self._serving(identity):
+            if reason := await self._tenure.serve(identity):
                 await self._tenure.forget()
                 raise errors.Unavailable(reason)
             log.info("cluster_made", cluster_id=identity.cluster_id, node_id=identity.node_id)
             return self._made(identity)
-
-    async def _serving(self, identity: ids.Identity) -> str:
-        """Begins to be a member; why its manager does not serve, or empty."""
-        try:
-            async with asyncio.timeout(SERVE_WAIT_S):
-                await self._tenure.enter(identity)
-        except TimeoutError:
-            return f"the manager does not serve within {SERVE_WAIT_S:g} s; swarmd's log has more"
-        return self._tenure.failure
 
     def _made(self, identity: ids.Identity) -> InitResponse:
         authority = self._tenure.manager().authority
@@ -204,7 +194,10 @@ class Changes:
             assert identity is not None
             self._tenure.locked = None
             log.info("swarmd_unlocked", node_id=identity.node_id)
-            await self._serving(identity)
+            # It is unlocked, whether or not there are others already to go on with.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SERVE_WAIT_S):
+                    await self._tenure.enter(identity)
 
     # -------------------------------------------------------------- going on
 
@@ -261,9 +254,9 @@ class Changes:
             )
             save(self._settings.state_dir, identity, tenure.vault)
         except (OSError, errors.SwarmError):
-            await self._serving(before)
+            await tenure.serve(before)
             raise
-        return await self._serving(identity)
+        return await tenure.serve(identity)
 
     async def restore(
         self, requests: AsyncIterator[RestoreRequest]

@@ -110,6 +110,7 @@ class Managing:
         self.problem = ""  # why it does not serve
         self.cause: errors.SwarmError | None = None  # the same, as it was raised
         self.lasting = False  # it does not pass by itself
+        self.waiting = False  # it has begun, and goes on as soon as others are there
 
     async def run(self) -> None:
         """Until cancelled. Raises Demoted: the cluster does not have it as a manager."""
@@ -158,7 +159,7 @@ class Managing:
 
     def _waits(self, why: str) -> None:
         """It has begun, and cannot go on before others are there."""
-        self.problem = why
+        self.problem, self.waiting = why, True
         self.settled.set()
 
     def _ready(self) -> None:
@@ -167,10 +168,11 @@ class Managing:
         self.settled.set()
 
     def _well(self) -> None:
-        self.problem, self.cause, self.lasting = "", None, False
+        self.problem, self.cause, self.lasting, self.waiting = "", None, False, False
 
     def _failed(self, error: Exception) -> None:
         """Raises Demoted."""
+        self.waiting = False
         causes = list(leaves(error))
         for cause in causes:
             if isinstance(cause, Demoted):

@@ -151,8 +151,7 @@ async def take_over(
             tenure.new_vault()
         await install(tenure.vault)
         save(state_dir, identity, tenure.vault)
-        await tenure.enter(identity)
-        reason = tenure.failure
+        reason = await tenure.serve(identity)
     except (OSError, errors.SwarmError) as error:
         reason = str(error)
     if not reason:

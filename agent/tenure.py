@@ -31,6 +31,8 @@ log = structlog.get_logger("swarmd")
 
 # How long to wait before a membership that failed is tried again; doubles.
 RETRY_S_MIN, RETRY_S_MAX = 1.0, 30.0
+SERVE_WAIT_S = 45.0  # for the manager of a cluster that was just made, forced, restored, unlocked
+LOOK_S = 0.05
 
 
 class Tenure:
@@ -80,6 +82,20 @@ class Tenure:
         begun = asyncio.Event()
         self._running = asyncio.create_task(self._be(self._make_member(identity), begun))
         await begun.wait()
+
+    async def serve(self, identity: ids.Identity) -> str:
+        """Begins to be a member as `enter` does, and waits until its manager serves; why it does
+        not, or empty.
+        """
+        try:
+            async with asyncio.timeout(SERVE_WAIT_S):
+                await self.enter(identity)
+                while self.member is not None and self.member.managing.waiting:
+                    await asyncio.sleep(LOOK_S)
+        except TimeoutError:
+            why = self.failure or "swarmd's log may say why"
+            return f"the manager does not serve within {SERVE_WAIT_S:g} s: {why}"
+        return self.failure
 
     def _make_member(self, identity: ids.Identity) -> Membership:
         self.member = Membership(

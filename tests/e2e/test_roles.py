@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -273,6 +274,27 @@ def test_manager_that_cannot_serve_leaves_its_worker_alone(
         assert refused.returncode == 9 and "cannot listen on" in refused.stderr
     wait_for("it serves", partial(serves, third), timeout_s=60)
     page.check_untouched()
+
+
+def test_a_join_goes_on_until_its_manager_can_serve(nodes: list[Node]) -> None:
+    first, _, third = nodes
+    form(nodes)
+    token = first.ok("swarm", "join-token", "-q", "manager").strip()
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind((third.address, third.port))
+        other.listen()
+        words = ("swarm", "join", "--token", token, *third.at, f"{first.address}:{first.port}")
+        joining = threading.Thread(target=lambda: codes.append(third.run(*words).returncode))
+        codes: list[int] = []
+        joining.start()
+        wait_for("the reason is told", lambda: "cannot listen on" in str(info(third)["Error"]))
+        told = info(third)
+        assert told["LocalNodeState"] == "pending" and told["ControlAvailable"] is False
+        assert joining.is_alive()
+    joining.join()
+    assert codes == [0]
+    assert info(third)["LocalNodeState"] == "active" and serves(third)
 
 
 def test_node_without_etcd_does_not_come_in_as_a_manager(

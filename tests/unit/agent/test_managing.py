@@ -85,7 +85,7 @@ async def test_one_that_waits_for_others_says_so_and_goes_on_waiting(tmp_path: P
         await here.managing.settled.wait()
         assert here.managing.problem == "too few managers are there"
         assert not here.managing.serving and not here.managing.lasting
-        assert here.managing.standing() is None
+        assert here.managing.waiting and here.managing.standing() is None
 
 
 async def test_a_demotion_ends_it(tmp_path: Path) -> None:
