@@ -36,6 +36,9 @@ log = structlog.get_logger("dispatcher")
 
 # After the manager's start agents first have to find it again.
 START_GRACE_S = 5.0
+# While managers run, agents of one that dies are with another one sooner, once they have noticed.
+MOVE_GRACE_S = 1.0
+CALM_S = 10.0  # from when this manager is in touch: until then others may be starting as well
 # Silent nodes are looked for this often; adds at most as much to the time a lost node is noticed.
 LIVENESS_CHECK_S = 0.2
 # A look this late means that the manager stood still; then the silence was its own.
@@ -71,8 +74,10 @@ class Custody:
         self._leading = False
         self._was_in_touch = True
         self._grace_until_s = 0.0  # nobody is down before: see _stood_still
+        self._calm_s = 0.0
 
     async def run(self) -> None:
+        self._calm_s = _now_s() + CALM_S
         self._expect_own()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_silence())
@@ -148,7 +153,7 @@ class Custody:
             if session is not None:
                 session.end(Goodbye(reason="removed"))
             return
-        self._orphans.consider(node, self._deadline_after_start())
+        self._orphans.consider(node, self._deadline_of_orphan(node))
         status = node.status or NodeStatus()
         if status.manager_id != self._node_id:
             if session is None or session.entered:
@@ -182,6 +187,13 @@ class Custody:
     def _deadline_after_start(self, nodes: int = 0) -> float:
         period = self._period_for(max(nodes, len(self._sessions)))
         return _now_s() + MISSED_MAX * period + START_GRACE_S
+
+    def _deadline_of_orphan(self, node: Node, nodes: int = 0) -> float:
+        held = node.status is not None and node.status.manager_id != ""
+        if not held or _now_s() < self._calm_s:
+            return self._deadline_after_start(nodes)
+        period = self._period_for(max(nodes, len(self._sessions)))
+        return _now_s() + MISSED_MAX * period + MOVE_GRACE_S
 
     def _expect_own(self) -> None:
         """This manager's nodes that were ready when it ended, or lost touch, get their time to come
@@ -248,6 +260,7 @@ class Custody:
         self._was_in_touch = in_touch
         if in_touch:
             log.info("manager_in_touch")
+            self._calm_s = _now_s() + CALM_S
             self._expect_own()
         else:
             log.warning("manager_out_of_touch", sessions=len(self._sessions))
@@ -287,7 +300,8 @@ class Custody:
             return
         nodes = list(self._store.all(Node))
         present = self._store.engine.present() | {self._node_id}
-        self._orphans.look(present, nodes, self._deadline_after_start(len(nodes) // len(present)))
+        share = len(nodes) // len(present)
+        self._orphans.look(present, nodes, lambda node: self._deadline_of_orphan(node, share))
 
     def _lose_orphan(self, node_id: str) -> None:
         node = self._store.get(Node, node_id)

@@ -8,7 +8,7 @@ earlier versions and restored ones have, are the leader's too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from manager.dispatcher.liveness import Liveness
 from swarm.v1 import Node, NodeState
@@ -23,11 +23,16 @@ class Orphans:
         self._present: frozenset[str] | None = None  # None: another manager leads
         self._liveness = Liveness()
 
-    def look(self, present: frozenset[str], nodes: Iterable[Node], deadline_s: float) -> None:
+    def look(
+        self,
+        present: frozenset[str],
+        nodes: Iterable[Node],
+        deadline_s: Callable[[Node], float],
+    ) -> None:
         """This manager leads, and these managers are there."""
         self._present = present
         for node in nodes:
-            self.consider(node, deadline_s)
+            self.consider(node, deadline_s(node))
 
     def stop(self) -> None:
         """Another manager leads, or nobody knows who is there."""

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.looptime
 
 SILENT_S = 3.0
 GRACE_S = 8.0
+CALM_GRACE_S = 4.0  # where the others have been running for a while
 SLACK_S = 0.5
 
 
@@ -279,7 +280,7 @@ async def test_who_does_not_lead_calls_no_other_managers_nodes_down() -> None:
         await asyncio.sleep(60)
         assert c.downs("n1") == []
         c.managers["m3"].dispatcher.lead(True)
-        await down(c, "n1", GRACE_S)
+        await down(c, "n1", CALM_GRACE_S)
 
 
 async def test_manager_that_is_back_judges_its_nodes_itself() -> None:
