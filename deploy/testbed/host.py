@@ -313,12 +313,14 @@ class Host:
             *("--hostname", self.name),
             *self.record.swarmd_args,
         )
-        if wait and (
-            not processes.poll(
-                lambda: not self.alive("swarmd") or _accepts(self.swarm_socket), SWARMD_TIMEOUT_S
-            )
-            or not self.alive("swarmd")
-        ):
+        if wait:
+            self.wait_swarmd()
+
+    def wait_swarmd(self) -> None:
+        """Returns once swarmd answers."""
+        if not processes.poll(
+            lambda: not self.alive("swarmd") or _accepts(self.swarm_socket), SWARMD_TIMEOUT_S
+        ) or not self.alive("swarmd"):
             last = self.log("swarmd").strip().splitlines()[-3:]
             raise TestbedError(f"swarmd on {self.name} does not answer: {' / '.join(last)}")
 

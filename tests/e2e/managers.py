@@ -13,6 +13,7 @@ import shutil
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -75,15 +76,15 @@ class Managers:
 
     def up(self, *init: str) -> None:
         """`init` are more words for `swarm init`."""
-        for host in self.hosts:
-            start(host)
+        start(*self.hosts)
         first = self.managers[0]
         where = ("--advertise-addr", first.address)
         first.swarmctl("swarm", "init", *where, "--availability", "drain", *init)
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(lambda host: self.join(host, "worker"), self.workers):
+                pass  # raises what failed
         for host in self.managers[1:]:
             self.join(host, "manager")
-        for host in self.workers:
-            self.join(host, "worker")
 
     def join(self, host: Host, role: str, *, through: Host | None = None) -> None:
         through = through or self.managers[0]
@@ -100,14 +101,12 @@ class Managers:
         """
         for host in self.hosts:
             host.heal()
-            if host.alive("swarmd"):
-                pause(host, signal.SIGCONT)
-            else:
-                start(host)
+            pause(host, signal.SIGCONT)
+        start(*self.hosts)
         for host in self.workers:
             host.swarmctl("swarm", "leave", "--force", check=False)
+        kill(*self.hosts)
         for host in self.hosts:
-            kill(host)
             shutil.rmtree(host.state_dir)
         shutil.rmtree(self.beats)
 
@@ -317,9 +316,12 @@ def is_manager(node: Node) -> bool:
 # ------------------------------------------------------------------ what happens to hosts
 
 
-def start(host: Host) -> None:
-    """Starts swarmd, and with it the manager's etcd."""
-    host.start_swarmd(*SWARMD)
+def start(*hosts: Host) -> None:
+    """Starts swarmd, where it does not run, and with it a manager's etcd."""
+    for host in hosts:
+        host.start_swarmd(*SWARMD, wait=False)
+    for host in hosts:
+        host.wait_swarmd()
 
 
 def etcds(host: Host) -> list[int]:

@@ -92,8 +92,7 @@ def kill_follower(scene: Scene, load: Load) -> None:
 
 def kill_all(scene: Scene, load: Load) -> None:
     kill(*scene.cluster.managers)
-    for host in scene.cluster.managers:
-        start(host)
+    start(*scene.cluster.managers)
 
 
 def pause_leader(scene: Scene, load: Load) -> None:

@@ -1,7 +1,7 @@
 """Managers join, leave, are promoted and demoted over and over while clients are at work: nothing
 acknowledged is lost and no task notices.
 
-MEMBERSHIP_ROUNDS=n sets how often; a few by default.
+MEMBERSHIP_ROUNDS=n sets how often; once of each kind by default.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.e2e.scene import Scene
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-ROUNDS = int(os.environ.get("MEMBERSHIP_ROUNDS", "4"))
+ROUNDS = int(os.environ.get("MEMBERSHIP_ROUNDS", "3"))
 ROUND_S = 60.0  # limit of one round
 CHANGED_S = 40.0
 

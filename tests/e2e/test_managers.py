@@ -76,8 +76,7 @@ def formed(bed: Bed) -> Iterator[tuple[Managers, list[Run]]]:
     """
     cluster = Managers(bed, managers=3, workers=2)
     first, *more = cluster.managers
-    for host in cluster.hosts:
-        start(host)
+    start(*cluster.hosts)
     words = ("--advertise-addr", first.address, "--availability", "drain", "--store", "embedded")
     first.swarmctl("swarm", "init", *words)
     for host in cluster.workers:
@@ -231,8 +230,7 @@ def test_without_a_quorum_calls_fail_with_the_reason_and_stale_reads_work(
     assert code in (9, 10), said
     assert "web" in left.swarmctl("--stale", "service", "ls")
     begun = time.monotonic()
-    for host in gone:
-        start(host)
+    start(*gone)
     cluster.converge()
     print(f"whole {time.monotonic() - begun:.1f} s after the others' start")
     assert "no" not in left.swarmctl("service", "ls", "--format", "{{.Name}}").split()
@@ -349,8 +347,8 @@ def test_cluster_is_forced_on_and_restored_from_its_backup(bed: Bed, tmp_path: P
 
         # Now this one's disk is lost as well: the backup is the second manager's, who has its place.
         kill(last)
+        start(first, second, last)
         for host in (first, second, last):
-            start(host)
             host.swarmctl("swarm", "leave", "--force", check=False)
         second.swarmctl("swarm", "restore", "--advertise-addr", second.address, str(file))
         wait_for(
