@@ -11,7 +11,7 @@ from msgspec import structs
 
 from agent.runtime.base import Description
 from swarm import tls
-from swarm.v1 import EngineDescription, NodeDescription, Platform, Resources
+from swarm.v1 import EngineDescription, Gpu, NodeDescription, Platform, Resources
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,7 @@ def describe(
     *,
     warnings: Iterable[str] = (),
     issuer: Issuer = Issuer(),  # frozen
+    gpus: Sequence[Gpu] = (),
 ) -> NodeDescription:
     """The node's description; the first runtime's first value is the default.
 
@@ -66,6 +67,7 @@ def describe(
         data_path_addr=about.data_path_addr,
         data_path_port=about.data_path_port,
         warnings=tuple(said),
+        gpus=tuple(gpus),
         cert_issuer_subject=issuer.subject,
         cert_issuer_public_key=issuer.public_key,
         etcd_version=about.etcd_version,

@@ -18,6 +18,7 @@ from msgspec import structs
 from agent import identity as ids
 from agent import metrics
 from agent.description import About, Issuer
+from agent.gpus import Gpus
 from agent.managing import FOLDER, Managing, Part, etcd_version, save
 from agent.options import Settings
 from agent.proxy import Proxy
@@ -45,6 +46,7 @@ log = structlog.get_logger("membership")
 
 PROBE_S = 2.0  # to look at what a manager that cannot be talked to presents
 ETCD_LOOK_S = 10.0  # how often is looked whether etcd is there by now
+GPU_LOOK_S = 3.0  # the first session waits so long for the GPUs; then the last known ones hold
 LEAVE_TIMEOUT_S = 30.0  # to stop all tasks; longer than the usual grace period of 10 s
 
 
@@ -100,6 +102,11 @@ class Membership:
             listen_addresses=_published_at(identity.data_path_addr),
             clock=clock,
         )
+        self._gpus = Gpus(
+            clock=clock,
+            inventory=settings.gpu_inventory,
+            cache=settings.state_dir / "worker" / "gpus.json",
+        )
         self._runtimes = self._make_runtimes()
         self._worker = Worker(
             runtimes=self._runtimes,
@@ -115,6 +122,8 @@ class Membership:
             clock=clock,
             issuer=Issuer.of(identity.issuer),
         )
+        self._gpus.on_change = self._tell_gpus
+        self._tell_gpus()
         self._session = Session(
             self._worker,
             connect=self._connect,
@@ -138,6 +147,7 @@ class Membership:
                         node_id=identity.node_id,
                         cluster_id=identity.cluster_id,
                         clock=self._clock,
+                        gpus=self._gpus.hand_over,
                     )
                 )
             elif name == "process":
@@ -150,6 +160,7 @@ class Membership:
                         rng=self._rng,
                         host_ports=self._ingress,
                         hide=settings.state_dir,
+                        gpus=self._gpus.hand_over,
                     )
                 )
         return tuple(made)
@@ -164,6 +175,7 @@ class Membership:
             await self._ingress.start()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._role.run())
+                group.create_task(self._gpus.run())
                 looked = asyncio.Event()
                 group.create_task(self._worker.run(looked.set))
                 await looked.wait()
@@ -172,9 +184,15 @@ class Membership:
                     await settling  # nobody else could take the node up, or renew for it
                 group.create_task(self._keep_certificate())
                 group.create_task(self._look_for_etcd())
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(GPU_LOOK_S):
+                        await self._gpus.looked.wait()
                 self._talking = group.create_task(self._session.run())
         finally:
             await self._stop()
+
+    def _tell_gpus(self) -> None:
+        self._worker.use_gpus(self._gpus.gpus, self._gpus.problem)
 
     async def _look_for_etcd(self) -> None:
         """Somebody may install it so that the node can be promoted."""

@@ -28,6 +28,7 @@ class Settings:
     relay_port: int
     engine_labels: Mapping[str, str]
     peer_port: int = PEER_PORT  # where other managers' etcd reaches this node's
+    gpu_inventory: Path | None = None  # a file that declares GPUs
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,12 @@ def parse(argv: Sequence[str]) -> tuple[Options, argparse.Namespace]:
         metavar="K=V",
         help="engine label for constraints; repeatable",
     )
+    add(
+        "--gpu-inventory",
+        type=Path,
+        metavar="FILE",
+        help="declares GPUs beside those that NVIDIA's driver tells of (YAML or JSON)",
+    )
     add("--metrics-addr", default="", metavar="HOST:PORT", help="serve Prometheus metrics here")
     add(
         "--audit-log",
@@ -134,6 +141,7 @@ def parse(argv: Sequence[str]) -> tuple[Options, argparse.Namespace]:
         relay_port=given.relay_port,
         engine_labels=labels,
         peer_port=given.peer_port,
+        gpu_inventory=given.gpu_inventory and given.gpu_inventory.absolute(),
     )
     try:
         copies = tuple(copy_to(text) for text in given.audit_log)

@@ -44,6 +44,7 @@ from swarm.v1 import (
     ClusterInfo,
     ConfigData,
     ContainerSpec,
+    Gpu,
     IngressService,
     Network,
     NodeDescription,
@@ -133,6 +134,8 @@ class Worker:
         self._published: dict[str, IngressService] = {}
         self._publish = asyncio.Event()
         self._ingress_problems: tuple[str, ...] = ()
+        self._gpus: tuple[Gpu, ...] = ()
+        self._gpu_problem = ""
         # Tasks found on the host that no manager wants, being removed.
         self._strays: set[str] = set()
         # A manager has said since the start what is this node's; only then may strays go.
@@ -310,6 +313,12 @@ class Worker:
             self._about = dataclasses.replace(self._about, etcd_version=version)
             self.on_change()
 
+    def use_gpus(self, gpus: tuple[Gpu, ...], problem: str) -> None:
+        """Takes the GPUs that the node has from now on, and why these may not be all."""
+        if (gpus, problem) != (self._gpus, self._gpu_problem):
+            self._gpus, self._gpu_problem = gpus, problem
+            self.on_change()
+
     async def empty(self, *, timeout_s: float) -> bool:
         """Stops and removes all tasks, as when no manager wants them; whether that was done in
         time.
@@ -341,11 +350,14 @@ class Worker:
         ]
         if self._state.problem:
             warnings.append(self._state.problem)
+        if self._gpu_problem:
+            warnings.append(self._gpu_problem)
         return description.describe(
             self._about,
             [h.description for h in self._hosts if h.ready],
             warnings=(*warnings, *self._ingress_problems),
             issuer=self._issuer,
+            gpus=self._gpus,
         )
 
     def runtime_of(self, task_id: str) -> Runtime:

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from agent.gpus import HandOver, as_claimed
 from agent.runtime.base import (
     PROGRAM_MISSING,
     UNSUPPORTED,
@@ -107,10 +108,13 @@ class DockerRuntime:
         cluster_id: str,
         clock: Clock,
         files_root: Path | None = None,
+        gpus: HandOver = as_claimed,
     ) -> None:
+        """`gpus` says what a task that claims GPUs is given."""
         self._node_id = node_id
         self._cluster_id = cluster_id
         self._clock = clock
+        self._gpus = gpus
         self._engine = Engine(socket)
         self._facts = Facts()
         self._images = Images(self._engine, clock)
@@ -224,7 +228,14 @@ class DockerRuntime:
 
     async def prepare(self, work: Work) -> None:
         """See Runtime. May be called again for a task whose preparation was cut short."""
-        plan = plan_container(work, self._facts, node_id=self._node_id, cluster_id=self._cluster_id)
+        task = work.assignment.task
+        plan = plan_container(
+            work,
+            self._facts,
+            node_id=self._node_id,
+            cluster_id=self._cluster_id,
+            gpus=self._gpus(task.assigned_gpus if task else ()),
+        )
         auth = work.assignment.registry_auth
         _, network_ids = await _both(
             self._images.before_create(

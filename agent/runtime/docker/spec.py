@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agent.gpus import Handover, as_claimed
 from agent.runtime.base import UNSUPPORTED, Rejected, Work
 from agent.runtime.docker.attach import (
     BUILT_IN,
@@ -43,6 +44,11 @@ LABEL_TASK = "com.docker.swarm.task.id"
 # The engine stops a container by itself (at its own end) with this grace; Docker's default.
 STOP_GRACE_NS = 10_000_000_000
 SECOND_NS = 1_000_000_000
+# Claims with one of these are for GPUs, as the scheduler sees them too.
+GPU_CAPABILITIES = frozenset({"gpu", "nvidia", "compute", "utility", "graphics", "video"})
+GPU_DRIVERS = frozenset({"nvidia", "amd", "cdi"})
+# Options of a claim that say which GPU is wanted; the others are the driver's.
+PLACEMENT_OPTIONS = frozenset({"capability", "fraction", "memory", "model"})
 _CDI = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_.-]+=.+")
 
 
@@ -59,25 +65,29 @@ class Plan:
     body: dict[str, Any]
 
 
-def plan_container(work: Work, facts: Facts, *, node_id: str, cluster_id: str) -> Plan:
-    """The container for a task. Raises Rejected with every reason."""
+def plan_container(
+    work: Work, facts: Facts, *, node_id: str, cluster_id: str, gpus: Handover | None = None
+) -> Plan:
+    """The container for a task, which is given these GPUs. Raises Rejected with every reason."""
     assignment = work.assignment
     task, spec = assignment.task or Task(), assignment.spec or TaskSpec()
     container = spec.container or ContainerSpec()
+    given = as_claimed(task.assigned_gpus) if gpus is None else gpus
     problems: list[str] = []
     problem = problems.append
+    problems += [f"GPU {uuid} is not on this node any more" for uuid in given.missing]
     if not container.image:
         problem("no image is named")
     attachments = plan_attachments(work, spec, container, facts, problem)
     ports = [p for p in assignment.ports if p.publish_mode == "host"]
     body = {
-        **_config(assignment, container, facts, problem),
+        **_config(assignment, container, facts, given, problem),
         "Labels": _labels(assignment, container, node_id=node_id, cluster_id=cluster_id),
         "ExposedPorts": exposed_ports(container, ports, problem),
         "HostConfig": {
             **_host_config(container, facts, problem),
             **_resources(spec.resources, container, problem),
-            **_devices(task, spec, container, facts, problem),
+            **_devices(spec, container, facts, given, problem),
             **port_bindings(ports, attachments, problem),
             **_log_config(spec),
             **_runtime(spec, facts, problem),
@@ -134,13 +144,17 @@ def body_for(
 
 
 def _config(
-    assignment: Assignment, container: ContainerSpec, facts: Facts, problem: Problem
+    assignment: Assignment,
+    container: ContainerSpec,
+    facts: Facts,
+    given: Handover,
+    problem: Problem,
 ) -> dict[str, Any]:
     grace_ns = container.stop_grace_period_ns
     grace_ns = STOP_GRACE_NS if grace_ns is None else grace_ns
     config: dict[str, Any] = {
         "Image": container.image,
-        "Env": _env(assignment, container, facts),
+        "Env": _env(assignment, container, facts, given),
         "Tty": container.tty,
         "OpenStdin": container.open_stdin,
         "StopTimeout": -(-grace_ns // SECOND_NS),
@@ -178,7 +192,9 @@ def _healthcheck(health: HealthConfig, facts: Facts, problem: Problem) -> dict[s
     return out
 
 
-def _env(assignment: Assignment, container: ContainerSpec, facts: Facts) -> list[str]:
+def _env(
+    assignment: Assignment, container: ContainerSpec, facts: Facts, given: Handover
+) -> list[str]:
     task = assignment.task or Task()
     env = list(container.env)
     named: dict[str, list[str]] = {}
@@ -187,11 +203,13 @@ def _env(assignment: Assignment, container: ContainerSpec, facts: Facts) -> list
         named.setdefault(resource.kind, []).append(value)
     # Docker's names for what a task was given.
     env += [f"DOCKER_RESOURCE_{kind.upper()}={','.join(v)}" for kind, v in sorted(named.items())]
-    if task.assigned_gpus or facts.nvidia:
+    if given.hide or facts.nvidia:
         # With the NVIDIA runtime this variable hands out GPUs, and images set it to `all`: what
         # the task did not claim must be kept from it, whatever it says itself.
-        env = [word for word in env if word.partition("=")[0] != "NVIDIA_VISIBLE_DEVICES"]
-        env.append(f"NVIDIA_VISIBLE_DEVICES={','.join(task.assigned_gpus) or 'void'}")
+        # What CDI or device nodes give is not this runtime's: void there, too.
+        said = {**given.env, "NVIDIA_VISIBLE_DEVICES": ",".join(given.uuids) or "void"}
+        env = [word for word in env if word.partition("=")[0] not in said]
+        env += [f"{key}={value}" for key, value in said.items()]
     return env
 
 
@@ -362,11 +380,14 @@ def _resources(
 
 
 def _devices(
-    task: Task, spec: TaskSpec, container: ContainerSpec, facts: Facts, problem: Problem
+    spec: TaskSpec, container: ContainerSpec, facts: Facts, given: Handover, problem: Problem
 ) -> dict[str, Any]:
     requests: list[dict[str, Any]] = []
-    devices = []
-    cdi = []
+    devices = [
+        {"PathOnHost": node, "PathInContainer": node, "CgroupPermissions": "rwm"}
+        for node in given.nodes
+    ]
+    cdi = list(given.cdi)
     for device in container.devices:
         if _CDI.fullmatch(device.source) and not device.source.startswith("/"):
             cdi.append(device.source)
@@ -384,9 +405,9 @@ def _devices(
     capabilities: list[str] = []
     options: dict[str, str] = {}
     for claim in reservations.devices:
-        if "gpu" in claim.capabilities or claim.driver == "nvidia":
+        if claim.driver.lower() in GPU_DRIVERS or GPU_CAPABILITIES & set(claim.capabilities):
             capabilities += [c for c in claim.capabilities if c not in capabilities]
-            options |= claim.options
+            options |= {k: v for k, v in claim.options.items() if k not in PLACEMENT_OPTIONS}
         else:
             requests.append(
                 {
@@ -397,12 +418,12 @@ def _devices(
                     "Options": dict(claim.options),
                 }
             )
-    if task.assigned_gpus:
+    if given.uuids:
         # Always by UUID: the engine keeps no account and would hand out the first ones.
         requests.append(
             {
                 "Driver": "nvidia",
-                "DeviceIDs": list(task.assigned_gpus),
+                "DeviceIDs": list(given.uuids),
                 "Capabilities": [capabilities or ["gpu"]],
                 "Options": options,
             }

@@ -32,6 +32,7 @@ class Limits:
     cpuset: str = ""
     cpu_shares: int = 0
     oom_kill_disable: bool = False
+    denied_devices: tuple[str, ...] = ()  # rules as "c 195:1 rwm"; version 1 only
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class Cgroups(Protocol):
 
     # Controllers that cannot be used here.
     missing: tuple[str, ...]
+    # Whether devices can be denied to a task.
+    denies_devices: bool
 
     def create(self, task_id: str, limits: Limits) -> tuple[Path, ...]:
         """Makes the task's groups with their limits; the process lists that its process must enter.
@@ -73,6 +76,7 @@ class Cgroups(Protocol):
         ...
 
 
+DEVICES = "devices"
 CONTROLLERS = ("cpu", "memory", "pids", "cpuset")
 
 
@@ -91,11 +95,13 @@ class V1:
     def __init__(self, groups: dict[str, Path], missing: tuple[str, ...]) -> None:
         self._groups = groups  # controller -> the node's folder; several may be one mount
         self.missing = missing
+        self.denies_devices = DEVICES in groups
 
     @classmethod
     def open(cls, root: Path, parent: str, node: str) -> V1 | None:
         groups = {}
-        for name in (*CONTROLLERS, "cpuacct"):
+        offered = (DEVICES,) if (root / DEVICES / "cgroup.procs").exists() else ()
+        for name in (*CONTROLLERS, "cpuacct", *offered):
             group = root / name / parent / node
             try:
                 _make_v1(group, name)
@@ -107,6 +113,8 @@ class V1:
 
     def create(self, task_id: str, limits: Limits) -> tuple[Path, ...]:
         for name, group in self._groups.items():
+            if name == DEVICES and not limits.denied_devices:
+                continue
             _make_v1(group, name)  # gone if this is the first task after the last
             folder = group / task_id
             folder.mkdir(exist_ok=True)
@@ -120,6 +128,10 @@ class V1:
                 if file == "memory.memsw.limit_in_bytes" and not path.exists():
                     continue
                 _write(path, value)
+        if self.denies_devices:
+            for rule in limits.denied_devices:
+                # The kernel takes one rule in each write.
+                _write(self._groups[DEVICES] / task_id / "devices.deny", rule)
         return self.procs(task_id)
 
     def procs(self, task_id: str) -> tuple[Path, ...]:
@@ -180,7 +192,11 @@ def _v1_values(limits: Limits) -> list[tuple[str, str, str]]:
 
 
 class V2:
-    """One hierarchy for all controllers."""
+    """One hierarchy for all controllers. It denies devices by eBPF programs alone, which are not
+    made here: `denied_devices` has no effect, and the runtime says so.
+    """
+
+    denies_devices = False
 
     def __init__(self, root: Path, group: Path, missing: tuple[str, ...]) -> None:
         self._root = root

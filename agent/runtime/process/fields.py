@@ -16,7 +16,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from agent.gpus import Handover
 from agent.runtime.process import health as process_health
+from agent.runtime.process.cgroup import Cgroups
 from swarm.v1 import ContainerSpec, Mount, TaskSpec
 
 
@@ -413,3 +415,24 @@ def _networks(spec: TaskSpec) -> Iterator[str]:
         for name in ("ipv4_address", "ipv6_address", "driver_opts"):
             if getattr(attachment, name):
                 yield f'network "{attachment.target}": {name} is not offered by the process runtime'
+
+
+def gpu_problems(given: Handover) -> list[str]:
+    """Why a task cannot be given what it claims."""
+    problems = [f"GPU {uuid} is not on this node any more" for uuid in given.missing]
+    problems += [
+        f"GPU {uuid} is known by its CDI name alone, which only a container engine can use; add "
+        "its devices to the node's GPU inventory, or choose another runtime"
+        for uuid in given.engine_only
+    ]
+    return problems
+
+
+def gpu_warnings(given: Handover, cgroups: Cgroups | None) -> tuple[str, ...]:
+    """What keeps a task's GPUs from others less well than it should."""
+    if not given.hide or (cgroups is not None and cgroups.denies_devices):
+        return ()
+    return (
+        "process: GPUs that a task has not claimed are hidden from it by CUDA_VISIBLE_DEVICES, "
+        "not refused: that needs the devices cgroup of version 1, as root",
+    )

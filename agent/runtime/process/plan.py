@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent.gpus import Handover
 from agent.runtime.base import Rejected, TaskFile
 from agent.runtime.process import fields as fields
 from agent.runtime.process.cgroup import Limits
@@ -88,8 +89,12 @@ def _group(text: str) -> int:
         raise Rejected(f'group "{text}": the node has no such group') from None
 
 
-def environment(assignment: Assignment, ports: Ports, *, home: str, files: str) -> dict[str, str]:
-    """Only what the spec says, and what a process needs to find its place."""
+def environment(
+    assignment: Assignment, ports: Ports, *, home: str, files: str, gpus: Handover
+) -> dict[str, str]:
+    """Only what the spec says, and what a process needs to find its place. Which GPUs it finds the
+    spec cannot say: it claims them.
+    """
     task, spec = assignment.task, assignment.spec
     assert task is not None and spec is not None
     container = spec.container or ContainerSpec()
@@ -113,18 +118,21 @@ def environment(assignment: Assignment, ports: Ports, *, home: str, files: str) 
         env["SWARM_FILES"] = files
     if container.tty:
         env["TERM"] = "xterm"
-    if task.assigned_gpus:
-        env["CUDA_VISIBLE_DEVICES"] = env["NVIDIA_VISIBLE_DEVICES"] = ",".join(task.assigned_gpus)
     for line in container.env:
         key, equals, value = line.partition("=")
         if equals:
             env[key] = value
         else:
             env.pop(key, None)
+    if gpus.hide:
+        # Empty hides all of them from CUDA.
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus.cuda)
+        env["NVIDIA_VISIBLE_DEVICES"] = ",".join(gpus.cuda) or "void"
+        env |= gpus.env
     return env
 
 
-def limits(spec: TaskSpec) -> Limits:
+def limits(spec: TaskSpec, gpus: Handover) -> Limits:
     container = spec.container or ContainerSpec()
     given = (spec.resources.limits if spec.resources else None) or Resources()
     required = spec.resources
@@ -149,6 +157,7 @@ def limits(spec: TaskSpec) -> Limits:
         cpuset=container.cpuset,
         cpu_shares=container.cpu_shares,
         oom_kill_disable=container.oom_kill_disable,
+        denied_devices=gpus.denied,
     )
 
 

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
+from agent.gpus import HandOver, Handover, as_claimed
 from agent.ingress import LocalTarget
 from agent.runtime.base import (
     UNSUPPORTED,
@@ -118,7 +119,8 @@ class ProcessRuntime:
     """Implements agent.runtime.base.Runtime.
 
     `bind_address` is where tasks that share the host's network listen; `hide` is kept out of
-    isolated tasks' sight. `isolate` False: no namespaces, even as root.
+    isolated tasks' sight. `isolate` False: no namespaces, even as root. `gpus` says what a task
+    that claims GPUs is given.
     """
 
     name = "process"
@@ -137,6 +139,7 @@ class ProcessRuntime:
         cgroup_parent: str = "swarm",
         hide: Path | None = None,
         isolate: bool = True,
+        gpus: HandOver = as_claimed,
     ) -> None:
         self._state = folder.absolute()
         self._hide = (hide or folder).absolute()
@@ -145,6 +148,7 @@ class ProcessRuntime:
         self._host_ports = host_ports
         self._cgroup_at = (cgroup_root, cgroup_parent)
         self._wish_isolation = isolate
+        self._gpus = gpus
         self._ports = HostNetworkPorts(bind_address, (rng or system_rng()).getrandbits(16))
         self._bridge = Bridge(node_id, self._state, subnet_pool)
         self._files = Files(node_id)
@@ -186,7 +190,11 @@ class ProcessRuntime:
         return Description(
             runtimes=("process",),
             resources=Resources(cpu_nano=cpus * _NANO, memory_bytes=memory),
-            warnings=(*self._warnings, *self._bridge.warnings),
+            warnings=(
+                *self._warnings,
+                *self._bridge.warnings,
+                *process_fields.gpu_warnings(self._gpus(()), self._cgroups),
+            ),
         )
 
     async def adopt(self) -> tuple[Found, ...]:
@@ -284,6 +292,7 @@ class ProcessRuntime:
             problems.append(error.message)
         problems += process_plan.source_problems(container, self._powers)
         problems += self._files.problems(work.files, self._powers)
+        problems += process_fields.gpu_problems(self._given(assignment))
         if problems:
             raise Rejected("; ".join(problems), cause=UNSUPPORTED)
         folder = self._folder(work.task_id)
@@ -326,6 +335,9 @@ class ProcessRuntime:
         self._watch(task)
         return _started(task)
 
+    def _given(self, assignment: Assignment) -> Handover:
+        return self._gpus(assignment.task.assigned_gpus if assignment.task else ())
+
     async def _make_record(self, work: Work) -> Record:
         """Gives the task its address, ports and files, and writes down what must be known of it."""
         assignment, spec, container = _parts(work)
@@ -363,6 +375,7 @@ class ProcessRuntime:
                 Ports(bind, actual),
                 home=who.home or str(layout.work),
                 files=files_dir,
+                gpus=self._given(assignment),
             ),
             credentials=process_plan.credentials(container, powers, who),
             stop_signal=container.stop_signal,
@@ -379,7 +392,8 @@ class ProcessRuntime:
         record = task.record
         groups: tuple[Path, ...] = ()
         if self._cgroups is not None:
-            groups = self._cgroups.create(work.task_id, process_plan.limits(spec))
+            limits = process_plan.limits(spec, self._given(assignment))
+            groups = self._cgroups.create(work.task_id, limits)
         plan = process_plan.make(
             assignment,
             self._layout(task.folder),
@@ -556,11 +570,11 @@ class ProcessRuntime:
             process_state.request_stop(task.folder, number, max(0.0, grace_s))
         except OSError as error:  # a full disk must not make tasks that nobody can stop
             log.warning("stop_not_written", task_id=task.record.task_id, reason=str(error))
-            _signal_main(task, number)
+            process_state.signal_main(task.pids, number)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):
                     await task.exited.wait()
-            _signal_main(task, signal.SIGKILL)
+            process_state.signal_main(task.pids, signal.SIGKILL)
             grace_s = 0.0
         else:
             with contextlib.suppress(ProcessLookupError):
@@ -672,19 +686,6 @@ def _try_to_save(task: _Task, save: Callable[[], None]) -> None:
         save()
     except OSError as error:
         log.warning("task_not_written", task_id=task.record.task_id, reason=str(error))
-
-
-def _signal_main(task: _Task, number: int) -> None:
-    """Signals the main process without its supervisor."""
-    pids = task.pids
-    handle = pids and process_state.open_pidfd(pids.main, pids.main_birth)
-    if not handle:
-        return
-    try:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(handle, number)
-    finally:
-        os.close(handle)
 
 
 def _started(task: _Task) -> Started:

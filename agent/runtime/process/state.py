@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,3 +155,15 @@ def open_pidfd(pid: int, born: str) -> int | None:
     with contextlib.suppress(OSError):
         os.close(handle)
     return None
+
+
+def signal_main(pids: Pids | None, number: int) -> None:
+    """Signals the main process without its supervisor."""
+    handle = pids and open_pidfd(pids.main, pids.main_birth)
+    if not handle:
+        return
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, number)
+    finally:
+        os.close(handle)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.gpus import as_claimed
 from agent.runtime.base import Event, EventKind, Failed, Rejected
 from agent.runtime.process import plan as process_plan
 from agent.runtime.process import ports as process_ports
@@ -197,6 +198,7 @@ def test_the_environment_names_ports_and_devices() -> None:
         process_plan.Ports("127.0.0.2", {80: 20_001, 81: 20_002}),
         home="/h",
         files="",
+        gpus=as_claimed(("GPU-1", "GPU-2")),
     )
     assert env["A"] == "1=2" and "PATH" not in env and env["PORT"] == "9"
     assert (env["SWARM_PORT_80"], env["SWARM_PORT_81"]) == ("20001", "20002")

@@ -1,0 +1,7 @@
+"""The node's GPUs: found, watched, and given to tasks. See README.md."""
+
+from agent.gpus.device import Device
+from agent.gpus.handover import HandOver, Handover, as_claimed, hand_over
+from agent.gpus.watch import Gpus
+
+__all__ = ["Device", "Gpus", "HandOver", "Handover", "as_claimed", "hand_over"]
