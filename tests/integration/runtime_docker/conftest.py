@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from agent.gpus import HandOver, as_claimed
 from agent.runtime.base import Event, EventKind, Started, TaskFile, Work
 from agent.runtime.docker import DockerRuntime
 from deploy.testbed import Bed, Host
@@ -38,7 +39,8 @@ CLUSTER = "c" * 25
 class Harness:
     """One node's runtime, its events, and what it has made."""
 
-    def __init__(self, host: Host, node_id: str) -> None:
+    def __init__(self, host: Host, node_id: str, gpus: HandOver = as_claimed) -> None:
+        self._gpus = gpus
         self.host = host
         self.node_id = node_id
         self.runtime = self._make()
@@ -52,6 +54,7 @@ class Harness:
             node_id=self.node_id,
             cluster_id=CLUSTER,
             clock=SystemClock(),
+            gpus=self._gpus,
         )
 
     async def open(self) -> None:

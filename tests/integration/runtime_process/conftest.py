@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.gpus import HandOver, as_claimed
 from agent.runtime.base import Event, EventKind, Started, TaskFile, Work
 from agent.runtime.process import HostPorts, ProcessRuntime
 from swarm.clock import SystemClock
@@ -112,6 +113,7 @@ async def harness(
     isolate: bool,
     host_ports: HostPorts | None = None,
     cgroup_root: Path = Path("/sys/fs/cgroup"),
+    gpus: HandOver = as_claimed,
 ) -> AsyncIterator[Harness]:
     node_id = new_id(system_rng())
 
@@ -124,6 +126,7 @@ async def harness(
             isolate=isolate,
             host_ports=host_ports,
             cgroup_root=cgroup_root,
+            gpus=gpus,
         )
         await runtime.connect()
         return runtime
