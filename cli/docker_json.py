@@ -244,7 +244,19 @@ _NODE = table(
                     NVLinkPeers nvlink_peers
                     Healthy healthy !
                     HealthMessage health_message
-                    """
+                    Driver driver
+                    DriverVersion driver_version
+                    CDIName cdi_name
+                    PCIAddress pci_address
+                    MIGProfile mig_profile
+                    ECCErrors ecc_errors
+                    Links links
+                    Processes processes
+                    """,
+                    links=each(
+                        table("UUID uuid\nProximity proximity\nNVLinks nvlinks !", proximity=label)
+                    ),
+                    processes=each(table("PID pid\nName name\nMemoryBytes memory_bytes")),
                 )
             ),
         )

@@ -3,7 +3,7 @@
 set -euo pipefail
 declare -A package=(
   [dockerd]=docker.io [etcd]=etcd-server [busybox]=busybox-static [ip]=iproute2 [nft]=nftables
-  [podman]=podman [faketime]=faketime [iptables]=iptables [nsenter]=util-linux [curl]=curl [docker-registry]=docker-registry [tmux]=tmux
+  [podman]=podman [faketime]=faketime [iptables]=iptables [nsenter]=util-linux [curl]=curl [cc]=build-essential [docker-registry]=docker-registry [tmux]=tmux
 )
 export PATH=$PATH:/usr/sbin:/sbin
 missing=()

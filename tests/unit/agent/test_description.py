@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agent.description import About, describe
 from agent.runtime.base import Description
-from swarm.v1 import EngineDescription, Resources
+from swarm.v1 import EngineDescription, Gpu, Resources
 
 ABOUT = About("host", "1.2", data_path_addr="10.0.0.1", data_path_port=7946)
 DOCKER = Description(
@@ -24,6 +24,10 @@ def test_amounts_of_one_machine_are_not_added_up() -> None:
 def test_first_runtime_is_the_default() -> None:
     assert describe(ABOUT, [DOCKER, PROCESS]).runtimes == ("docker", "runc", "process")
     assert describe(ABOUT, [PROCESS, DOCKER]).runtimes[0] == "process"
+
+
+def test_gpus_are_the_machines_and_not_a_runtimes() -> None:
+    assert describe(ABOUT, [], gpus=(Gpu(uuid="GPU-1"),)).gpus == (Gpu(uuid="GPU-1"),)
 
 
 def test_node_without_runtime_describes_itself() -> None:

@@ -15,7 +15,7 @@ from agent.state import StateFile
 from agent.worker import Worker
 from swarm import errors
 from swarm.clock import SystemClock
-from swarm.v1 import Assignment, Assignments, ContainerSpec, Task, TaskSpec, TaskState
+from swarm.v1 import Assignment, Assignments, ContainerSpec, Gpu, Task, TaskSpec, TaskState
 from tests.fakes.runtime import FakeIngress, FakeRuntime
 from tests.fakes.waiting import until
 
@@ -84,3 +84,24 @@ async def test_a_task_started_while_the_runtime_is_looked_at_is_not_taken_for_lo
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+def test_gpus_are_told_when_they_change_and_not_otherwise(tmp_path: Path) -> None:
+    worker = Worker(
+        runtimes=[],
+        ingress=FakeIngress(),
+        state=StateFile(tmp_path),
+        about=About("n1", "1.0"),
+        clock=SystemClock(),
+    )
+    told = []
+    worker.on_change = lambda: told.append(worker.description())
+    for gpus, problem in (
+        ((Gpu(uuid="a", healthy=True),), ""),
+        ((Gpu(uuid="a", healthy=True),), ""),
+        ((Gpu(uuid="a", health_message="lost"),), ""),
+        ((Gpu(uuid="a", health_message="lost"),), "NVML cannot be used"),
+    ):
+        worker.use_gpus(gpus, problem)
+    assert [d.gpus[0].healthy for d in told] == [True, False, False]
+    assert told[-1].warnings == ("NVML cannot be used",)

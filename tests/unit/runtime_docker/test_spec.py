@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from agent.gpus import Handover, as_claimed
 from agent.runtime.base import Rejected, Work
 from agent.runtime.docker.facts import Facts
 from agent.runtime.docker.spec import body_for, plan_container
@@ -343,6 +344,49 @@ def test_gpus_are_passed_by_uuid_and_in_the_environment() -> None:
 def test_a_task_without_gpus_sees_none_where_the_runtime_would_give_them() -> None:
     given = work(ContainerSpec(env=("NVIDIA_VISIBLE_DEVICES=all",)))
     assert body(given, Facts(nvidia=True))["Env"] == ["NVIDIA_VISIBLE_DEVICES=void"]
+
+
+def with_gpus(given: Work, gpus: Handover, facts: Facts = NEW) -> dict[str, Any]:
+    return plan_container(given, facts, node_id="n1", cluster_id="c1", gpus=gpus).body
+
+
+def test_a_task_without_gpus_sees_none_on_a_node_that_has_some() -> None:
+    made = with_gpus(work(ContainerSpec(env=("NVIDIA_VISIBLE_DEVICES=all",))), Handover(hide=True))
+    assert made["Env"] == ["NVIDIA_VISIBLE_DEVICES=void"]
+    assert "DeviceRequests" not in made["HostConfig"]
+    assert with_gpus(work(), Handover())["Env"] == []
+
+
+def test_gpus_of_other_vendors_are_passed_by_cdi_name_or_device_node() -> None:
+    claim = DeviceRequest(driver="amd", count=3, capabilities=("gpu",), options={"model": "MI300X"})
+    given = Handover(
+        cdi=("amd.com/gpu=1",), nodes=("/dev/kfd",), env={"ROCR_VISIBLE_DEVICES": "1"}, hide=True
+    )
+    made = with_gpus(
+        work(
+            ContainerSpec(env=("ROCR_VISIBLE_DEVICES=0,1", "A=1")),
+            resources=ResourceRequirements(reservations=Resources(devices=(claim,))),
+        ),
+        given,
+    )
+    assert made["Env"] == ["A=1", "ROCR_VISIBLE_DEVICES=1", "NVIDIA_VISIBLE_DEVICES=void"]
+    host = made["HostConfig"]
+    assert host["DeviceRequests"] == [{"Driver": "cdi", "DeviceIDs": ["amd.com/gpu=1"]}]
+    assert [d["PathOnHost"] for d in host["Devices"]] == ["/dev/kfd"]
+
+
+def test_options_that_choose_a_gpu_are_not_the_engines() -> None:
+    claim = DeviceRequest(capabilities=("gpu",), options={"memory": "40GiB", "mine": "1"})
+    made = with_gpus(
+        work(resources=ResourceRequirements(reservations=Resources(devices=(claim,)))),
+        as_claimed(("GPU-1",)),
+    )
+    assert made["HostConfig"]["DeviceRequests"][0]["Options"] == {"mine": "1"}
+
+
+def test_a_gpu_that_is_not_here_any_more_is_told() -> None:
+    with pytest.raises(Rejected, match="GPU GPU-1 is not on this node any more"):
+        with_gpus(work(), Handover(missing=("GPU-1",)))
 
 
 def test_generic_resources_are_told_as_docker_does() -> None:

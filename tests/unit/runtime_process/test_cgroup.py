@@ -114,6 +114,23 @@ def test_version_one_writes_its_own_files(v1: Path) -> None:
     assert text("cpuset", "cpuset.cpus") == "0"
 
 
+def test_version_one_denies_devices_where_it_has_the_controller(v1: Path) -> None:
+    denied = Limits(denied_devices=("c 195:1 rwm",))
+    without = detect(v1, "swarm", "n1")
+    assert without is not None and not without.denies_devices
+    assert len(without.create("t1", denied)) == 5
+    fill(v1 / "devices", {"cgroup.procs": ""})
+    fill(v1 / "devices/swarm/n1/t1", {"cgroup.procs": "", "devices.deny": ""})
+    groups = detect(v1, "swarm", "n1")
+    assert groups is not None and groups.denies_devices and groups.missing == ()
+    assert len(groups.create("t1", denied)) == 6
+    assert (v1 / "devices/swarm/n1/t1/devices.deny").read_text() == "c 195:1 rwm"
+    # No group where nothing is to be denied.
+    fill(v1 / "cpuset/swarm/n1/t2", {"cpuset.cpus": "0", "cpuset.mems": "0"})
+    groups.create("t2", Limits())
+    assert not (v1 / "devices/swarm/n1/t2").exists()
+
+
 def test_both_tell_usage_and_kills_alike(
     v1: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
