@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.gpus import inventory
 from swarm import __version__, errors, logs
 from swarm.audit import Copy, copy_to
 
@@ -145,6 +146,8 @@ def parse(argv: Sequence[str]) -> tuple[Options, argparse.Namespace]:
     )
     try:
         copies = tuple(copy_to(text) for text in given.audit_log)
-    except errors.Invalid as error:
+        if settings.gpu_inventory is not None:
+            inventory.read(settings.gpu_inventory)  # told now, not to who joins a cluster later
+    except (errors.Invalid, errors.Unavailable) as error:
         parser.error(error.message)
     return Options(state, at, settings, given.metrics_addr, copies), given

@@ -70,9 +70,7 @@ class Gpus:
         discovery: bool = True,
         scan_s: float = SCAN_S,
     ) -> None:
-        """`cache` is the file that keeps the last table. Raises Invalid or Unavailable when the
-        inventory file is wrong or cannot be read.
-        """
+        """`cache` is the file that keeps the last table."""
         self._clock = clock
         self._watcher = _Watcher(clock, inventory, cache, discovery=discovery, scan_s=scan_s)
         self._look = Look(devices=_load(cache), problem="")
@@ -186,8 +184,8 @@ class _Watcher:
         self._cache = cache
         self._discovery = discovery
         self._scan_s = scan_s
-        self._stamp = _stamp(inventory)
-        self._inventory = declared.read(inventory) if inventory is not None else Inventory()
+        self._stamp: tuple[int, ...] | None = None  # of the file as it was read last
+        self._inventory = Inventory()
         self._inventory_problem = ""
         self._kept: tuple[Device, ...] | None = None
         self._faults = Faults()

@@ -14,7 +14,6 @@ import pytest
 from prometheus_client import REGISTRY
 
 from agent.gpus import Gpus
-from swarm import errors
 from swarm.clock import SystemClock
 from swarm.v1 import Gpu, GpuProximity
 from tests.fakes.nvml import GIB, Machine, build, uuid
@@ -268,11 +267,14 @@ async def test_the_inventory_adds_to_what_is_found_and_is_read_again(
         await watch.until(lambda: watch.gpus.problem == "" and watch.gpus.gpus == ())
 
 
-async def test_a_wrong_inventory_is_refused_from_the_start(tmp_path: Path) -> None:
+async def test_a_wrong_inventory_is_told_and_read_again_once_it_is_right(tmp_path: Path) -> None:
     file = tmp_path / "gpus.yml"
     file.write_text("gpus: [{}]")
-    with pytest.raises(errors.Invalid, match=r"gpus.yml: gpus\[0\]: uuid is missing"):
-        Gpus(clock=SystemClock(), inventory=file)
+    async with watching(inventory=file, discovery=False) as watch:
+        assert "gpus.yml: gpus[0]: uuid is missing" in watch.gpus.problem
+        file.with_suffix(".new").write_text("gpus: [{uuid: AMD-1}]")
+        file.with_suffix(".new").replace(file)
+        await watch.until(lambda: watch.gpus.problem == "" and watch.gpus.gpus)
 
 
 async def test_until_the_first_look_the_last_table_holds(machine: Machine, tmp_path: Path) -> None:
