@@ -10,7 +10,7 @@ else they are derived (gpu_orders.py). The data's protocol decides equal scores 
 that is the last rule, after the account's own.
 
 The workload is learned from the arrivals; `--workload given` takes it from the whole trace, as the
-paper does.
+paper does. `--window N` is look-ahead: N tasks wait together and the largest is placed first.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from manager.scheduler.gpus import (
     GpuNeed,
     GpuNode,
     Workload,
+    largest_first,
 )
 from tests.bench.gpu_orders import orders
 
@@ -182,7 +183,7 @@ class Ground:
 
 
 def _seeds(text: str) -> list[int]:
-    out = []
+    out: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
         out += range(int(first), int(last or first) + 1)
@@ -197,12 +198,22 @@ def main() -> None:
     parser.add_argument("--data", help="folder of the trace")
     parser.add_argument("--policy", choices=sorted(POLICIES), default=FGD)
     parser.add_argument("--workload", choices=("learned", "given"), default="learned")
+    parser.add_argument("--window", type=int, default=1, help="tasks that wait together")
     args = parser.parse_args()
     data = folder(args.data)
     nodes, tasks = read(data, args.trace)
     outcomes = []
     for seed in args.seeds:
         arrivals, order = arrange(data, args.trace, seed, nodes, tasks)
+        arrivals = [
+            task
+            for start in range(0, len(arrivals), args.window)
+            for task in sorted(
+                arrivals[start : start + args.window],
+                key=lambda task: largest_first(task.need),
+                reverse=True,
+            )
+        ]
         outcome = replay(
             nodes, order, tasks, arrivals, policy=args.policy, given=args.workload == "given"
         )

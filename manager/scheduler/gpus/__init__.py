@@ -3,9 +3,9 @@
 Pure: nodes and claims in, decisions out. See ../README.md, "GPUs".
 """
 
-from manager.scheduler.gpus.account import DIMENSIONS, GpuAccount, GpuHold, GpuDecision
+from manager.scheduler.gpus.account import DIMENSIONS, GpuAccount, GpuDecision, GpuHold
 from manager.scheduler.gpus.fragmentation import Models, Valuation
-from manager.scheduler.gpus.needs import GPUS_MAX, WHOLE, GpuDevice, GpuNeed, GpuNode
+from manager.scheduler.gpus.needs import GPUS_MAX, WHOLE, GpuDevice, GpuNeed, GpuNode, largest_first
 from manager.scheduler.gpus.policies import FGD, FGD_PAPER, POLICIES
 from manager.scheduler.gpus.workload import Workload
 
@@ -17,12 +17,13 @@ __all__ = [
     "POLICIES",
     "WHOLE",
     "GpuAccount",
-    "GpuHold",
     "GpuDecision",
     "GpuDevice",
+    "GpuHold",
     "GpuNeed",
     "GpuNode",
     "Models",
     "Valuation",
     "Workload",
+    "largest_first",
 ]

@@ -120,6 +120,9 @@ class GpuAccount:
             array = np.zeros(rows, np.int64)
             array[: have[0]] = getattr(self, name, array)[: have[0]]
             setattr(self, name, array)
+        there = np.zeros(rows, np.bool_)
+        there[: have[0]] = getattr(self, "_there", there)[: have[0]]
+        self._there = there
         for name in ("_gpu", "_gpu_total", "_gpu_model", "_gpu_memory"):
             table = np.zeros((rows, gpus), np.int64)
             table[: have[0], : have[1]] = getattr(self, name, table)[: have[0], : have[1]]
@@ -131,6 +134,7 @@ class GpuAccount:
     _cpu_total: Ints
     _memory_total: Ints
     _version: Ints
+    _there: Bools
     _gpu: Ints
     _gpu_total: Ints
     _gpu_model: Ints
@@ -156,6 +160,7 @@ class GpuAccount:
         self._nodes[node.id] = node
         self._row[node.id] = row
         self._ids[row] = node.id
+        self._there[row] = True
         self._reset(row, node)
         for task_id in sorted(self._on.get(node.id, ())):
             self._add(self._claims[task_id], 1)
@@ -167,6 +172,7 @@ class GpuAccount:
             del self._nodes[node_id]
             row = self._row.pop(node_id)
             self._ids[row] = ""
+            self._there[row] = False
             self._free_rows.append(row)
             self._reset(row, GpuNode(id=node_id))
             self._measure()
@@ -327,15 +333,28 @@ class GpuAccount:
         return float(score)
 
     def _first(self, rows: Ints) -> int:
-        """Of rows with equal scores the one to take: the least free GPU, then CPU, then memory,
-        then the id.
+        """Of rows with equal scores the one to take: the least free GPU, then CPU, then memory;
+        then by the rest of their state, so that what the cluster can take next does not depend on
+        names; then the id.
         """
         for free in (self._gpu.sum(axis=1), self._cpu, self._memory):
             if len(rows) == 1:
-                break
+                return int(rows[0])
             amount = free[rows]
             rows = rows[amount == amount.min()]
-        return min((int(row) for row in rows), key=lambda row: self._ids[row])
+        if len(rows) > 1:
+            rank = self._models.ranks()[self._gpu_model[rows]]
+            tables = [self._gpu[rows], rank, self._gpu_memory[rows]]
+            order = np.lexsort(tables[::-1], axis=1)
+            columns = [np.take_along_axis(table, order, axis=1) for table in tables]
+            columns += [self._cpu_total[rows, None], self._memory_total[rows, None]]
+            state = np.concatenate(columns, axis=1)
+            for column in range(state.shape[1]):
+                keep = state[:, column] == state[:, column].min()
+                if not keep.all():
+                    rows, state = rows[keep], state[keep]
+        ids = self._ids
+        return self._row[min(ids[row] for row in rows.tolist())]
 
     def _suits(self, need: GpuNeed, rows: Ints) -> Bools:
         """By row and GPU: whether the task may have it now."""
@@ -365,11 +384,8 @@ class GpuAccount:
 
     def _rate(self, need: GpuNeed, changed: Ints, scores: _Scores) -> None:
         scores.score[changed] = _FAR
-        there = np.array(
-            [bool(self._ids[row]) if row < len(self._ids) else False for row in changed]
-        )
-        room = (self._cpu[changed] >= need.cpu) & (self._memory[changed] >= need.memory) & there
-        rows = changed[room]
+        room = (self._cpu[changed] >= need.cpu) & (self._memory[changed] >= need.memory)
+        rows = changed[room & self._there[changed]]
         suits = self._suits(need, rows)
         fits = suits.sum(axis=1) >= need.count
         rows, suits = rows[fits], suits[fits]

@@ -53,6 +53,15 @@ class Models:
         names = [*self._codes]
         return np.array([False, *(not models or name in models for name in names)])
 
+    def ranks(self) -> Ints:
+        """By code, the model's place among the names seen: unlike the code, it does not depend on
+        which was seen first.
+        """
+        ranks = np.zeros(len(self._codes) + 1, np.int64)
+        for rank, name in enumerate(sorted(self._codes), 1):
+            ranks[self._codes[name]] = rank
+        return ranks
+
     def __len__(self) -> int:
         return len(self._codes)
 
