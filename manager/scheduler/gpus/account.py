@@ -204,10 +204,10 @@ class GpuAccount:
         self, task_id: str, need: GpuNeed, among: Iterable[str] | None = None
     ) -> GpuHold | None:
         """Takes the best place for a task; None: there is none."""
-        decision = self.best(need, among)
-        if decision is None:
+        found = self._lowest(need, among)
+        if found is None:
             return None
-        claim = GpuHold(need, decision.node_id, decision.gpus)
+        claim = GpuHold(need, self._ids[found[0]], self._chosen(found[0], need))
         self.take(task_id, claim)
         row = self._row[claim.node_id]
         lowest = min(
@@ -258,40 +258,39 @@ class GpuAccount:
 
     def best(self, need: GpuNeed, among: Iterable[str] | None = None) -> GpuDecision | None:
         """The best place of a task now; None: it fits nowhere. Takes nothing."""
-        scores = self._scores(need)
-        score = scores.score
+        found = self._lowest(need, among)
+        if found is None:
+            return None
+        row, score = found
+        lowest = int(score[row])
+        others = score < _FAR
+        others[row] = False
+        next_row = -1
+        if others.any():
+            second = score[others].min()
+            next_row = self._first(np.flatnonzero(others & (score == second)))
+        return GpuDecision(
+            node_id=self._ids[row],
+            gpus=self._chosen(row, need),
+            policy=self.policy,
+            score=self._in_gpus(lowest),
+            fitting=int(others.sum()) + 1,
+            ties=int((score == lowest).sum()) - 1,
+            runner_up=self._ids[next_row] if next_row >= 0 else "",
+            runner_up_score=self._in_gpus(int(score[next_row])) if next_row >= 0 else 0.0,
+        )
+
+    def _lowest(self, need: GpuNeed, among: Iterable[str] | None) -> tuple[int, Ints] | None:
+        """The row of the best node, and all scores."""
+        score = self._scores(need).score
         if among is not None:
             keep = np.zeros(len(score), np.bool_)
             keep[[self._row[i] for i in among if i in self._row]] = True
             score = np.where(keep, score, _FAR)
-        if not len(score):
-            return None
-        lowest = int(score.min())
+        lowest = score.min(initial=_FAR)
         if lowest == _FAR:
             return None
-        tied = np.flatnonzero(score == lowest)
-        row = self._first(tied)
-        others = np.flatnonzero(score < _FAR)
-        runner_up, runner_up_score = "", 0.0
-        if len(others) > 1:
-            rest = np.delete(tied, np.flatnonzero(tied == row))
-            if not len(rest):
-                left = score[others]
-                second = int(left[left > lowest].min())
-                rest = others[left == second]
-            next_row = self._first(rest)
-            runner_up = self._ids[next_row]
-            runner_up_score = self._in_gpus(int(score[next_row]))
-        return GpuDecision(
-            node_id=self._ids[row],
-            gpus=self._chosen(row, need, int(scores.gpu[row])),
-            policy=self.policy,
-            score=self._in_gpus(lowest),
-            fitting=len(others),
-            ties=len(tied) - 1,
-            runner_up=runner_up,
-            runner_up_score=runner_up_score,
-        )
+        return self._first(np.flatnonzero(score == lowest)), score
 
     def rejected(self, need: GpuNeed, among: Iterable[str] | None = None) -> dict[str, int]:
         """How many nodes fall out at each of DIMENSIONS, each counted once, at the first; with
@@ -337,22 +336,24 @@ class GpuAccount:
         then by the rest of their state, so that what the cluster can take next does not depend on
         names; then the id.
         """
-        for free in (self._gpu.sum(axis=1), self._cpu, self._memory):
-            if len(rows) == 1:
-                return int(rows[0])
-            amount = free[rows]
-            rows = rows[amount == amount.min()]
         if len(rows) > 1:
-            rank = self._models.ranks()[self._gpu_model[rows]]
-            tables = [self._gpu[rows], rank, self._gpu_memory[rows]]
-            order = np.lexsort(tables[::-1], axis=1)
-            columns = [np.take_along_axis(table, order, axis=1) for table in tables]
-            columns += [self._cpu_total[rows, None], self._memory_total[rows, None]]
-            state = np.concatenate(columns, axis=1)
-            for column in range(state.shape[1]):
-                keep = state[:, column] == state[:, column].min()
-                if not keep.all():
-                    rows, state = rows[keep], state[keep]
+            amount = self._gpu[rows].sum(axis=1)
+            rows = rows[amount == amount.min()]
+        for free in (self._cpu, self._memory):
+            if len(rows) > 1:
+                amount = free[rows]
+                rows = rows[amount == amount.min()]
+        if len(rows) == 1:
+            return int(rows[0])
+        rank = self._models.ranks()[self._gpu_model[rows]]
+        tables = [self._gpu[rows], rank, self._gpu_memory[rows]]
+        order = np.lexsort(tables[::-1], axis=1)
+        columns = [np.take_along_axis(table, order, axis=1) for table in tables]
+        columns += [self._cpu_total[rows, None], self._memory_total[rows, None]]
+        state = np.concatenate(columns, axis=1)
+        for column in np.flatnonzero((state != state[0]).any(axis=0)):
+            keep = state[:, column] == state[:, column].min()
+            rows, state = rows[keep], state[keep]
         ids = self._ids
         return self._row[min(ids[row] for row in rows.tolist())]
 
@@ -405,8 +406,10 @@ class GpuAccount:
         )
         scores.score[rows], scores.gpu[rows] = POLICIES[self.policy](states, need, self._valuation)
 
-    def _chosen(self, row: int, need: GpuNeed, one: int) -> tuple[str, ...]:
+    def _chosen(self, row: int, need: GpuNeed) -> tuple[str, ...]:
+        """The GPUs of the node that the task gets, by the score just worked out."""
         gpus = self._nodes[self._ids[row]].gpus
+        one = int(self._caches[need].gpu[row])
         if one != NOT_ONE:
             return (gpus[one].uuid,)
         taken = first_whole(self._suits(need, np.array([row])), need.count)[0]
