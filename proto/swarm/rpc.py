@@ -310,13 +310,17 @@ class _Call:
             await self._door.audit.written()
 
 
+# What grpc raises when a call's connection is gone, or a channel is used after its end.
+_LOST = (grpc.aio.UsageError, grpc.aio.InternalError)
+
+
 async def _unary(
     door: _Door, target: Callable[..., Awaitable[Any]], _: AsyncIterator[Any], context: Any
 ) -> Any:
     call = _Call(door, context)
     try:
         made = call.admit()
-        result = await target(await call.request(), made)
+        result = await _called(target, await call.request(), made)
     except asyncio.CancelledError as error:
         call.ended(error)
         raise
@@ -326,6 +330,14 @@ async def _unary(
     else:
         await call.settled(None)
         return result
+
+
+async def _called(target: Callable[..., Awaitable[Any]], request: Any, made: Context) -> Any:
+    try:
+        return await target(request, made)
+    except _LOST as error:
+        # Of a channel that the method uses itself, not of this call's connection.
+        raise RuntimeError(repr(error)) from error
 
 
 async def _stream(
@@ -356,7 +368,7 @@ async def _stream(
 async def _abort(method: Method, error: Exception, context: Any) -> None:
     if isinstance(error, grpc.aio.AbortError):
         raise error
-    if isinstance(error, (grpc.aio.UsageError, grpc.aio.InternalError)):
+    if isinstance(error, _LOST):
         return  # the connection is gone, nobody is left to tell
     if not isinstance(error, errors.SwarmError):
         import structlog  # costs clients 0.1 s, and they never come here

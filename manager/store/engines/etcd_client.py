@@ -47,6 +47,8 @@ _REFUSED: Final = (
     "failed to connect to all addresses",
     "connections to all backends failing",
 )
+# Calls that end badly, and those that are not begun because the client is closed.
+_ERRORS: Final = (grpc.aio.AioRpcError, grpc.aio.UsageError)
 # The package types its own names alone.
 _AlarmType: Any = vars(pb)["rpc_pb2"].AlarmType
 _FULL: Final = "database space exceeded"
@@ -186,7 +188,7 @@ class EtcdClient:
         on = self._now
         try:
             return await on.kv.Range(request, timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
+        except _ERRORS as error:
             raise self._failed(on, error, writes=False) from error
 
     async def txn(self, request: Any, *, timeout_s: float = CALL_S) -> Any:
@@ -196,7 +198,7 @@ class EtcdClient:
         on = self._now
         try:
             return await on.kv.Txn(request, timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
+        except _ERRORS as error:
             raise self._failed(on, error, writes=True) from error
 
     async def compact(self, revision: int, *, physical: bool = False) -> None:
@@ -209,8 +211,8 @@ class EtcdClient:
                 pb.CompactionRequest(revision=revision, physical=physical),
                 timeout=UPKEEP_S if physical else CALL_S,
             )
-        except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.OUT_OF_RANGE:
+        except _ERRORS as error:
+            if not _is(error, grpc.StatusCode.OUT_OF_RANGE):
                 raise self._failed(on, error, writes=False) from error
 
     async def watch(self, request: Any) -> Any:
@@ -225,7 +227,7 @@ class EtcdClient:
         try:
             # By hand: an iterator of requests that waits is not ended with a call that breaks.
             await call.write(request)
-        except grpc.aio.AioRpcError as error:
+        except _ERRORS as error:
             raise self._failed(on, error, writes=False) from error
         except asyncio.InvalidStateError as error:
             raise self._ended() from error
@@ -241,7 +243,7 @@ class EtcdClient:
         on = self._now
         try:
             answer = await on.lease.LeaseGrant(pb.LeaseGrantRequest(TTL=ttl_s), timeout=ANSWER_S)
-        except grpc.aio.AioRpcError as error:
+        except _ERRORS as error:
             raise self._failed(on, error, writes=True) from error
         return answer.ID, answer.TTL
 
@@ -250,8 +252,8 @@ class EtcdClient:
         on = self._now
         try:
             await on.lease.LeaseRevoke(pb.LeaseRevokeRequest(ID=lease), timeout=ANSWER_S)
-        except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.NOT_FOUND:
+        except _ERRORS as error:
+            if not _is(error, grpc.StatusCode.NOT_FOUND):
                 raise self._failed(on, error, writes=True) from error
 
     async def keep_alive(self, lease: int, *, timeout_s: float) -> int:
@@ -261,7 +263,7 @@ class EtcdClient:
         try:
             await call.write(pb.LeaseKeepAliveRequest(ID=lease))
             answer = await call.read()
-        except grpc.aio.AioRpcError as error:
+        except _ERRORS as error:
             raise self._failed(on, error, writes=False) from error
         except asyncio.InvalidStateError as error:
             raise self._ended() from error
@@ -276,7 +278,7 @@ class EtcdClient:
         on = self._now
         try:
             return await on.maintenance.Status(pb.StatusRequest(), timeout=CALL_S)
-        except grpc.aio.AioRpcError as error:
+        except _ERRORS as error:
             raise self._failed(on, error, writes=False) from error
 
     async def defragment(self) -> None:
@@ -286,7 +288,7 @@ class EtcdClient:
         on = self._now
         try:
             await on.maintenance.Defragment(pb.DefragmentRequest(), timeout=UPKEEP_S)
-        except grpc.aio.AioRpcError as error:
+        except _ERRORS as error:
             raise self._failed(on, error, writes=False) from error
 
     async def alarms(self) -> tuple[Alarm, ...]:
@@ -295,7 +297,7 @@ class EtcdClient:
         on = self._now
         try:
             answer = await on.maintenance.Alarm(request, timeout=CALL_S)
-        except grpc.aio.AioRpcError as error:
+        except _ERRORS as error:
             raise self._failed(on, error, writes=False) from error
         return tuple(Alarm(a.memberID, _AlarmType.Name(a.alarm)) for a in answer.alarms)
 
@@ -309,7 +311,7 @@ class EtcdClient:
         on = self._now
         try:
             await on.maintenance.Alarm(request, timeout=CALL_S)
-        except grpc.aio.AioRpcError as error:
+        except _ERRORS as error:
             raise self._failed(on, error, writes=False) from error
 
     def _ended(self) -> errors.Unavailable:
@@ -317,8 +319,13 @@ class EtcdClient:
         return errors.Unavailable(f"{self.where} does not answer; try again later")
 
     def _failed(
-        self, on: _Connection, error: grpc.aio.AioRpcError, *, writes: bool
+        self, on: _Connection, error: grpc.RpcError | grpc.aio.UsageError, *, writes: bool
     ) -> errors.SwarmError:
+        if not isinstance(error, grpc.aio.AioRpcError):
+            return errors.Unavailable(
+                f"{self.where} is not asked any more: this manager stops; try again, or another "
+                "manager"
+            )
         details = error.details() or ""
         code = error.code()
         if _FULL in details:
@@ -343,3 +350,7 @@ class EtcdClient:
         return errors.TimedOut(
             f"{self.where} did not say in time whether it took the change: {details or code.name}"
         )
+
+
+def _is(error: Exception, code: grpc.StatusCode) -> bool:
+    return isinstance(error, grpc.aio.AioRpcError) and error.code() is code

@@ -12,7 +12,7 @@ from etcd3aio import _protobuf as pb
 
 from manager.store import Draft, Store
 from manager.store.engines.etcd import EtcdEngine
-from manager.store.engines.etcd_client import Tls, access_client
+from manager.store.engines.etcd_client import EtcdClient, Tls, access_client
 from swarm import errors
 from swarm.clock import SystemClock
 from swarm.v1 import EtcdAccess, Task
@@ -47,6 +47,21 @@ async def test_keys_are_never_shown() -> None:
     assert "PRIVATE" not in repr(vars(client))
     assert "secret" not in repr(Tls(b"roots", b"secret", b"chain"))
     await client.close()
+
+
+async def test_a_closed_client_does_nothing_and_says_so() -> None:
+    client = EtcdClient(["127.0.0.1:1"])
+    await client.close()
+    for call in (
+        client.txn(pb.TxnRequest()),
+        client.range(pb.RangeRequest(key=b"k")),
+        client.grant(3),
+        client.revoke(1),
+        client.compact(5),
+        client.status(),
+    ):
+        with pytest.raises(errors.Unavailable, match="this manager stops"):
+            await call
 
 
 @pytest.mark.parametrize(
