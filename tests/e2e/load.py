@@ -70,6 +70,7 @@ REPLICAS = (2, 3, 4)
 PAUSE_S = 0.08  # of a client between two calls, twice that at most
 SCALE_PAUSE_S = 1.0  # of a scaler
 KEEP_PAUSE_S = 0.3
+REFUSED_SHOWN = 100  # in a failure's text
 CALL_S = 5.0  # how long a client waits for an answer
 
 
@@ -124,6 +125,7 @@ class Load:
         self.kept: list[Operation] = []
         self.answers: list[Answer] = []
         self.refusals: Counter[str] = Counter()  # what clients were refused with, for people
+        self.failed: list[tuple[Operation, str]] = []  # as called, and what was said
         self._sockets = dict(sockets)
         self._beats = beats
         self.seed = seed
@@ -225,7 +227,15 @@ class Load:
             *check_revisions(self.answers),
             *check_kept(self.kept, present),
         ]
-        assert not problems, f"seed {self.seed}:\n" + "\n".join(problems[:5])
+        if problems:
+            keys = {problem.partition(":")[0] for problem in problems}
+            refused = [f"  {op.key} {op}: {why}" for op, why in self.failed if op.key in keys]
+            told = [
+                *problems[:5],
+                "of calls that had no effect it was said:",
+                *refused[-REFUSED_SHOWN:],
+            ]
+            raise AssertionError(f"seed {self.seed}:\n" + "\n".join(told))
 
     async def _present(self) -> set[str]:
         """Reads everything once more through every manager, as part of the history; the names of
@@ -368,9 +378,10 @@ class _Client:
         outcome, revision = Outcome.OK, 0
         try:
             revision = await call()
-        except errors.NotFound:
+        except errors.NotFound as error:
             # That there is nothing to remove is as good as having read it; a change of what was
             # removed meanwhile is refused.
+            self._load.failed.append((op, f"NotFound: {error.message}"))
             outcome = Outcome.REFUSED if op.action is Action.PUT else Outcome.OK
             if op.action is Action.DELETE:
                 op = dataclasses.replace(op, action=Action.READ)
@@ -380,6 +391,8 @@ class _Client:
             if op.expected == 0 and "exists already" in error.message:
                 outcome = Outcome.REFUSED
             self._load.refusals[type(error).__name__] += 1
+            if outcome is Outcome.FAILED:
+                self._load.failed.append((op, f"{type(error).__name__}: {error.message}"))
         returned = time.monotonic()
         written = op.action is Action.PUT and outcome is Outcome.OK
         if written and revision:
