@@ -135,6 +135,7 @@ class Writer:
         self._number = 0
         self._commits_max = QUEUE_COMMITS_MAX  # of one group, as far as this etcd takes them
         self._generation = 0
+        self._disowned_at = 0  # nothing of earlier generations takes effect from this revision on
         self._disowning = asyncio.Lock()
         self._closing = False
 
@@ -143,7 +144,7 @@ class Writer:
         from here on.
         """
         answer = await self._client.txn(pb.TxnRequest(success=[put(self._keys.writer, b"")]))
-        self._generation = answer.header.revision
+        self._generation = self._disowned_at = answer.header.revision
 
     def add(
         self, ops: Sequence[Op], requires: Sequence[Op], fence: Fence | None, who: str
@@ -372,13 +373,15 @@ class Writer:
                     timeout_s=ANSWER_S,
                 )
                 if answer.succeeded:
-                    self._generation = answer.header.revision
+                    self._generation = self._disowned_at = answer.header.revision
                 else:
-                    # An earlier try got through after all, or a namesake of this manager is about.
+                    # An earlier try got through after all, a namesake of this manager is about, or
+                    # the others have forgotten it: then its key is gone since nobody knows when.
                     found = answer.responses[0].response_range.kvs
                     self._generation = found[0].mod_revision if found else 0
+                    self._disowned_at = self._generation or answer.header.revision
                 log.info("etcd_answer_lost", where=self._where, generation=self._generation)
-            return self._generation
+            return self._disowned_at
 
     # -------------------------------------------------------------- the end
 

@@ -386,6 +386,40 @@ async def test_a_lost_request_is_sent_again_and_its_late_arrival_changes_nothing
     assert store.get(Task, "t") is None
 
 
+async def test_a_lost_answer_to_a_manager_that_was_forgotten_is_waited_for_in_the_log(
+    own: Etcd, managers: Managers, prefix: str, through: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is late: what it has not shown yet is not taken for what was never done."""
+    store = await managers(own, prefix)
+    other = await managers(own, prefix)
+    engine = engine_of(store)
+    asked = 0
+    held: list[Any] = []
+
+    async def lose(send: Txn, request: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        answer = await send(request)
+        if is_group(request):
+            await engine_of(other).forget(engine._writer._name)
+            raise errors.TimedOut("the answer was lost")
+        return answer
+
+    through(store, lose)
+    take = engine._take
+    monkeypatch.setattr(engine, "_take", held.append)
+    writing = asyncio.create_task(store.update(put(Task(id="t"))))
+    await until(lambda: asked >= 2 and held)  # it was sent, and disowned
+    await asyncio.sleep(0.1)
+    assert not writing.done()
+    monkeypatch.setattr(engine, "_take", take)
+    for events in held:
+        take(events)
+    await writing
+    assert asked == 2, "it was not sent again"
+    assert store.get(Task, "t") is not None
+
+
 async def test_an_earlier_life_of_a_manager_writes_nothing_once_the_next_has_begun(
     own: Etcd, managers: Managers, prefix: str, through: Any
 ) -> None:
