@@ -405,7 +405,9 @@ async def test_odd_messages_break_nothing(scene: Scene) -> None:
 
         async def one(method: Method, what: str, body: bytes) -> None:
             code = await status(channel, method, body, timeout_s=3)
-            assert code in SENSIBLE, (method.path, what, code)
+            # grpc.aio loses the status of a call that the server ends while the client writes.
+            lost = method.client_streams and code == "INTERNAL"
+            assert code in SENSIBLE or lost, (method.path, what, code)
 
         await at_once(
             [partial(one, m, what, body) for m in ON_PORT for what, body in inputs.odd_messages(7)]
