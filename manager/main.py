@@ -44,6 +44,7 @@ from manager.restore import Restoration as Restoration
 from manager.restore import Restored as Restored
 from manager.store import Corrupt, Store
 from manager.store.engines import etcd_binary
+from manager.store.engines.etcd import EtcdEngine
 from manager.store.engines.etcd_client import EtcdClient
 from manager.store.engines.etcd_member import Member, Removed
 from manager.store.engines.etcd_members import Members
@@ -281,6 +282,10 @@ class Manager:
         try:
             await asyncio.shield(self._supervising)
         except Removed as error:
+            # Nobody must wait for answers that never come: the node, without a session while its
+            # certificate is not renewed, would be taken for down meanwhile.
+            if isinstance(engine := self.store.engine, EtcdEngine):
+                engine.abandon()
             raise Demoted(error.message) from error
 
     def _check_whole(self) -> None:

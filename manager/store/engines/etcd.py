@@ -498,9 +498,24 @@ class EtcdEngine:
             except errors.SwarmError as error:
                 log.warning("etcd_compaction_failed", where=self.where, reason=error.message)
 
+    def abandon(self) -> None:
+        """The log is this manager's no more and will not answer it again: commits under way end as
+        TimedOut, all else as Unavailable, and `close` waits for nothing. Not a failure that
+        `wait_failed` tells of.
+        """
+        if self._broken is None:
+            self._end_all(
+                errors.Unavailable(
+                    f"{self.where} is not this manager's any more; ask another manager"
+                )
+            )
+
     def _give_up(self, why: errors.SwarmError) -> None:
-        self._broken = why
+        self._end_all(why)
         self._failed.set()
+
+    def _end_all(self, why: errors.SwarmError) -> None:
+        self._broken = why
         self._writer.fail(
             waiting=why, sent=errors.TimedOut(f"{why.message}; whether it was changed is not known")
         )
@@ -515,12 +530,13 @@ class EtcdEngine:
 
     async def close(self) -> None:
         """Finishes the commits under way, gives leadership up and ends the watch. Takes as long as
-        etcd does not answer, but COMMIT_S and a call's time at most.
+        etcd does not answer, but COMMIT_S and a call's time at most; where the engine is broken or
+        abandoned nothing is waited for.
         """
         if self._closing:
             return
         self._closing = True
-        await self._writer.close()
+        await self._writer.close(wait=self._broken is None)
         self._end_waiting(errors.Unavailable(f"the engine on {self.where} is closed"))
         await self._presence.close()
         await self.leadership.close()

@@ -394,10 +394,12 @@ class Writer:
             for commit in group.commits:
                 _end(commit, sent)
 
-    async def close(self) -> None:
-        """Sends nothing new, and waits for what is under way, COMMIT_S at most."""
+    async def close(self, *, wait: bool) -> None:
+        """Sends nothing new, and waits, where that may help, for what is under way, COMMIT_S at
+        most.
+        """
         self._closing = True
-        if self._sending:
+        if self._sending and wait:
             await asyncio.wait(set(self._sending), timeout=COMMIT_S)
         self.fail(
             waiting=errors.Unavailable(f"the engine on {self._where} is closed"),

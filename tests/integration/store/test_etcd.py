@@ -420,6 +420,34 @@ async def test_a_lost_answer_to_a_manager_that_was_forgotten_is_waited_for_in_th
     assert store.get(Task, "t") is not None
 
 
+async def test_an_engine_that_was_abandoned_waits_for_nothing(
+    own: Etcd, managers: Managers, prefix: str, through: Any
+) -> None:
+    store = await managers(own, prefix)
+    asked = asyncio.Event()
+
+    async def never(send: Txn, request: Any) -> Any:
+        asked.set()
+        raise errors.TimedOut("no answer comes")
+
+    through(store, never)
+    writing = asyncio.create_task(store.update(put(Task(id="t"))))
+    failing = asyncio.create_task(engine_of(store).wait_failed())
+    await asked.wait()
+    engine_of(store).abandon()
+    with pytest.raises(errors.TimedOut, match="not this manager's any more"):
+        await writing
+    with pytest.raises(errors.Unavailable, match="ask another manager"):
+        await store.update(put(Task(id="t2")))
+    with pytest.raises(errors.Unavailable):
+        await engine_of(store).barrier()
+    assert not engine_of(store).in_touch
+    async with asyncio.timeout(writer_module.COMMIT_S / 2):
+        await store.close()
+    assert not failing.done(), "it is no failure"
+    failing.cancel()
+
+
 async def test_an_earlier_life_of_a_manager_writes_nothing_once_the_next_has_begun(
     own: Etcd, managers: Managers, prefix: str, through: Any
 ) -> None:
