@@ -51,8 +51,9 @@ LINE_BYTES_MAX: Final = 16 << 10
 RETRY_S: Final = 1.0
 SYSLOG_S: Final = 5.0  # a daemon that takes nothing for so long is tried again later
 WRITTEN_S_MAX: Final = 2.0  # an answer waits no longer for a disk that hangs
-# Denied calls cost their caller nothing, so they must not push the trail's records out.
-DENIED_WINDOW_S, DENIED_MAX = 10.0, 100
+# Denied calls cost their caller nothing, so they must not push the trail's records out; nor may one
+# caller's hide another's, so the first of each caller and method is written beyond that.
+DENIED_WINDOW_S, DENIED_MAX, DENIED_FIRST_MAX = 10.0, 100, 1_000
 READ_RECORDS: Final = 500
 DAMAGED_MAX: Final = 20
 _NAME = re.compile(r"audit-(\d{6,})\.jsonl")
@@ -101,6 +102,7 @@ class Trail:
         self._outlets = (self._own, *(_Outlet(c.name, c.write, clock) for c in copies))
         self._window_s = 0.0
         self._denied = 0  # in this window
+        self._denied_first: set[tuple[str, str]] = set()
         self._left_out = 0
 
     @property
@@ -138,7 +140,7 @@ class Trail:
     ) -> None:
         """A call has ended, well or with `error`."""
         outcome, told = _outcome(error)
-        if outcome == "denied" and not self._room():
+        if outcome == "denied" and not self._room(who, method):
             return
         known = {
             k: notes[k] for k in ("what", "kind", "name", "object_id", "revision") if k in notes
@@ -162,12 +164,16 @@ class Trail:
             )
         )
 
-    def _room(self) -> bool:
+    def _room(self, who: str, method: str) -> bool:
         """Whether another denied call is written; the next one that is tells of the rest."""
         now_s = self._clock.monotonic_s()
         if now_s - self._window_s >= DENIED_WINDOW_S:
             self._window_s = now_s
             self._denied = 0
+            self._denied_first.clear()
+        if (who, method) not in self._denied_first and len(self._denied_first) < DENIED_FIRST_MAX:
+            self._denied_first.add((who, method))
+            return True
         self._denied += 1
         if self._denied <= DENIED_MAX:
             return True

@@ -221,9 +221,24 @@ async def test_denied_calls_cannot_push_the_rest_out(tmp_path: Path) -> None:
         clock.advance(seconds=audit.DENIED_WINDOW_S)
         ended(trail, errors.Denied("no"))
         records, _ = await read(trail)
-    assert len(records) == audit.DENIED_MAX + 2
+    assert len(records) == audit.DENIED_MAX + 3  # the first of the caller's, the change, the last
     assert records[-2].name == "change"
-    assert records[-1].more == {"left_out": "900"}
+    assert records[-1].more == {"left_out": "899"}
+
+
+async def test_one_callers_denied_calls_hide_nobody_elses(tmp_path: Path) -> None:
+    async with running(tmp_path) as trail:
+        for _ in range(1_000):
+            ended(trail, errors.Denied("no"))
+        for who, method in (("worker x", "Create"), ("admin ada", "Remove")):
+            trail.ended(
+                method, peer="", who=who, request_id="r", notes={}, error=errors.Denied("no")
+            )
+        records, _ = await read(trail)
+    assert [(r.who, r.method) for r in records[-2:]] == [
+        ("worker x", "Create"),
+        ("admin ada", "Remove"),
+    ]
 
 
 async def test_long_record_is_shortened(tmp_path: Path) -> None:
