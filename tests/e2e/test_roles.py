@@ -179,6 +179,7 @@ def test_worker_becomes_manager_and_worker_and_manager_and_its_tasks_notice_noth
     page.check_untouched()
 
 
+@pytest.mark.long  # tests/e2e/test_managers.py asks for much of it
 def test_killed_managers_come_back_and_a_demotion_meanwhile_is_made_up_for(
     nodes: list[Node], pages: Callable[[Node, Node], Page]
 ) -> None:
@@ -201,6 +202,7 @@ def test_killed_managers_come_back_and_a_demotion_meanwhile_is_made_up_for(
     page.check_runs()
 
 
+@pytest.mark.long  # tests/e2e/test_managers.py asks for much of it
 def test_manager_leaves_by_force_after_it_has_handed_over(nodes: list[Node]) -> None:
     first, second, third = nodes
     form(nodes, "manager", "manager")
@@ -227,6 +229,7 @@ def test_manager_leaves_by_force_after_it_has_handed_over(nodes: list[Node]) -> 
     third.start()
 
 
+@pytest.mark.long  # tests/e2e/test_managers.py asks for much of it
 def test_the_cluster_goes_on_alone_when_its_other_managers_are_lost(
     nodes: list[Node], pages: Callable[[Node, Node], Page]
 ) -> None:
@@ -253,6 +256,7 @@ def test_the_cluster_goes_on_alone_when_its_other_managers_are_lost(
     page.check_untouched()
 
 
+@pytest.mark.long  # tests/e2e/test_managers.py asks for much of it
 def test_manager_that_cannot_serve_leaves_its_worker_alone(
     nodes: list[Node], pages: Callable[[Node, Node], Page]
 ) -> None:
