@@ -5,9 +5,10 @@ After each fault: what clients were told is linearizable and nothing acknowledge
 was started twice, no slot had two tasks at a time that could be told to stop, the cluster is whole
 again, and each slot has exactly one task that beats.
 
-MANAGER_FAULT_ROUNDS=n with `-m ''` runs the long form: each fault n times, pauses and cuts of 15 to 20 s. What
-is jumped is swarmd's wall clock, by libfaketime. etcd, a Go program, asks the kernel itself, which
-has one wall clock for all hosts of the bed; its leases and elections go by monotonic time.
+MANAGER_FAULT_ROUNDS=n with `-m ''` runs the long form: each fault n times, pauses and cuts of 15 to
+20 s. What is jumped is swarmd's wall clock, by libfaketime. etcd, a Go program, asks the kernel
+itself, which has one wall clock for all hosts of the bed; its leases and elections go by monotonic
+time.
 """
 
 from __future__ import annotations
