@@ -310,6 +310,7 @@ def test_locked_managers_are_unlocked_one_by_one(cluster: Managers) -> None:
 # ------------------------------------------------------------------ what ends a cluster
 
 
+@pytest.mark.long  # three managers that leave wait for others that will never answer
 def test_cluster_is_forced_on_and_restored_from_its_backup(bed: Bed, tmp_path: Path) -> None:
     """Two of three managers are gone for good; later the third one as well."""
     cluster = Managers(bed, managers=3, workers=1, first=31)
