@@ -73,13 +73,19 @@ class Cluster:
         self.store, self.authority = store, authority
         self.address = ""
         self.server_certificate = ("", "")
+        self._offered: tuple[str, str, str] | None = None
 
     def offer(self) -> Any:
-        """What the port shows and trusts, asked for each connection."""
+        """What the port shows and trusts, asked for each connection; None: what it did before.
+        gRPC's core fails now and then where this changes while connections are being made.
+        """
         pem, key = self.server_certificate
+        offered = (key, self.authority.chain(pem), self.authority.trusted_pem())
+        if offered == self._offered:
+            return None
+        self._offered = offered
         return grpc.ssl_server_certificate_configuration(
-            [(key.encode(), self.authority.chain(pem).encode())],
-            self.authority.trusted_pem().encode(),
+            [(key.encode(), offered[1].encode())], offered[2].encode()
         )
 
     def offer_fresh(self) -> None:
