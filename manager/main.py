@@ -335,7 +335,11 @@ class Manager:
                 f"cannot listen on {listen}: the port is taken or the address is not this "
                 "machine's; choose another with --listen-addr"
             )
-        await server.start()
+        try:
+            await server.start()
+        except BaseException:
+            await server.stop(None)
+            raise
         self._server = server
 
     def use_certificate(self, key_pem: str, certificate_pem: str, root_ca_pem: str = "") -> None:

@@ -76,6 +76,11 @@ async def calm(scene: Scene) -> AsyncIterator[None]:
     await scene.check_calm()
 
 
+def lost_status(method: Method, code: str) -> bool:
+    """grpc.aio loses the status of a call that the server ends while the client writes."""
+    return method.client_streams and code == "INTERNAL"
+
+
 async def at_once(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
     """All of them, so many at a time."""
     room = asyncio.Semaphore(AT_ONCE)
@@ -314,7 +319,8 @@ async def test_tokens_are_for_joining_and_give_their_own_role_only(scene: Scene)
         async with raw(scene, _joiner(scene, role)) as channel:
             for method in ON_PORT:
                 if method.name != "issue_node_certificate":
-                    assert await status(channel, method, b"") == "PERMISSION_DENIED", method.path
+                    code = await status(channel, method, b"")
+                    assert code == "PERMISSION_DENIED" or lost_status(method, code), method.path
     # Whatever a certificate made from the worker's token says of itself, it joins a worker.
     token = tls.JoinToken.parse(scene.tokens["worker"])
     key = tls.new_key_pem()
@@ -405,9 +411,7 @@ async def test_odd_messages_break_nothing(scene: Scene) -> None:
 
         async def one(method: Method, what: str, body: bytes) -> None:
             code = await status(channel, method, body, timeout_s=3)
-            # grpc.aio loses the status of a call that the server ends while the client writes.
-            lost = method.client_streams and code == "INTERNAL"
-            assert code in SENSIBLE or lost, (method.path, what, code)
+            assert code in SENSIBLE or lost_status(method, code), (method.path, what, code)
 
         await at_once(
             [partial(one, m, what, body) for m in ON_PORT for what, body in inputs.odd_messages(7)]
@@ -488,7 +492,8 @@ async def test_a_worker_gets_at_nothing_that_is_not_its_own(scene: Scene) -> Non
     async with raw(scene, scene.mole_certificate) as channel:
         for method in ON_PORT:
             if Caller.WORKER not in method.callers:
-                assert await status(channel, method, b"") == "PERMISSION_DENIED", method.path
+                code = await status(channel, method, b"")
+                assert code == "PERMISSION_DENIED" or lost_status(method, code), method.path
     async with scene.channel(scene.mole_certificate) as member:
         client = sv.DispatcherClient(member)
 

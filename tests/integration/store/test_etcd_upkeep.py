@@ -250,5 +250,5 @@ async def test_a_real_file_shrinks_in_its_turn(lab: Lab) -> None:
     async with asyncio.timeout(20):
         while not await shrunk():
             await asyncio.sleep(0.1)
-    assert before.dbSize > 100 << 20
+    assert before.dbSize > 80 << 20
     await client.close()
