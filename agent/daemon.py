@@ -23,6 +23,7 @@ import uvloop
 
 from agent import local, metrics
 from agent.changes import Changes
+from agent.managing import Part
 from agent.options import Options, parse
 from agent.tenure import Tenure
 from swarm import __version__, errors, logs, rpc
@@ -35,6 +36,7 @@ log = structlog.get_logger("swarmd")
 
 STOP_GRACE_S = 5.0
 LOCK_WAIT_S, LOCK_RETRY_S = 3.0, 0.05
+HOLD_S = 10.0  # how long a call waits for the manager to begin
 FILES_MAX = 65_536  # open at a time; connections above all
 
 
@@ -62,10 +64,12 @@ class Swarmd:
             metrics.BUILD.info({"version": __version__})
             lag = asyncio.create_task(metrics.watch_lag())
             auditing = asyncio.create_task(self._audit.run())
-            server = await self._serve(tenure)
+            begun = asyncio.Event()
+            server = await self._serve(tenure, begun)
             stopped = asyncio.create_task(self._stop.wait())
             # A manager may need long to begin, for want of others; a signal is heard all the same.
             beginning = asyncio.create_task(tenure.begin())
+            beginning.add_done_callback(lambda _: begun.set())
             try:
                 await asyncio.wait({beginning, stopped}, return_when=asyncio.FIRST_COMPLETED)
                 if beginning.done():
@@ -83,7 +87,20 @@ class Swarmd:
                 if served is not None:
                     await served.cleanup()
 
-    async def _serve(self, tenure: Tenure) -> Any:
+    async def _serve(self, tenure: Tenure, begun: asyncio.Event) -> Any:
+        async def manager() -> Part:
+            """Who asks while swarmd starts is answered once it has, rather than sent away."""
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HOLD_S):
+                    await begun.wait()
+            return tenure.manager()
+
+        async def control() -> Any:
+            return (await manager()).control
+
+        async def certificates() -> Any:
+            return (await manager()).authority
+
         path = self._options.socket
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # ours: the state folder is locked
@@ -91,11 +108,8 @@ class Swarmd:
         changes = Changes(tenure, self._options.settings, self._clock, self._rng)
         parts = (
             (LOCAL_METHODS, local.LocalService(changes)),
-            (CONTROL_METHODS, local.gate(CONTROL_METHODS, lambda: tenure.manager().control)),
-            (
-                CERTIFICATES_METHODS,
-                local.gate(CERTIFICATES_METHODS, lambda: tenure.manager().authority),
-            ),
+            (CONTROL_METHODS, local.gate(CONTROL_METHODS, control)),
+            (CERTIFICATES_METHODS, local.gate(CERTIFICATES_METHODS, certificates)),
         )
         server.add_generic_rpc_handlers(
             tuple(

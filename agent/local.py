@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -89,20 +89,20 @@ def authorize(method: Method, auth: dict[str, list[bytes]]) -> Identity:
     return Identity(Caller.LOCAL)
 
 
-def gate(methods: tuple[Method, ...], target: Callable[[], object]) -> object:
+def gate(methods: tuple[Method, ...], target: Callable[[], Awaitable[object]]) -> object:
     """An object with the service's methods that passes each call on to `target()`, looked up call
     by call.
     """
 
     def unary(name: str) -> Any:
         async def call(request: Any, context: Context) -> Any:
-            return await getattr(target(), name)(request, context)
+            return await getattr(await target(), name)(request, context)
 
         return call
 
     def stream(name: str) -> Any:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-            async for response in getattr(target(), name)(request, context):
+            async for response in getattr(await target(), name)(request, context):
                 yield response
 
         return call

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+import os
 import shutil
 import signal
 import socket
@@ -18,12 +21,23 @@ from swarm.v1 import EtcdAccess
 READY_S = 20.0
 
 
+# Below the ports that the system gives out by itself, so that no connection and no listener of
+# port 0 takes one before its server does.
+_PORTS = itertools.cycle(range(20_000 + os.getpid() % 97 * 100, 32_000))
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
+    """Ports that nobody listens on now, and that were not given out lately."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = next(_PORTS)
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            continue
+        ports.append(port)
     return ports
 
 
