@@ -1062,6 +1062,10 @@ class ExplainTaskResponse(google.protobuf.message.Message):
     FILTERS_FIELD_NUMBER: builtins.int
     NEVER_FIELD_NUMBER: builtins.int
     HINT_FIELD_NUMBER: builtins.int
+    DECISION_FIELD_NUMBER: builtins.int
+    QUEUE_FIELD_NUMBER: builtins.int
+    QUEUE_POSITION_FIELD_NUMBER: builtins.int
+    HELD_BACK_FIELD_NUMBER: builtins.int
     summary: builtins.str
     """One sentence that says it all."""
     nodes_total: builtins.int
@@ -1071,8 +1075,17 @@ class ExplainTaskResponse(google.protobuf.message.Message):
     """True: no node could ever take it as the cluster stands, even if empty."""
     hint: builtins.str
     """What could be done."""
+    decision: builtins.str
+    """Of a task with a node: how it compares with the others, and why those GPUs. Empty: not known any more."""
+    queue: builtins.str
+    """Of a job's task that waits: its queue, how many jobs come before it there, and what holds it back although nodes may fit (quota, a
+    reservation of another job, its gang). Empty: nothing does.
+    """
+    queue_position: builtins.int
     @property
     def filters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FilterResult]: ...
+    @property
+    def held_back(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     def __init__(
         self,
         *,
@@ -1082,8 +1095,12 @@ class ExplainTaskResponse(google.protobuf.message.Message):
         filters: collections.abc.Iterable[global___FilterResult] | None = ...,
         never: builtins.bool = ...,
         hint: builtins.str = ...,
+        decision: builtins.str = ...,
+        queue: builtins.str = ...,
+        queue_position: builtins.int = ...,
+        held_back: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["filters", b"filters", "hint", b"hint", "never", b"never", "nodes_fit", b"nodes_fit", "nodes_total", b"nodes_total", "summary", b"summary"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decision", b"decision", "filters", b"filters", "held_back", b"held_back", "hint", b"hint", "never", b"never", "nodes_fit", b"nodes_fit", "nodes_total", b"nodes_total", "queue", b"queue", "queue_position", b"queue_position", "summary", b"summary"]) -> None: ...
 
 global___ExplainTaskResponse = ExplainTaskResponse
 
@@ -1100,6 +1117,7 @@ class FilterResult(google.protobuf.message.Message):
     BEST_FIELD_NUMBER: builtins.int
     BEST_NODE_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
+    NEVER_NODES_FIELD_NUMBER: builtins.int
     filter: builtins.str
     """ready, availability, constraint, platform, runtime, resources, host_port, max_replicas …"""
     detail: builtins.str
@@ -1111,6 +1129,8 @@ class FilterResult(google.protobuf.message.Message):
     best_node: builtins.str
     message: builtins.str
     """A sentence."""
+    never_nodes: builtins.int
+    """Of `nodes`, those that could never take it even if empty and ready; the others only not now."""
     def __init__(
         self,
         *,
@@ -1121,10 +1141,242 @@ class FilterResult(google.protobuf.message.Message):
         best: builtins.int = ...,
         best_node: builtins.str = ...,
         message: builtins.str = ...,
+        never_nodes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["best", b"best", "best_node", b"best_node", "detail", b"detail", "filter", b"filter", "message", b"message", "needed", b"needed", "nodes", b"nodes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["best", b"best", "best_node", b"best_node", "detail", b"detail", "filter", b"filter", "message", b"message", "needed", b"needed", "never_nodes", b"never_nodes", "nodes", b"nodes"]) -> None: ...
 
 global___FilterResult = FilterResult
+
+@typing.final
+class ListGpusRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___ListGpusRequest = ListGpusRequest
+
+@typing.final
+class ListGpusResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GPUS_FIELD_NUMBER: builtins.int
+    @property
+    def gpus(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GpuUsage]:
+        """In order of host name, then of the node's own order; MIG instances after their GPU."""
+
+    def __init__(
+        self,
+        *,
+        gpus: collections.abc.Iterable[global___GpuUsage] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gpus", b"gpus"]) -> None: ...
+
+global___ListGpusResponse = ListGpusResponse
+
+@typing.final
+class GpuUsage(google.protobuf.message.Message):
+    """One GPU and what is claimed of it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: builtins.int
+    HOSTNAME_FIELD_NUMBER: builtins.int
+    GPU_FIELD_NUMBER: builtins.int
+    CLAIMED_SHARE_FIELD_NUMBER: builtins.int
+    CLAIMED_MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    HOLDERS_FIELD_NUMBER: builtins.int
+    USABLE_FIELD_NUMBER: builtins.int
+    node_id: builtins.str
+    hostname: builtins.str
+    claimed_share: builtins.int
+    """Millionths of it that tasks hold."""
+    claimed_memory_bytes: builtins.int
+    """Of its memory; of a whole claim all of it."""
+    usable: builtins.bool
+    """False: no task can be placed on it (its node is not ready or not active, it is unhealthy or split)."""
+    @property
+    def gpu(self) -> swarm.v1.objects_pb2.Gpu: ...
+    @property
+    def holders(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GpuHolder]: ...
+    def __init__(
+        self,
+        *,
+        node_id: builtins.str = ...,
+        hostname: builtins.str = ...,
+        gpu: swarm.v1.objects_pb2.Gpu | None = ...,
+        claimed_share: builtins.int = ...,
+        claimed_memory_bytes: builtins.int = ...,
+        holders: collections.abc.Iterable[global___GpuHolder] | None = ...,
+        usable: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["gpu", b"gpu"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["claimed_memory_bytes", b"claimed_memory_bytes", "claimed_share", b"claimed_share", "gpu", b"gpu", "holders", b"holders", "hostname", b"hostname", "node_id", b"node_id", "usable", b"usable"]) -> None: ...
+
+global___GpuUsage = GpuUsage
+
+@typing.final
+class GpuHolder(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    task_id: builtins.str
+    name: builtins.str
+    """As "web.1"."""
+    share: builtins.int
+    def __init__(
+        self,
+        *,
+        task_id: builtins.str = ...,
+        name: builtins.str = ...,
+        share: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "share", b"share", "task_id", b"task_id"]) -> None: ...
+
+global___GpuHolder = GpuHolder
+
+@typing.final
+class ListQueuesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___ListQueuesRequest = ListQueuesRequest
+
+@typing.final
+class ListQueuesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    QUEUES_FIELD_NUMBER: builtins.int
+    @property
+    def queues(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___QueueUsage]:
+        """`default` first, then by name."""
+
+    def __init__(
+        self,
+        *,
+        queues: collections.abc.Iterable[global___QueueUsage] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["queues", b"queues"]) -> None: ...
+
+global___ListQueuesResponse = ListQueuesResponse
+
+@typing.final
+class QueueUsage(google.protobuf.message.Message):
+    """One queue now. Amounts in the units of QueueSpec."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: builtins.int
+    CPU_NANO_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    GPU_NANO_FIELD_NUMBER: builtins.int
+    TASKS_FIELD_NUMBER: builtins.int
+    JOBS_RUNNING_FIELD_NUMBER: builtins.int
+    WAITING_FIELD_NUMBER: builtins.int
+    FAIR_SHARE_FIELD_NUMBER: builtins.int
+    cpu_nano: builtins.int
+    memory_bytes: builtins.int
+    gpu_nano: builtins.int
+    tasks: builtins.int
+    jobs_running: builtins.int
+    """Jobs with tasks that hold a place, and jobs whose tasks wait, in the order in which they are next."""
+    fair_share: builtins.int
+    """The largest part that its jobs hold of any of the cluster's dimensions, divided by its weight, in millionths: who is lowest is next."""
+    @property
+    def spec(self) -> swarm.v1.specs_pb2.QueueSpec: ...
+    @property
+    def waiting(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        spec: swarm.v1.specs_pb2.QueueSpec | None = ...,
+        cpu_nano: builtins.int = ...,
+        memory_bytes: builtins.int = ...,
+        gpu_nano: builtins.int = ...,
+        tasks: builtins.int = ...,
+        jobs_running: builtins.int = ...,
+        waiting: collections.abc.Iterable[builtins.str] | None = ...,
+        fair_share: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cpu_nano", b"cpu_nano", "fair_share", b"fair_share", "gpu_nano", b"gpu_nano", "jobs_running", b"jobs_running", "memory_bytes", b"memory_bytes", "spec", b"spec", "tasks", b"tasks", "waiting", b"waiting"]) -> None: ...
+
+global___QueueUsage = QueueUsage
+
+@typing.final
+class RebalanceRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: builtins.int
+    NODE_FIELD_NUMBER: builtins.int
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    service: builtins.str
+    """A service by id, name or id prefix; or a node whose tasks may move away. Exactly one."""
+    node: builtins.str
+    dry_run: builtins.bool
+    """Only say what would move."""
+    def __init__(
+        self,
+        *,
+        service: builtins.str = ...,
+        node: builtins.str = ...,
+        dry_run: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dry_run", b"dry_run", "node", b"node", "service", b"service"]) -> None: ...
+
+global___RebalanceRequest = RebalanceRequest
+
+@typing.final
+class RebalanceResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MOVES_FIELD_NUMBER: builtins.int
+    SERVICE_IDS_FIELD_NUMBER: builtins.int
+    @property
+    def moves(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PlannedMove]:
+        """Tasks that would move, in order; the loop decides anew at each step."""
+
+    @property
+    def service_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        moves: collections.abc.Iterable[global___PlannedMove] | None = ...,
+        service_ids: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["moves", b"moves", "service_ids", b"service_ids"]) -> None: ...
+
+global___RebalanceResponse = RebalanceResponse
+
+@typing.final
+class PlannedMove(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    FROM_NODE_ID_FIELD_NUMBER: builtins.int
+    TO_NODE_ID_FIELD_NUMBER: builtins.int
+    task_id: builtins.str
+    name: builtins.str
+    from_node_id: builtins.str
+    to_node_id: builtins.str
+    def __init__(
+        self,
+        *,
+        task_id: builtins.str = ...,
+        name: builtins.str = ...,
+        from_node_id: builtins.str = ...,
+        to_node_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["from_node_id", b"from_node_id", "name", b"name", "task_id", b"task_id", "to_node_id", b"to_node_id"]) -> None: ...
+
+global___PlannedMove = PlannedMove
 
 @typing.final
 class GetJoinTokensRequest(google.protobuf.message.Message):

@@ -142,6 +142,33 @@ REACHABILITY_UNREACHABLE: Reachability.ValueType  # 1
 REACHABILITY_REACHABLE: Reachability.ValueType  # 2
 global___Reachability = Reachability
 
+class _JobState:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _JobStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_JobState.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    JOB_STATE_UNSPECIFIED: _JobState.ValueType  # 0
+    JOB_STATE_QUEUED: _JobState.ValueType  # 1
+    """None of its tasks has a place."""
+    JOB_STATE_RUNNING: _JobState.ValueType  # 2
+    JOB_STATE_COMPLETE: _JobState.ValueType  # 3
+    JOB_STATE_FAILED: _JobState.ValueType  # 4
+    """A task has failed for good."""
+    JOB_STATE_CANCELLED: _JobState.ValueType  # 5
+
+class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper): ...
+
+JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
+JOB_STATE_QUEUED: JobState.ValueType  # 1
+"""None of its tasks has a place."""
+JOB_STATE_RUNNING: JobState.ValueType  # 2
+JOB_STATE_COMPLETE: JobState.ValueType  # 3
+JOB_STATE_FAILED: JobState.ValueType  # 4
+"""A task has failed for good."""
+JOB_STATE_CANCELLED: JobState.ValueType  # 5
+global___JobState = JobState
+
 class _UpdateState:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -230,6 +257,41 @@ TASK_STATE_REMOVE: TaskState.ValueType  # 13
 TASK_STATE_ORPHANED: TaskState.ValueType  # 14
 """Its node is gone for so long that it is given up."""
 global___TaskState = TaskState
+
+class _StopCause:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _StopCauseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_StopCause.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    STOP_CAUSE_UNSPECIFIED: _StopCause.ValueType  # 0
+    STOP_CAUSE_PREEMPTED: _StopCause.ValueType  # 1
+    """A task of a higher priority needs its place."""
+    STOP_CAUSE_TIMED_OUT: _StopCause.ValueType  # 2
+    """It ran for longer than its job allows."""
+    STOP_CAUSE_GANG: _StopCause.ValueType  # 3
+    """Another task of its gang ended or was stopped."""
+    STOP_CAUSE_CANCELLED: _StopCause.ValueType  # 4
+    STOP_CAUSE_MOVED: _StopCause.ValueType  # 5
+    """It goes on elsewhere: a rebalance, or a drained node."""
+    STOP_CAUSE_DEVICE: _StopCause.ValueType  # 6
+    """A device that it held is not healthy."""
+
+class StopCause(_StopCause, metaclass=_StopCauseEnumTypeWrapper): ...
+
+STOP_CAUSE_UNSPECIFIED: StopCause.ValueType  # 0
+STOP_CAUSE_PREEMPTED: StopCause.ValueType  # 1
+"""A task of a higher priority needs its place."""
+STOP_CAUSE_TIMED_OUT: StopCause.ValueType  # 2
+"""It ran for longer than its job allows."""
+STOP_CAUSE_GANG: StopCause.ValueType  # 3
+"""Another task of its gang ended or was stopped."""
+STOP_CAUSE_CANCELLED: StopCause.ValueType  # 4
+STOP_CAUSE_MOVED: StopCause.ValueType  # 5
+"""It goes on elsewhere: a rebalance, or a drained node."""
+STOP_CAUSE_DEVICE: StopCause.ValueType  # 6
+"""A device that it held is not healthy."""
+global___StopCause = StopCause
 
 @typing.final
 class Meta(google.protobuf.message.Message):
@@ -797,6 +859,8 @@ class Service(google.protobuf.message.Message):
     JOB_ITERATION_FIELD_NUMBER: builtins.int
     STACK_ID_FIELD_NUMBER: builtins.int
     PENDING_DELETE_FIELD_NUMBER: builtins.int
+    JOB_STATUS_FIELD_NUMBER: builtins.int
+    REBALANCE_STATUS_FIELD_NUMBER: builtins.int
     id: builtins.str
     spec_version: builtins.int
     """Counts the changes of spec, from 1. ServiceRevision "<id>.<n>" holds each one still referred to."""
@@ -820,6 +884,14 @@ class Service(google.protobuf.message.Message):
     def update_status(self) -> global___UpdateStatus:
         """Absent: never updated."""
 
+    @property
+    def job_status(self) -> global___JobStatus:
+        """Of a job, and of its present iteration."""
+
+    @property
+    def rebalance_status(self) -> global___RebalanceStatus:
+        """Absent: its tasks were never asked to move."""
+
     def __init__(
         self,
         *,
@@ -834,11 +906,96 @@ class Service(google.protobuf.message.Message):
         job_iteration: builtins.int = ...,
         stack_id: builtins.str = ...,
         pending_delete: builtins.bool = ...,
+        job_status: global___JobStatus | None = ...,
+        rebalance_status: global___RebalanceStatus | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["endpoint", b"endpoint", "meta", b"meta", "spec", b"spec", "update_status", b"update_status"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["endpoint", b"endpoint", "id", b"id", "job_iteration", b"job_iteration", "meta", b"meta", "pending_delete", b"pending_delete", "previous_spec_version", b"previous_spec_version", "spec", b"spec", "spec_version", b"spec_version", "stack_id", b"stack_id", "task_version", b"task_version", "update_status", b"update_status"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["endpoint", b"endpoint", "job_status", b"job_status", "meta", b"meta", "rebalance_status", b"rebalance_status", "spec", b"spec", "update_status", b"update_status"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["endpoint", b"endpoint", "id", b"id", "job_iteration", b"job_iteration", "job_status", b"job_status", "meta", b"meta", "pending_delete", b"pending_delete", "previous_spec_version", b"previous_spec_version", "rebalance_status", b"rebalance_status", "spec", b"spec", "spec_version", b"spec_version", "stack_id", b"stack_id", "task_version", b"task_version", "update_status", b"update_status"]) -> None: ...
 
 global___Service = Service
+
+@typing.final
+class JobStatus(google.protobuf.message.Message):
+    """Where a job stands; changes with its state, not with each of its tasks."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: builtins.int
+    ITERATION_FIELD_NUMBER: builtins.int
+    QUEUED_AT_NS_FIELD_NUMBER: builtins.int
+    STARTED_AT_NS_FIELD_NUMBER: builtins.int
+    ENDED_AT_NS_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    EXIT_CODE_FIELD_NUMBER: builtins.int
+    COMPLETED_FIELD_NUMBER: builtins.int
+    FAILED_FIELD_NUMBER: builtins.int
+    state: global___JobState.ValueType
+    iteration: builtins.int
+    queued_at_ns: builtins.int
+    """Unix time, 0: not yet."""
+    started_at_ns: builtins.int
+    ended_at_ns: builtins.int
+    message: builtins.str
+    """Why it failed, for people."""
+    exit_code: builtins.int
+    """Of the first task that failed for good, 0 when complete. Absent: none is known (it runs, was cancelled, timed out, never started)."""
+    completed: builtins.int
+    """Its tasks that completed and that failed for good, once it has ended."""
+    failed: builtins.int
+    def __init__(
+        self,
+        *,
+        state: global___JobState.ValueType = ...,
+        iteration: builtins.int = ...,
+        queued_at_ns: builtins.int = ...,
+        started_at_ns: builtins.int = ...,
+        ended_at_ns: builtins.int = ...,
+        message: builtins.str = ...,
+        exit_code: builtins.int | None = ...,
+        completed: builtins.int = ...,
+        failed: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_exit_code", b"_exit_code", "completed", b"completed", "ended_at_ns", b"ended_at_ns", "exit_code", b"exit_code", "failed", b"failed", "iteration", b"iteration", "message", b"message", "queued_at_ns", b"queued_at_ns", "started_at_ns", b"started_at_ns", "state", b"state"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_exit_code", b"_exit_code"]) -> typing.Literal["exit_code"] | None: ...
+
+global___JobStatus = JobStatus
+
+@typing.final
+class RebalanceStatus(google.protobuf.message.Message):
+    """Moving tasks of a service so that nodes are loaded evenly."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUNNING_FIELD_NUMBER: builtins.int
+    STARTED_AT_NS_FIELD_NUMBER: builtins.int
+    ENDED_AT_NS_FIELD_NUMBER: builtins.int
+    MOVED_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    NODE_ID_FIELD_NUMBER: builtins.int
+    running: builtins.bool
+    """True: it goes on."""
+    started_at_ns: builtins.int
+    ended_at_ns: builtins.int
+    moved: builtins.int
+    """Tasks moved so far."""
+    message: builtins.str
+    """What it is doing, or why it ended."""
+    node_id: builtins.str
+    """Only tasks of this node; empty: of all."""
+    def __init__(
+        self,
+        *,
+        running: builtins.bool = ...,
+        started_at_ns: builtins.int = ...,
+        ended_at_ns: builtins.int = ...,
+        moved: builtins.int = ...,
+        message: builtins.str = ...,
+        node_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ended_at_ns", b"ended_at_ns", "message", b"message", "moved", b"moved", "node_id", b"node_id", "running", b"running", "started_at_ns", b"started_at_ns"]) -> None: ...
+
+global___RebalanceStatus = RebalanceStatus
 
 @typing.final
 class ServiceRevision(google.protobuf.message.Message):
@@ -990,6 +1147,8 @@ class Task(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     JOB_ITERATION_FIELD_NUMBER: builtins.int
     HOST_PORTS_FIELD_NUMBER: builtins.int
+    STOP_CAUSE_FIELD_NUMBER: builtins.int
+    STOP_MESSAGE_FIELD_NUMBER: builtins.int
     id: builtins.str
     service_id: builtins.str
     spec_version: builtins.int
@@ -1002,6 +1161,9 @@ class Task(google.protobuf.message.Message):
     start_after_ns: builtins.int
     """Its desired state becomes running not before this, unix time; 0: at once."""
     job_iteration: builtins.int
+    stop_cause: global___StopCause.ValueType
+    """Why the cluster told it to stop, where that is more than its service's spec; with words for people."""
+    stop_message: builtins.str
     @property
     def meta(self) -> global___Meta: ...
     @property
@@ -1043,9 +1205,11 @@ class Task(google.protobuf.message.Message):
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         job_iteration: builtins.int = ...,
         host_ports: collections.abc.Iterable[swarm.v1.specs_pb2.PortConfig] | None = ...,
+        stop_cause: global___StopCause.ValueType = ...,
+        stop_message: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["meta", b"meta", "status", b"status"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["assigned_generic", b"assigned_generic", "assigned_gpus", b"assigned_gpus", "desired_state", b"desired_state", "host_ports", b"host_ports", "id", b"id", "job_iteration", b"job_iteration", "labels", b"labels", "meta", b"meta", "networks", b"networks", "node_id", b"node_id", "restarts_ns", b"restarts_ns", "service_id", b"service_id", "slot", b"slot", "spec_version", b"spec_version", "start_after_ns", b"start_after_ns", "status", b"status"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["assigned_generic", b"assigned_generic", "assigned_gpus", b"assigned_gpus", "desired_state", b"desired_state", "host_ports", b"host_ports", "id", b"id", "job_iteration", b"job_iteration", "labels", b"labels", "meta", b"meta", "networks", b"networks", "node_id", b"node_id", "restarts_ns", b"restarts_ns", "service_id", b"service_id", "slot", b"slot", "spec_version", b"spec_version", "start_after_ns", b"start_after_ns", "status", b"status", "stop_cause", b"stop_cause", "stop_message", b"stop_message"]) -> None: ...
 
 global___Task = Task
 

@@ -50,12 +50,18 @@ from swarm.v1.structs import (
     LeaveResponse,
     ListAuditRequest,
     ListAuditResponse,
+    ListGpusRequest,
+    ListGpusResponse,
+    ListQueuesRequest,
+    ListQueuesResponse,
     ListRequest,
     ListResponse,
     LogsRequest,
     LogsResponse,
     ManagerMessage,
     PlanStackResponse,
+    RebalanceRequest,
+    RebalanceResponse,
     RelayFrame,
     RemoveRequest,
     RemoveResponse,
@@ -139,6 +145,21 @@ CONTROL_METHODS: tuple[Method, ...] = (
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
         without_manager=False,
         audited=False),
+    Method('/swarm.v1.Control/ListGpus', 'list_gpus', ListGpusRequest, ListGpusResponse,
+        client_streams=False, server_streams=False,
+        callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
+        without_manager=False,
+        audited=False),
+    Method('/swarm.v1.Control/ListQueues', 'list_queues', ListQueuesRequest, ListQueuesResponse,
+        client_streams=False, server_streams=False,
+        callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
+        without_manager=False,
+        audited=False),
+    Method('/swarm.v1.Control/Rebalance', 'rebalance', RebalanceRequest, RebalanceResponse,
+        client_streams=False, server_streams=False,
+        callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
+        without_manager=False,
+        audited=True),
     Method('/swarm.v1.Control/Logs', 'logs', LogsRequest, LogsResponse,
         client_streams=False, server_streams=True,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
@@ -226,29 +247,41 @@ class ControlClient:
         """Why a task is where it is, or why it is nowhere."""
         return await self._channel.unary_unary(CONTROL_METHODS[12], ExplainTaskResponse, request, timeout_s)
 
+    async def list_gpus(self, request: ListGpusRequest, *, timeout_s: float | None = 60.0) -> ListGpusResponse:
+        """All GPUs, with who has what of them."""
+        return await self._channel.unary_unary(CONTROL_METHODS[13], ListGpusResponse, request, timeout_s)
+
+    async def list_queues(self, request: ListQueuesRequest, *, timeout_s: float | None = 60.0) -> ListQueuesResponse:
+        """The queues of jobs: what they hold, may hold and wait for."""
+        return await self._channel.unary_unary(CONTROL_METHODS[14], ListQueuesResponse, request, timeout_s)
+
+    async def rebalance(self, request: RebalanceRequest, *, timeout_s: float | None = 60.0) -> RebalanceResponse:
+        """Moves tasks so that nodes are loaded evenly; the control loop does it, start first and within the services' budgets."""
+        return await self._channel.unary_unary(CONTROL_METHODS[15], RebalanceResponse, request, timeout_s)
+
     def logs(self, request: LogsRequest, *, timeout_s: float | None = None) -> AsyncIterator[LogsResponse]:
         """Lines of the tasks chosen, from their nodes."""
-        return self._channel.unary_stream(CONTROL_METHODS[13], LogsResponse, request, timeout_s)
+        return self._channel.unary_stream(CONTROL_METHODS[16], LogsResponse, request, timeout_s)
 
     def exec(self, request: AsyncIterable[ExecInput], *, timeout_s: float | None = None) -> AsyncIterator[ExecOutput]:
         """Runs a command inside a task. The first message is `start`."""
-        return self._channel.stream_stream(CONTROL_METHODS[14], ExecOutput, request, timeout_s)
+        return self._channel.stream_stream(CONTROL_METHODS[17], ExecOutput, request, timeout_s)
 
     async def get_join_tokens(self, request: GetJoinTokensRequest, *, timeout_s: float | None = 60.0) -> GetJoinTokensResponse:
         """The join tokens, after rotating them where asked."""
-        return await self._channel.unary_unary(CONTROL_METHODS[15], GetJoinTokensResponse, request, timeout_s)
+        return await self._channel.unary_unary(CONTROL_METHODS[18], GetJoinTokensResponse, request, timeout_s)
 
     async def get_unlock_key(self, request: GetUnlockKeyRequest, *, timeout_s: float | None = 60.0) -> GetUnlockKeyResponse:
         """The key that opens this cluster's managers after a restart; autolock must be on."""
-        return await self._channel.unary_unary(CONTROL_METHODS[16], GetUnlockKeyResponse, request, timeout_s)
+        return await self._channel.unary_unary(CONTROL_METHODS[19], GetUnlockKeyResponse, request, timeout_s)
 
     def backup(self, request: BackupRequest, *, timeout_s: float | None = None) -> AsyncIterator[BackupResponse]:
         """All of the cluster's state at one revision, in the format of swarm/backup.py, keys included."""
-        return self._channel.unary_stream(CONTROL_METHODS[17], BackupResponse, request, timeout_s)
+        return self._channel.unary_stream(CONTROL_METHODS[20], BackupResponse, request, timeout_s)
 
     def list_audit(self, request: ListAuditRequest, *, timeout_s: float | None = None) -> AsyncIterator[ListAuditResponse]:
         """The audit trail of the manager that answers, oldest first."""
-        return self._channel.unary_stream(CONTROL_METHODS[18], ListAuditResponse, request, timeout_s)
+        return self._channel.unary_stream(CONTROL_METHODS[21], ListAuditResponse, request, timeout_s)
 
 
 class ControlServicer(Protocol):
@@ -300,6 +333,18 @@ class ControlServicer(Protocol):
 
     async def explain_task(self, request: ExplainTaskRequest, context: Context) -> ExplainTaskResponse:
         """Why a task is where it is, or why it is nowhere."""
+        ...
+
+    async def list_gpus(self, request: ListGpusRequest, context: Context) -> ListGpusResponse:
+        """All GPUs, with who has what of them."""
+        ...
+
+    async def list_queues(self, request: ListQueuesRequest, context: Context) -> ListQueuesResponse:
+        """The queues of jobs: what they hold, may hold and wait for."""
+        ...
+
+    async def rebalance(self, request: RebalanceRequest, context: Context) -> RebalanceResponse:
+        """Moves tasks so that nodes are loaded evenly; the control loop does it, start first and within the services' budgets."""
         ...
 
     def logs(self, request: LogsRequest, context: Context) -> AsyncIterator[LogsResponse]:

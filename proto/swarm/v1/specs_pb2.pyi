@@ -99,8 +99,14 @@ class ServiceSpec(google.protobuf.message.Message):
     ROLLBACK_FIELD_NUMBER: builtins.int
     ENDPOINT_FIELD_NUMBER: builtins.int
     DEPENDS_ON_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    JOB_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Unique in the cluster; at most 63 characters of [a-zA-Z0-9_.-], first and last alphanumeric."""
+    priority: builtins.int
+    """Who is placed first where not all fit, -1000 to 1000, and who may be stopped for it: a task takes the place of tasks of a lower
+    priority, never of an equal one.
+    """
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """The service's own labels; the stack's name is `com.docker.stack.namespace`."""
@@ -131,6 +137,10 @@ class ServiceSpec(google.protobuf.message.Message):
         any one of them before later ones (manager/control/gates.py).
         """
 
+    @property
+    def job(self) -> global___JobSpec:
+        """Of a job, beyond its mode. Absent: the queue `default`, no gang, no timeout, kept for ever."""
+
     def __init__(
         self,
         *,
@@ -142,11 +152,51 @@ class ServiceSpec(google.protobuf.message.Message):
         rollback: global___UpdateConfig | None = ...,
         endpoint: global___EndpointSpec | None = ...,
         depends_on: collections.abc.Iterable[global___Dependency] | None = ...,
+        priority: builtins.int = ...,
+        job: global___JobSpec | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["endpoint", b"endpoint", "mode", b"mode", "rollback", b"rollback", "task", b"task", "update", b"update"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["depends_on", b"depends_on", "endpoint", b"endpoint", "labels", b"labels", "mode", b"mode", "name", b"name", "rollback", b"rollback", "task", b"task", "update", b"update"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["endpoint", b"endpoint", "job", b"job", "mode", b"mode", "rollback", b"rollback", "task", b"task", "update", b"update"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["depends_on", b"depends_on", "endpoint", b"endpoint", "job", b"job", "labels", b"labels", "mode", b"mode", "name", b"name", "priority", b"priority", "rollback", b"rollback", "task", b"task", "update", b"update"]) -> None: ...
 
 global___ServiceSpec = ServiceSpec
+
+@typing.final
+class JobSpec(google.protobuf.message.Message):
+    """How a job waits, runs and ends. Its retries are the template's restart policy (on-failure, max_attempts, delay: doubled with each
+    attempt, at most 5 minutes).
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    QUEUE_FIELD_NUMBER: builtins.int
+    GANG_FIELD_NUMBER: builtins.int
+    TIMEOUT_NS_FIELD_NUMBER: builtins.int
+    KEEP_NS_FIELD_NUMBER: builtins.int
+    CANCELLED_FIELD_NUMBER: builtins.int
+    queue: builtins.str
+    """One of ClusterSpec.scheduling.queues, or empty for `default`."""
+    gang: builtins.bool
+    """All of its tasks run at the same time or none does. Only for replicated jobs that run all tasks at once."""
+    timeout_ns: builtins.int
+    """How long one task may run; then it is stopped and has failed for good. 0: no limit."""
+    keep_ns: builtins.int
+    """How long the job is kept once it has ended; then it is removed. Absent: until somebody removes it."""
+    cancelled: builtins.bool
+    """It should not run (any more): its tasks are stopped and stay as history."""
+    def __init__(
+        self,
+        *,
+        queue: builtins.str = ...,
+        gang: builtins.bool = ...,
+        timeout_ns: builtins.int = ...,
+        keep_ns: builtins.int | None = ...,
+        cancelled: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_keep_ns", b"_keep_ns", "keep_ns", b"keep_ns"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_keep_ns", b"_keep_ns", "cancelled", b"cancelled", "gang", b"gang", "keep_ns", b"keep_ns", "queue", b"queue", "timeout_ns", b"timeout_ns"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_keep_ns", b"_keep_ns"]) -> typing.Literal["keep_ns"] | None: ...
+
+global___JobSpec = JobSpec
 
 @typing.final
 class Dependency(google.protobuf.message.Message):
@@ -1242,7 +1292,7 @@ class Resources(google.protobuf.message.Message):
     cpu_nano: builtins.int
     memory_bytes: builtins.int
     pids: builtins.int
-    """Processes; only as a limit."""
+    """Processes and threads."""
     @property
     def generic(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GenericResource]: ...
     @property
@@ -1324,7 +1374,9 @@ class DeviceRequest(google.protobuf.message.Message):
         """Any of these sets must be satisfied; compose writes one set."""
 
     @property
-    def options(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
+    def options(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """For GPUs, read by swarm/gpus.py: model ("A100|H100"), memory ("40GiB"), fraction ("0.5"), capability (">=8.0")."""
+
     def __init__(
         self,
         *,
@@ -1387,8 +1439,11 @@ class Placement(google.protobuf.message.Message):
     PREFERENCES_FIELD_NUMBER: builtins.int
     MAX_REPLICAS_FIELD_NUMBER: builtins.int
     PLATFORMS_FIELD_NUMBER: builtins.int
+    STRATEGY_FIELD_NUMBER: builtins.int
     max_replicas: builtins.int
     """0: no limit."""
+    strategy: builtins.str
+    """spread or binpack; empty: ClusterSpec.scheduling.strategy."""
     @property
     def constraints(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """"node.labels.zone == a"; all must hold."""
@@ -1406,24 +1461,35 @@ class Placement(google.protobuf.message.Message):
         preferences: collections.abc.Iterable[global___PlacementPreference] | None = ...,
         max_replicas: builtins.int = ...,
         platforms: collections.abc.Iterable[global___Platform] | None = ...,
+        strategy: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["constraints", b"constraints", "max_replicas", b"max_replicas", "platforms", b"platforms", "preferences", b"preferences"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["constraints", b"constraints", "max_replicas", b"max_replicas", "platforms", b"platforms", "preferences", b"preferences", "strategy", b"strategy"]) -> None: ...
 
 global___Placement = Placement
 
 @typing.final
 class PlacementPreference(google.protobuf.message.Message):
+    """Either `spread` or `affinity` is set."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     SPREAD_FIELD_NUMBER: builtins.int
+    AFFINITY_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
     spread: builtins.str
     """Spread evenly over the values of this node attribute, "node.labels.zone"."""
+    affinity: builtins.str
+    """A condition as in constraints. Nodes where it holds come before others, by the sum of the weights; after spread preferences."""
+    weight: builtins.int
+    """-100 to 100; below 0: such nodes are avoided. 0 is taken as 1."""
     def __init__(
         self,
         *,
         spread: builtins.str = ...,
+        affinity: builtins.str = ...,
+        weight: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["spread", b"spread"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["affinity", b"affinity", "spread", b"spread", "weight", b"weight"]) -> None: ...
 
 global___PlacementPreference = PlacementPreference
 
@@ -1610,6 +1676,7 @@ class ClusterSpec(google.protobuf.message.Message):
     SIGNING_CA_KEY_FIELD_NUMBER: builtins.int
     DATA_KEY_LIFETIME_NS_FIELD_NUMBER: builtins.int
     DATA_KEY_FORCE_ROTATE_FIELD_NUMBER: builtins.int
+    SCHEDULING_FIELD_NUMBER: builtins.int
     name: builtins.str
     task_history_limit: builtins.int
     """Ended tasks kept per slot; 5 when the cluster is made."""
@@ -1638,6 +1705,10 @@ class ClusterSpec(google.protobuf.message.Message):
     def raft(self) -> global___RaftConfig: ...
     @property
     def external_cas(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ExternalCa]: ...
+    @property
+    def scheduling(self) -> global___SchedulingConfig:
+        """Absent: spread, fgd, one queue."""
+
     def __init__(
         self,
         *,
@@ -1655,11 +1726,98 @@ class ClusterSpec(google.protobuf.message.Message):
         signing_ca_key: builtins.str = ...,
         data_key_lifetime_ns: builtins.int = ...,
         data_key_force_rotate: builtins.int = ...,
+        scheduling: global___SchedulingConfig | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["default_log_driver", b"default_log_driver", "raft", b"raft"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["autolock_managers", b"autolock_managers", "ca_force_rotate", b"ca_force_rotate", "data_key_force_rotate", b"data_key_force_rotate", "data_key_lifetime_ns", b"data_key_lifetime_ns", "default_log_driver", b"default_log_driver", "external_cas", b"external_cas", "heartbeat_period_ns", b"heartbeat_period_ns", "labels", b"labels", "name", b"name", "node_cert_expiry_ns", b"node_cert_expiry_ns", "raft", b"raft", "signing_ca_cert", b"signing_ca_cert", "signing_ca_key", b"signing_ca_key", "task_history_limit", b"task_history_limit"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["default_log_driver", b"default_log_driver", "raft", b"raft", "scheduling", b"scheduling"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["autolock_managers", b"autolock_managers", "ca_force_rotate", b"ca_force_rotate", "data_key_force_rotate", b"data_key_force_rotate", "data_key_lifetime_ns", b"data_key_lifetime_ns", "default_log_driver", b"default_log_driver", "external_cas", b"external_cas", "heartbeat_period_ns", b"heartbeat_period_ns", "labels", b"labels", "name", b"name", "node_cert_expiry_ns", b"node_cert_expiry_ns", "raft", b"raft", "scheduling", b"scheduling", "signing_ca_cert", b"signing_ca_cert", "signing_ca_key", b"signing_ca_key", "task_history_limit", b"task_history_limit"]) -> None: ...
 
 global___ClusterSpec = ClusterSpec
+
+@typing.final
+class SchedulingConfig(google.protobuf.message.Message):
+    """How the scheduler chooses."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STRATEGY_FIELD_NUMBER: builtins.int
+    GPU_POLICY_FIELD_NUMBER: builtins.int
+    QUEUES_FIELD_NUMBER: builtins.int
+    REBALANCE_FIELD_NUMBER: builtins.int
+    strategy: builtins.str
+    """For services that say nothing: spread or binpack; empty: spread."""
+    gpu_policy: builtins.str
+    """For tasks with GPUs: fgd, fgd-paper, best-fit, dot-product, packing or spread; empty: fgd."""
+    @property
+    def queues(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___QueueSpec]:
+        """`default` exists without being named here."""
+
+    @property
+    def rebalance(self) -> global___RebalanceConfig:
+        """Moves tasks by itself when nodes are loaded unevenly. Absent: only when asked to."""
+
+    def __init__(
+        self,
+        *,
+        strategy: builtins.str = ...,
+        gpu_policy: builtins.str = ...,
+        queues: collections.abc.Iterable[global___QueueSpec] | None = ...,
+        rebalance: global___RebalanceConfig | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["rebalance", b"rebalance"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["gpu_policy", b"gpu_policy", "queues", b"queues", "rebalance", b"rebalance", "strategy", b"strategy"]) -> None: ...
+
+global___SchedulingConfig = SchedulingConfig
+
+@typing.final
+class QueueSpec(google.protobuf.message.Message):
+    """Jobs that wait together."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    CPU_NANO_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    GPU_NANO_FIELD_NUMBER: builtins.int
+    TASKS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """1 to 63 of [a-zA-Z0-9_.-], first and last alphanumeric."""
+    weight: builtins.int
+    """Its share where queues compete, against the weights of the others; 0: 1."""
+    cpu_nano: builtins.int
+    """What its jobs may hold at the same time, 0: no limit. GPUs in billionths, as CPUs are."""
+    memory_bytes: builtins.int
+    gpu_nano: builtins.int
+    tasks: builtins.int
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        weight: builtins.int = ...,
+        cpu_nano: builtins.int = ...,
+        memory_bytes: builtins.int = ...,
+        gpu_nano: builtins.int = ...,
+        tasks: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cpu_nano", b"cpu_nano", "gpu_nano", b"gpu_nano", "memory_bytes", b"memory_bytes", "name", b"name", "tasks", b"tasks", "weight", b"weight"]) -> None: ...
+
+global___QueueSpec = QueueSpec
+
+@typing.final
+class RebalanceConfig(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    QUIET_NS_FIELD_NUMBER: builtins.int
+    quiet_ns: builtins.int
+    """How long after the last change of nodes or services; 0: 5 minutes."""
+    def __init__(
+        self,
+        *,
+        quiet_ns: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["quiet_ns", b"quiet_ns"]) -> None: ...
+
+global___RebalanceConfig = RebalanceConfig
 
 @typing.final
 class RaftConfig(google.protobuf.message.Message):

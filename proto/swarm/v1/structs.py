@@ -61,6 +61,14 @@ class Reachability(enum.IntEnum):
     UNREACHABLE = 1
     REACHABLE = 2
 
+class JobState(enum.IntEnum):
+    UNSPECIFIED = 0
+    QUEUED = 1
+    RUNNING = 2
+    COMPLETE = 3
+    FAILED = 4
+    CANCELLED = 5
+
 class UpdateState(enum.IntEnum):
     UNSPECIFIED = 0
     UPDATING = 1
@@ -88,6 +96,15 @@ class TaskState(enum.IntEnum):
     REJECTED = 12
     REMOVE = 13
     ORPHANED = 14
+
+class StopCause(enum.IntEnum):
+    UNSPECIFIED = 0
+    PREEMPTED = 1
+    TIMED_OUT = 2
+    GANG = 3
+    CANCELLED = 4
+    MOVED = 5
+    DEVICE = 6
 
 class Caller(enum.IntEnum):
     """A kind of caller, told by the connection: the unix socket, or the certificate's role."""
@@ -345,7 +362,11 @@ class RestartPolicy(Message, frozen=True, kw_only=True, omit_defaults=True, gc=F
 
 
 class PlacementPreference(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Either `spread` or `affinity` is set."""
+
     spread: str = ""
+    affinity: str = ""
+    weight: int = 0
 
 
 class Platform(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -360,6 +381,7 @@ class Placement(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False
     preferences: tuple[PlacementPreference, ...] = ()
     max_replicas: int = 0
     platforms: tuple[Platform, ...] = ()
+    strategy: str = ""
 
 
 class NetworkAttachmentSpec(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -455,6 +477,16 @@ class Dependency(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
     restart: bool = False
 
 
+class JobSpec(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """How a job waits, runs and ends. Its retries are the template's restart policy (on-failure, max_attempts, delay: doubled with each attempt, at most 5 minutes)."""
+
+    queue: str = ""
+    gang: bool = False
+    timeout_ns: int = 0
+    keep_ns: int | None = None
+    cancelled: bool = False
+
+
 class ServiceSpec(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """The desired state of one service."""
 
@@ -466,6 +498,8 @@ class ServiceSpec(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
     rollback: UpdateConfig | None = None
     endpoint: EndpointSpec | None = None
     depends_on: tuple[Dependency, ...] = ()
+    priority: int = 0
+    job: JobSpec | None = None
 
 
 class NodeSpec(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -492,6 +526,30 @@ class ExternalCa(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
     ca_cert: str = ""
 
 
+class QueueSpec(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Jobs that wait together."""
+
+    name: str = ""
+    weight: int = 0
+    cpu_nano: int = 0
+    memory_bytes: int = 0
+    gpu_nano: int = 0
+    tasks: int = 0
+
+
+class RebalanceConfig(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    quiet_ns: int = 0
+
+
+class SchedulingConfig(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """How the scheduler chooses."""
+
+    strategy: str = ""
+    gpu_policy: str = ""
+    queues: tuple[QueueSpec, ...] = ()
+    rebalance: RebalanceConfig | None = None
+
+
 class ClusterSpec(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     name: str = ""
     labels: dict[str, str] = field(default_factory=dict)
@@ -507,6 +565,7 @@ class ClusterSpec(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
     signing_ca_key: str = ""
     data_key_lifetime_ns: int = 0
     data_key_force_rotate: int = 0
+    scheduling: SchedulingConfig | None = None
 
 
 class SecretSpec(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -731,6 +790,31 @@ class UpdateStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     next_batch_at_ns: int = 0
 
 
+class JobStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Where a job stands; changes with its state, not with each of its tasks."""
+
+    state: JobState = JobState.UNSPECIFIED
+    iteration: int = 0
+    queued_at_ns: int = 0
+    started_at_ns: int = 0
+    ended_at_ns: int = 0
+    message: str = ""
+    exit_code: int | None = None
+    completed: int = 0
+    failed: int = 0
+
+
+class RebalanceStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Moving tasks of a service so that nodes are loaded evenly."""
+
+    running: bool = False
+    started_at_ns: int = 0
+    ended_at_ns: int = 0
+    moved: int = 0
+    message: str = ""
+    node_id: str = ""
+
+
 class Service(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     id: str = ""
     meta: Meta | None = None
@@ -743,6 +827,8 @@ class Service(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     job_iteration: int = 0
     stack_id: str = ""
     pending_delete: bool = False
+    job_status: JobStatus | None = None
+    rebalance_status: RebalanceStatus | None = None
 
 
 class ServiceRevision(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -797,6 +883,8 @@ class Task(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     labels: dict[str, str] = field(default_factory=dict)
     job_iteration: int = 0
     host_ports: tuple[PortConfig, ...] = ()
+    stop_cause: StopCause = StopCause.UNSPECIFIED
+    stop_message: str = ""
 
 
 class Secret(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -1213,6 +1301,7 @@ class FilterResult(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     best: int = 0
     best_node: str = ""
     message: str = ""
+    never_nodes: int = 0
 
 
 class ExplainTaskResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -1224,6 +1313,75 @@ class ExplainTaskResponse(Message, frozen=True, kw_only=True, omit_defaults=True
     filters: tuple[FilterResult, ...] = ()
     never: bool = False
     hint: str = ""
+    decision: str = ""
+    queue: str = ""
+    queue_position: int = 0
+    held_back: tuple[str, ...] = ()
+
+
+class ListGpusRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    pass
+
+
+class GpuHolder(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    task_id: str = ""
+    name: str = ""
+    share: int = 0
+
+
+class GpuUsage(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """One GPU and what is claimed of it."""
+
+    node_id: str = ""
+    hostname: str = ""
+    gpu: Gpu | None = None
+    claimed_share: int = 0
+    claimed_memory_bytes: int = 0
+    holders: tuple[GpuHolder, ...] = ()
+    usable: bool = False
+
+
+class ListGpusResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    gpus: tuple[GpuUsage, ...] = ()
+
+
+class ListQueuesRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    pass
+
+
+class QueueUsage(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """One queue now. Amounts in the units of QueueSpec."""
+
+    spec: QueueSpec | None = None
+    cpu_nano: int = 0
+    memory_bytes: int = 0
+    gpu_nano: int = 0
+    tasks: int = 0
+    jobs_running: int = 0
+    waiting: tuple[str, ...] = ()
+    fair_share: int = 0
+
+
+class ListQueuesResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    queues: tuple[QueueUsage, ...] = ()
+
+
+class RebalanceRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    service: str = ""
+    node: str = ""
+    dry_run: bool = False
+
+
+class PlannedMove(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    task_id: str = ""
+    name: str = ""
+    from_node_id: str = ""
+    to_node_id: str = ""
+
+
+class RebalanceResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    moves: tuple[PlannedMove, ...] = ()
+    service_ids: tuple[str, ...] = ()
 
 
 class GetJoinTokensRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -2257,11 +2415,17 @@ def _read_restart_policy(m: Any) -> RestartPolicy:
 def _fill_placement_preference(s: PlacementPreference, m: Any) -> None:
     if s.spread:
         m.spread = s.spread
+    if s.affinity:
+        m.affinity = s.affinity
+    if s.weight:
+        m.weight = s.weight
 
 
 def _read_placement_preference(m: Any) -> PlacementPreference:
     return PlacementPreference(
         spread=m.spread,
+        affinity=m.affinity,
+        weight=m.weight,
     )
 
 
@@ -2288,6 +2452,8 @@ def _fill_placement(s: Placement, m: Any) -> None:
         m.max_replicas = s.max_replicas
     for platforms in s.platforms:
         _fill_platform(platforms, m.platforms.add())
+    if s.strategy:
+        m.strategy = s.strategy
 
 
 def _read_placement(m: Any) -> Placement:
@@ -2296,6 +2462,7 @@ def _read_placement(m: Any) -> Placement:
         preferences=tuple([_read_placement_preference(v) for v in m.preferences]),
         max_replicas=m.max_replicas,
         platforms=tuple([_read_platform(v) for v in m.platforms]),
+        strategy=m.strategy,
     )
 
 
@@ -2518,6 +2685,29 @@ def _read_dependency(m: Any) -> Dependency:
     )
 
 
+def _fill_job_spec(s: JobSpec, m: Any) -> None:
+    if s.queue:
+        m.queue = s.queue
+    if s.gang:
+        m.gang = s.gang
+    if s.timeout_ns:
+        m.timeout_ns = s.timeout_ns
+    if s.keep_ns is not None:
+        m.keep_ns = s.keep_ns
+    if s.cancelled:
+        m.cancelled = s.cancelled
+
+
+def _read_job_spec(m: Any) -> JobSpec:
+    return JobSpec(
+        queue=m.queue,
+        gang=m.gang,
+        timeout_ns=m.timeout_ns,
+        keep_ns=m.keep_ns if m.HasField('keep_ns') else None,
+        cancelled=m.cancelled,
+    )
+
+
 def _fill_service_spec(s: ServiceSpec, m: Any) -> None:
     if s.name:
         m.name = s.name
@@ -2540,6 +2730,11 @@ def _fill_service_spec(s: ServiceSpec, m: Any) -> None:
         _fill_endpoint_spec(s.endpoint, m.endpoint)
     for depends_on in s.depends_on:
         _fill_dependency(depends_on, m.depends_on.add())
+    if s.priority:
+        m.priority = s.priority
+    if s.job is not None:
+        m.job.SetInParent()
+        _fill_job_spec(s.job, m.job)
 
 
 def _read_service_spec(m: Any) -> ServiceSpec:
@@ -2552,6 +2747,8 @@ def _read_service_spec(m: Any) -> ServiceSpec:
         rollback=_read_update_config(m.rollback) if m.HasField('rollback') else None,
         endpoint=_read_endpoint_spec(m.endpoint) if m.HasField('endpoint') else None,
         depends_on=tuple([_read_dependency(v) for v in m.depends_on]),
+        priority=m.priority,
+        job=_read_job_spec(m.job) if m.HasField('job') else None,
     )
 
 
@@ -2618,6 +2815,64 @@ def _read_external_ca(m: Any) -> ExternalCa:
     )
 
 
+def _fill_queue_spec(s: QueueSpec, m: Any) -> None:
+    if s.name:
+        m.name = s.name
+    if s.weight:
+        m.weight = s.weight
+    if s.cpu_nano:
+        m.cpu_nano = s.cpu_nano
+    if s.memory_bytes:
+        m.memory_bytes = s.memory_bytes
+    if s.gpu_nano:
+        m.gpu_nano = s.gpu_nano
+    if s.tasks:
+        m.tasks = s.tasks
+
+
+def _read_queue_spec(m: Any) -> QueueSpec:
+    return QueueSpec(
+        name=m.name,
+        weight=m.weight,
+        cpu_nano=m.cpu_nano,
+        memory_bytes=m.memory_bytes,
+        gpu_nano=m.gpu_nano,
+        tasks=m.tasks,
+    )
+
+
+def _fill_rebalance_config(s: RebalanceConfig, m: Any) -> None:
+    if s.quiet_ns:
+        m.quiet_ns = s.quiet_ns
+
+
+def _read_rebalance_config(m: Any) -> RebalanceConfig:
+    return RebalanceConfig(
+        quiet_ns=m.quiet_ns,
+    )
+
+
+def _fill_scheduling_config(s: SchedulingConfig, m: Any) -> None:
+    if s.strategy:
+        m.strategy = s.strategy
+    if s.gpu_policy:
+        m.gpu_policy = s.gpu_policy
+    for queues in s.queues:
+        _fill_queue_spec(queues, m.queues.add())
+    if s.rebalance is not None:
+        m.rebalance.SetInParent()
+        _fill_rebalance_config(s.rebalance, m.rebalance)
+
+
+def _read_scheduling_config(m: Any) -> SchedulingConfig:
+    return SchedulingConfig(
+        strategy=m.strategy,
+        gpu_policy=m.gpu_policy,
+        queues=tuple([_read_queue_spec(v) for v in m.queues]),
+        rebalance=_read_rebalance_config(m.rebalance) if m.HasField('rebalance') else None,
+    )
+
+
 def _fill_cluster_spec(s: ClusterSpec, m: Any) -> None:
     if s.name:
         m.name = s.name
@@ -2649,6 +2904,9 @@ def _fill_cluster_spec(s: ClusterSpec, m: Any) -> None:
         m.data_key_lifetime_ns = s.data_key_lifetime_ns
     if s.data_key_force_rotate:
         m.data_key_force_rotate = s.data_key_force_rotate
+    if s.scheduling is not None:
+        m.scheduling.SetInParent()
+        _fill_scheduling_config(s.scheduling, m.scheduling)
 
 
 def _read_cluster_spec(m: Any) -> ClusterSpec:
@@ -2667,6 +2925,7 @@ def _read_cluster_spec(m: Any) -> ClusterSpec:
         signing_ca_key=m.signing_ca_key,
         data_key_lifetime_ns=m.data_key_lifetime_ns,
         data_key_force_rotate=m.data_key_force_rotate,
+        scheduling=_read_scheduling_config(m.scheduling) if m.HasField('scheduling') else None,
     )
 
 
@@ -3290,6 +3549,67 @@ def _read_update_status(m: Any) -> UpdateStatus:
     )
 
 
+def _fill_job_status(s: JobStatus, m: Any) -> None:
+    if s.state:
+        m.state = s.state
+    if s.iteration:
+        m.iteration = s.iteration
+    if s.queued_at_ns:
+        m.queued_at_ns = s.queued_at_ns
+    if s.started_at_ns:
+        m.started_at_ns = s.started_at_ns
+    if s.ended_at_ns:
+        m.ended_at_ns = s.ended_at_ns
+    if s.message:
+        m.message = s.message
+    if s.exit_code is not None:
+        m.exit_code = s.exit_code
+    if s.completed:
+        m.completed = s.completed
+    if s.failed:
+        m.failed = s.failed
+
+
+def _read_job_status(m: Any) -> JobStatus:
+    return JobStatus(
+        state=JobState(m.state),
+        iteration=m.iteration,
+        queued_at_ns=m.queued_at_ns,
+        started_at_ns=m.started_at_ns,
+        ended_at_ns=m.ended_at_ns,
+        message=m.message,
+        exit_code=m.exit_code if m.HasField('exit_code') else None,
+        completed=m.completed,
+        failed=m.failed,
+    )
+
+
+def _fill_rebalance_status(s: RebalanceStatus, m: Any) -> None:
+    if s.running:
+        m.running = s.running
+    if s.started_at_ns:
+        m.started_at_ns = s.started_at_ns
+    if s.ended_at_ns:
+        m.ended_at_ns = s.ended_at_ns
+    if s.moved:
+        m.moved = s.moved
+    if s.message:
+        m.message = s.message
+    if s.node_id:
+        m.node_id = s.node_id
+
+
+def _read_rebalance_status(m: Any) -> RebalanceStatus:
+    return RebalanceStatus(
+        running=m.running,
+        started_at_ns=m.started_at_ns,
+        ended_at_ns=m.ended_at_ns,
+        moved=m.moved,
+        message=m.message,
+        node_id=m.node_id,
+    )
+
+
 def _fill_service(s: Service, m: Any) -> None:
     if s.id:
         m.id = s.id
@@ -3317,6 +3637,12 @@ def _fill_service(s: Service, m: Any) -> None:
         m.stack_id = s.stack_id
     if s.pending_delete:
         m.pending_delete = s.pending_delete
+    if s.job_status is not None:
+        m.job_status.SetInParent()
+        _fill_job_status(s.job_status, m.job_status)
+    if s.rebalance_status is not None:
+        m.rebalance_status.SetInParent()
+        _fill_rebalance_status(s.rebalance_status, m.rebalance_status)
 
 
 def _read_service(m: Any) -> Service:
@@ -3332,6 +3658,8 @@ def _read_service(m: Any) -> Service:
         job_iteration=m.job_iteration,
         stack_id=m.stack_id,
         pending_delete=m.pending_delete,
+        job_status=_read_job_status(m.job_status) if m.HasField('job_status') else None,
+        rebalance_status=_read_rebalance_status(m.rebalance_status) if m.HasField('rebalance_status') else None,
     )
 
 
@@ -3462,6 +3790,10 @@ def _fill_task(s: Task, m: Any) -> None:
         m.job_iteration = s.job_iteration
     for host_ports in s.host_ports:
         _fill_port_config(host_ports, m.host_ports.add())
+    if s.stop_cause:
+        m.stop_cause = s.stop_cause
+    if s.stop_message:
+        m.stop_message = s.stop_message
 
 
 def _read_task(m: Any) -> Task:
@@ -3482,6 +3814,8 @@ def _read_task(m: Any) -> Task:
         labels=dict(m.labels),
         job_iteration=m.job_iteration,
         host_ports=tuple([_read_port_config(v) for v in m.host_ports]),
+        stop_cause=StopCause(m.stop_cause),
+        stop_message=m.stop_message,
     )
 
 
@@ -4635,6 +4969,8 @@ def _fill_filter_result(s: FilterResult, m: Any) -> None:
         m.best_node = s.best_node
     if s.message:
         m.message = s.message
+    if s.never_nodes:
+        m.never_nodes = s.never_nodes
 
 
 def _read_filter_result(m: Any) -> FilterResult:
@@ -4646,6 +4982,7 @@ def _read_filter_result(m: Any) -> FilterResult:
         best=m.best,
         best_node=m.best_node,
         message=m.message,
+        never_nodes=m.never_nodes,
     )
 
 
@@ -4662,6 +4999,14 @@ def _fill_explain_task_response(s: ExplainTaskResponse, m: Any) -> None:
         m.never = s.never
     if s.hint:
         m.hint = s.hint
+    if s.decision:
+        m.decision = s.decision
+    if s.queue:
+        m.queue = s.queue
+    if s.queue_position:
+        m.queue_position = s.queue_position
+    if s.held_back:
+        m.held_back.extend(s.held_back)
 
 
 def _read_explain_task_response(m: Any) -> ExplainTaskResponse:
@@ -4672,6 +5017,181 @@ def _read_explain_task_response(m: Any) -> ExplainTaskResponse:
         filters=tuple([_read_filter_result(v) for v in m.filters]),
         never=m.never,
         hint=m.hint,
+        decision=m.decision,
+        queue=m.queue,
+        queue_position=m.queue_position,
+        held_back=tuple(m.held_back),
+    )
+
+
+def _fill_list_gpus_request(s: ListGpusRequest, m: Any) -> None:
+    pass
+
+
+def _read_list_gpus_request(m: Any) -> ListGpusRequest:
+    return ListGpusRequest(
+    )
+
+
+def _fill_gpu_holder(s: GpuHolder, m: Any) -> None:
+    if s.task_id:
+        m.task_id = s.task_id
+    if s.name:
+        m.name = s.name
+    if s.share:
+        m.share = s.share
+
+
+def _read_gpu_holder(m: Any) -> GpuHolder:
+    return GpuHolder(
+        task_id=m.task_id,
+        name=m.name,
+        share=m.share,
+    )
+
+
+def _fill_gpu_usage(s: GpuUsage, m: Any) -> None:
+    if s.node_id:
+        m.node_id = s.node_id
+    if s.hostname:
+        m.hostname = s.hostname
+    if s.gpu is not None:
+        m.gpu.SetInParent()
+        _fill_gpu(s.gpu, m.gpu)
+    if s.claimed_share:
+        m.claimed_share = s.claimed_share
+    if s.claimed_memory_bytes:
+        m.claimed_memory_bytes = s.claimed_memory_bytes
+    for holders in s.holders:
+        _fill_gpu_holder(holders, m.holders.add())
+    if s.usable:
+        m.usable = s.usable
+
+
+def _read_gpu_usage(m: Any) -> GpuUsage:
+    return GpuUsage(
+        node_id=m.node_id,
+        hostname=m.hostname,
+        gpu=_read_gpu(m.gpu) if m.HasField('gpu') else None,
+        claimed_share=m.claimed_share,
+        claimed_memory_bytes=m.claimed_memory_bytes,
+        holders=tuple([_read_gpu_holder(v) for v in m.holders]),
+        usable=m.usable,
+    )
+
+
+def _fill_list_gpus_response(s: ListGpusResponse, m: Any) -> None:
+    for gpus in s.gpus:
+        _fill_gpu_usage(gpus, m.gpus.add())
+
+
+def _read_list_gpus_response(m: Any) -> ListGpusResponse:
+    return ListGpusResponse(
+        gpus=tuple([_read_gpu_usage(v) for v in m.gpus]),
+    )
+
+
+def _fill_list_queues_request(s: ListQueuesRequest, m: Any) -> None:
+    pass
+
+
+def _read_list_queues_request(m: Any) -> ListQueuesRequest:
+    return ListQueuesRequest(
+    )
+
+
+def _fill_queue_usage(s: QueueUsage, m: Any) -> None:
+    if s.spec is not None:
+        m.spec.SetInParent()
+        _fill_queue_spec(s.spec, m.spec)
+    if s.cpu_nano:
+        m.cpu_nano = s.cpu_nano
+    if s.memory_bytes:
+        m.memory_bytes = s.memory_bytes
+    if s.gpu_nano:
+        m.gpu_nano = s.gpu_nano
+    if s.tasks:
+        m.tasks = s.tasks
+    if s.jobs_running:
+        m.jobs_running = s.jobs_running
+    if s.waiting:
+        m.waiting.extend(s.waiting)
+    if s.fair_share:
+        m.fair_share = s.fair_share
+
+
+def _read_queue_usage(m: Any) -> QueueUsage:
+    return QueueUsage(
+        spec=_read_queue_spec(m.spec) if m.HasField('spec') else None,
+        cpu_nano=m.cpu_nano,
+        memory_bytes=m.memory_bytes,
+        gpu_nano=m.gpu_nano,
+        tasks=m.tasks,
+        jobs_running=m.jobs_running,
+        waiting=tuple(m.waiting),
+        fair_share=m.fair_share,
+    )
+
+
+def _fill_list_queues_response(s: ListQueuesResponse, m: Any) -> None:
+    for queues in s.queues:
+        _fill_queue_usage(queues, m.queues.add())
+
+
+def _read_list_queues_response(m: Any) -> ListQueuesResponse:
+    return ListQueuesResponse(
+        queues=tuple([_read_queue_usage(v) for v in m.queues]),
+    )
+
+
+def _fill_rebalance_request(s: RebalanceRequest, m: Any) -> None:
+    if s.service:
+        m.service = s.service
+    if s.node:
+        m.node = s.node
+    if s.dry_run:
+        m.dry_run = s.dry_run
+
+
+def _read_rebalance_request(m: Any) -> RebalanceRequest:
+    return RebalanceRequest(
+        service=m.service,
+        node=m.node,
+        dry_run=m.dry_run,
+    )
+
+
+def _fill_planned_move(s: PlannedMove, m: Any) -> None:
+    if s.task_id:
+        m.task_id = s.task_id
+    if s.name:
+        m.name = s.name
+    if s.from_node_id:
+        m.from_node_id = s.from_node_id
+    if s.to_node_id:
+        m.to_node_id = s.to_node_id
+
+
+def _read_planned_move(m: Any) -> PlannedMove:
+    return PlannedMove(
+        task_id=m.task_id,
+        name=m.name,
+        from_node_id=m.from_node_id,
+        to_node_id=m.to_node_id,
+    )
+
+
+def _fill_rebalance_response(s: RebalanceResponse, m: Any) -> None:
+    for moves in s.moves:
+        _fill_planned_move(moves, m.moves.add())
+    if s.service_ids:
+        m.service_ids.extend(s.service_ids)
+
+
+def _read_rebalance_response(m: Any) -> RebalanceResponse:
+    return RebalanceResponse(
+        moves=tuple([_read_planned_move(v) for v in m.moves]),
+        service_ids=tuple(m.service_ids),
     )
 
 
@@ -5819,10 +6339,14 @@ _MODULE: dict[type[Message], str] = {
     PortConfig: 'specs_pb2',
     EndpointSpec: 'specs_pb2',
     Dependency: 'specs_pb2',
+    JobSpec: 'specs_pb2',
     ServiceSpec: 'specs_pb2',
     NodeSpec: 'specs_pb2',
     RaftConfig: 'specs_pb2',
     ExternalCa: 'specs_pb2',
+    QueueSpec: 'specs_pb2',
+    RebalanceConfig: 'specs_pb2',
+    SchedulingConfig: 'specs_pb2',
     ClusterSpec: 'specs_pb2',
     SecretSpec: 'specs_pb2',
     ConfigSpec: 'specs_pb2',
@@ -5847,6 +6371,8 @@ _MODULE: dict[type[Message], str] = {
     VirtualIp: 'objects_pb2',
     Endpoint: 'objects_pb2',
     UpdateStatus: 'objects_pb2',
+    JobStatus: 'objects_pb2',
+    RebalanceStatus: 'objects_pb2',
     Service: 'objects_pb2',
     ServiceRevision: 'objects_pb2',
     ContainerStatus: 'objects_pb2',
@@ -5905,6 +6431,16 @@ _MODULE: dict[type[Message], str] = {
     ExplainTaskRequest: 'control_pb2',
     FilterResult: 'control_pb2',
     ExplainTaskResponse: 'control_pb2',
+    ListGpusRequest: 'control_pb2',
+    GpuHolder: 'control_pb2',
+    GpuUsage: 'control_pb2',
+    ListGpusResponse: 'control_pb2',
+    ListQueuesRequest: 'control_pb2',
+    QueueUsage: 'control_pb2',
+    ListQueuesResponse: 'control_pb2',
+    RebalanceRequest: 'control_pb2',
+    PlannedMove: 'control_pb2',
+    RebalanceResponse: 'control_pb2',
     GetJoinTokensRequest: 'control_pb2',
     GetJoinTokensResponse: 'control_pb2',
     BackupRequest: 'control_pb2',
@@ -6000,10 +6536,14 @@ _FILL: dict[type[Message], Any] = {
     PortConfig: _fill_port_config,
     EndpointSpec: _fill_endpoint_spec,
     Dependency: _fill_dependency,
+    JobSpec: _fill_job_spec,
     ServiceSpec: _fill_service_spec,
     NodeSpec: _fill_node_spec,
     RaftConfig: _fill_raft_config,
     ExternalCa: _fill_external_ca,
+    QueueSpec: _fill_queue_spec,
+    RebalanceConfig: _fill_rebalance_config,
+    SchedulingConfig: _fill_scheduling_config,
     ClusterSpec: _fill_cluster_spec,
     SecretSpec: _fill_secret_spec,
     ConfigSpec: _fill_config_spec,
@@ -6028,6 +6568,8 @@ _FILL: dict[type[Message], Any] = {
     VirtualIp: _fill_virtual_ip,
     Endpoint: _fill_endpoint,
     UpdateStatus: _fill_update_status,
+    JobStatus: _fill_job_status,
+    RebalanceStatus: _fill_rebalance_status,
     Service: _fill_service,
     ServiceRevision: _fill_service_revision,
     ContainerStatus: _fill_container_status,
@@ -6086,6 +6628,16 @@ _FILL: dict[type[Message], Any] = {
     ExplainTaskRequest: _fill_explain_task_request,
     FilterResult: _fill_filter_result,
     ExplainTaskResponse: _fill_explain_task_response,
+    ListGpusRequest: _fill_list_gpus_request,
+    GpuHolder: _fill_gpu_holder,
+    GpuUsage: _fill_gpu_usage,
+    ListGpusResponse: _fill_list_gpus_response,
+    ListQueuesRequest: _fill_list_queues_request,
+    QueueUsage: _fill_queue_usage,
+    ListQueuesResponse: _fill_list_queues_response,
+    RebalanceRequest: _fill_rebalance_request,
+    PlannedMove: _fill_planned_move,
+    RebalanceResponse: _fill_rebalance_response,
     GetJoinTokensRequest: _fill_get_join_tokens_request,
     GetJoinTokensResponse: _fill_get_join_tokens_response,
     BackupRequest: _fill_backup_request,
@@ -6181,10 +6733,14 @@ _READ: dict[type[Message], Any] = {
     PortConfig: _read_port_config,
     EndpointSpec: _read_endpoint_spec,
     Dependency: _read_dependency,
+    JobSpec: _read_job_spec,
     ServiceSpec: _read_service_spec,
     NodeSpec: _read_node_spec,
     RaftConfig: _read_raft_config,
     ExternalCa: _read_external_ca,
+    QueueSpec: _read_queue_spec,
+    RebalanceConfig: _read_rebalance_config,
+    SchedulingConfig: _read_scheduling_config,
     ClusterSpec: _read_cluster_spec,
     SecretSpec: _read_secret_spec,
     ConfigSpec: _read_config_spec,
@@ -6209,6 +6765,8 @@ _READ: dict[type[Message], Any] = {
     VirtualIp: _read_virtual_ip,
     Endpoint: _read_endpoint,
     UpdateStatus: _read_update_status,
+    JobStatus: _read_job_status,
+    RebalanceStatus: _read_rebalance_status,
     Service: _read_service,
     ServiceRevision: _read_service_revision,
     ContainerStatus: _read_container_status,
@@ -6267,6 +6825,16 @@ _READ: dict[type[Message], Any] = {
     ExplainTaskRequest: _read_explain_task_request,
     FilterResult: _read_filter_result,
     ExplainTaskResponse: _read_explain_task_response,
+    ListGpusRequest: _read_list_gpus_request,
+    GpuHolder: _read_gpu_holder,
+    GpuUsage: _read_gpu_usage,
+    ListGpusResponse: _read_list_gpus_response,
+    ListQueuesRequest: _read_list_queues_request,
+    QueueUsage: _read_queue_usage,
+    ListQueuesResponse: _read_list_queues_response,
+    RebalanceRequest: _read_rebalance_request,
+    PlannedMove: _read_planned_move,
+    RebalanceResponse: _read_rebalance_response,
     GetJoinTokensRequest: _read_get_join_tokens_request,
     GetJoinTokensResponse: _read_get_join_tokens_response,
     BackupRequest: _read_backup_request,
@@ -6355,4 +6923,4 @@ def decode(cls: type[M], data: bytes) -> M:
     return _READ[cls](m)  # type: ignore[no-any-return]  # the table pairs each class with its reader
 
 
-__all__ = ['AdmitRequest', 'AdmitResponse', 'AgentMessage', 'AppArmorOpts', 'Assignment', 'Assignments', 'AuditRecord', 'Availability', 'Backend', 'BackupRequest', 'BackupResponse', 'BindOptions', 'Caller', 'Cluster', 'ClusterInfo', 'ClusterSpec', 'Config', 'ConfigData', 'ConfigReference', 'ConfigSpec', 'ContainerSpec', 'ContainerStatus', 'CreateRequest', 'CreateResponse', 'CredentialSpec', 'DataKey', 'Dependency', 'DeployStackRequest', 'DeployStackResponse', 'DeviceMapping', 'DeviceRequest', 'DnsConfig', 'Driver', 'Endpoint', 'EndpointSpec', 'EnfranchiseRequest', 'EnfranchiseResponse', 'EngineDescription', 'EnginePlugin', 'EtcdAccess', 'EtcdPeer', 'Event', 'ExecInput', 'ExecOutput', 'ExecStart', 'ExplainTaskRequest', 'ExplainTaskResponse', 'ExternalCa', 'FieldChange', 'FileTarget', 'Filter', 'FilterResult', 'ForwardFrame', 'ForwardStart', 'GenericResource', 'GetInfoRequest', 'GetInfoResponse', 'GetJoinTokensRequest', 'GetJoinTokensResponse', 'GetNodeInfoRequest', 'GetNodeInfoResponse', 'GetRequest', 'GetResponse', 'GetStackHistoryRequest', 'GetStackHistoryResponse', 'GetUnlockKeyRequest', 'GetUnlockKeyResponse', 'Global', 'GlobalJob', 'Goodbye', 'Gpu', 'GpuLink', 'GpuProcess', 'GpuProximity', 'HealthConfig', 'Heartbeat', 'HeartbeatAck', 'Hello', 'IngressService', 'InitRequest', 'InitResponse', 'IpamConfig', 'IpamOptions', 'IssueClientCertificateRequest', 'IssueClientCertificateResponse', 'IssueNodeCertificateRequest', 'IssueNodeCertificateResponse', 'JoinRequest', 'JoinResponse', 'Keyring', 'Kind', 'LeaveRequest', 'LeaveResponse', 'Leaving', 'ListAuditRequest', 'ListAuditResponse', 'ListRequest', 'ListResponse', 'LogLine', 'LogOptions', 'LogStream', 'LogsRequest', 'LogsResponse', 'ManagerMessage', 'ManagerStatus', 'Message', 'Meta', 'Mount', 'Network', 'NetworkAttachment', 'NetworkAttachmentSpec', 'NetworkSpec', 'Node', 'NodeDescription', 'NodePlacement', 'NodeRole', 'NodeSpec', 'NodeState', 'NodeStatus', 'Object', 'PendingPlacement', 'Placement', 'PlacementPreference', 'PlanStackResponse', 'PlannedChange', 'Platform', 'PortConfig', 'Privileges', 'RaftConfig', 'Reachability', 'RelayFrame', 'RelayRequest', 'RemoveRequest', 'RemoveResponse', 'Replicated', 'ReplicatedJob', 'ResourceRequirements', 'Resources', 'RestartPolicy', 'RestoreRequest', 'RestoreResponse', 'RestoreStart', 'RotateRequest', 'RotateResponse', 'SeLinuxContext', 'SeccompOpts', 'Secret', 'SecretData', 'SecretReference', 'SecretSpec', 'Service', 'ServiceMode', 'ServicePlacement', 'ServiceRevision', 'ServiceSpec', 'ServiceStatus', 'Spec', 'Stack', 'StackChange', 'StackRevision', 'StackRollback', 'StackSpec', 'StatusAck', 'StatusBatch', 'Task', 'TaskReport', 'TaskSpec', 'TaskState', 'TaskStats', 'TaskStatus', 'TmpfsOption', 'TmpfsOptions', 'Ulimit', 'UnlockRequest', 'UnlockResponse', 'UpdateConfig', 'UpdateRequest', 'UpdateResponse', 'UpdateState', 'UpdateStatus', 'VirtualIp', 'Volume', 'VolumeOptions', 'VolumeSpec', 'WatchRequest', 'WatchResponse', 'WatchServicesRequest', 'WatchServicesResponse', 'Welcome', 'WindowSize', 'decode', 'encode']
+__all__ = ['AdmitRequest', 'AdmitResponse', 'AgentMessage', 'AppArmorOpts', 'Assignment', 'Assignments', 'AuditRecord', 'Availability', 'Backend', 'BackupRequest', 'BackupResponse', 'BindOptions', 'Caller', 'Cluster', 'ClusterInfo', 'ClusterSpec', 'Config', 'ConfigData', 'ConfigReference', 'ConfigSpec', 'ContainerSpec', 'ContainerStatus', 'CreateRequest', 'CreateResponse', 'CredentialSpec', 'DataKey', 'Dependency', 'DeployStackRequest', 'DeployStackResponse', 'DeviceMapping', 'DeviceRequest', 'DnsConfig', 'Driver', 'Endpoint', 'EndpointSpec', 'EnfranchiseRequest', 'EnfranchiseResponse', 'EngineDescription', 'EnginePlugin', 'EtcdAccess', 'EtcdPeer', 'Event', 'ExecInput', 'ExecOutput', 'ExecStart', 'ExplainTaskRequest', 'ExplainTaskResponse', 'ExternalCa', 'FieldChange', 'FileTarget', 'Filter', 'FilterResult', 'ForwardFrame', 'ForwardStart', 'GenericResource', 'GetInfoRequest', 'GetInfoResponse', 'GetJoinTokensRequest', 'GetJoinTokensResponse', 'GetNodeInfoRequest', 'GetNodeInfoResponse', 'GetRequest', 'GetResponse', 'GetStackHistoryRequest', 'GetStackHistoryResponse', 'GetUnlockKeyRequest', 'GetUnlockKeyResponse', 'Global', 'GlobalJob', 'Goodbye', 'Gpu', 'GpuHolder', 'GpuLink', 'GpuProcess', 'GpuProximity', 'GpuUsage', 'HealthConfig', 'Heartbeat', 'HeartbeatAck', 'Hello', 'IngressService', 'InitRequest', 'InitResponse', 'IpamConfig', 'IpamOptions', 'IssueClientCertificateRequest', 'IssueClientCertificateResponse', 'IssueNodeCertificateRequest', 'IssueNodeCertificateResponse', 'JobSpec', 'JobState', 'JobStatus', 'JoinRequest', 'JoinResponse', 'Keyring', 'Kind', 'LeaveRequest', 'LeaveResponse', 'Leaving', 'ListAuditRequest', 'ListAuditResponse', 'ListGpusRequest', 'ListGpusResponse', 'ListQueuesRequest', 'ListQueuesResponse', 'ListRequest', 'ListResponse', 'LogLine', 'LogOptions', 'LogStream', 'LogsRequest', 'LogsResponse', 'ManagerMessage', 'ManagerStatus', 'Message', 'Meta', 'Mount', 'Network', 'NetworkAttachment', 'NetworkAttachmentSpec', 'NetworkSpec', 'Node', 'NodeDescription', 'NodePlacement', 'NodeRole', 'NodeSpec', 'NodeState', 'NodeStatus', 'Object', 'PendingPlacement', 'Placement', 'PlacementPreference', 'PlanStackResponse', 'PlannedChange', 'PlannedMove', 'Platform', 'PortConfig', 'Privileges', 'QueueSpec', 'QueueUsage', 'RaftConfig', 'Reachability', 'RebalanceConfig', 'RebalanceRequest', 'RebalanceResponse', 'RebalanceStatus', 'RelayFrame', 'RelayRequest', 'RemoveRequest', 'RemoveResponse', 'Replicated', 'ReplicatedJob', 'ResourceRequirements', 'Resources', 'RestartPolicy', 'RestoreRequest', 'RestoreResponse', 'RestoreStart', 'RotateRequest', 'RotateResponse', 'SchedulingConfig', 'SeLinuxContext', 'SeccompOpts', 'Secret', 'SecretData', 'SecretReference', 'SecretSpec', 'Service', 'ServiceMode', 'ServicePlacement', 'ServiceRevision', 'ServiceSpec', 'ServiceStatus', 'Spec', 'Stack', 'StackChange', 'StackRevision', 'StackRollback', 'StackSpec', 'StatusAck', 'StatusBatch', 'StopCause', 'Task', 'TaskReport', 'TaskSpec', 'TaskState', 'TaskStats', 'TaskStatus', 'TmpfsOption', 'TmpfsOptions', 'Ulimit', 'UnlockRequest', 'UnlockResponse', 'UpdateConfig', 'UpdateRequest', 'UpdateResponse', 'UpdateState', 'UpdateStatus', 'VirtualIp', 'Volume', 'VolumeOptions', 'VolumeSpec', 'WatchRequest', 'WatchResponse', 'WatchServicesRequest', 'WatchServicesResponse', 'Welcome', 'WindowSize', 'decode', 'encode']
