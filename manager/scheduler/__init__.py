@@ -11,7 +11,7 @@ from manager.scheduler.explain import Account, account, ceiling, explain, reason
 from manager.scheduler.filters import FILTERS, Rejection, rejection, unavailable, unseen, unsuitable
 from manager.scheduler.placement import ASSIGNED_MESSAGE, Group, Placement, place
 from manager.scheduler.requirement import NOTHING, Requirement, requirement_of
-from manager.scheduler.table import FAILURES_MAX, NodeInfo, NodeTable
+from manager.scheduler.table import FAILURES_MAX, Claim, NodeInfo, NodeTable
 
 __all__ = [
     "ASSIGNED_MESSAGE",
@@ -20,6 +20,7 @@ __all__ = [
     "NOTHING",
     "Account",
     "Attribute",
+    "Claim",
     "Constraint",
     "Group",
     "NodeInfo",

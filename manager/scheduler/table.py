@@ -17,7 +17,8 @@ What counts:
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from manager.scheduler.requirement import (
@@ -138,12 +139,13 @@ class NodeInfo:
         return sum(1 for t in times if t > now_ns - FAILURE_WINDOW_NS)
 
 
-class _Claim:
-    """What one task takes of its node."""
+class Claim:
+    """What one task takes of its node. `active`: it should go on running."""
 
-    __slots__ = ("active", "generic", "gpus", "node_id", "requirement", "service_id")
+    __slots__ = ("active", "generic", "gpus", "node_id", "requirement", "service_id", "task_id")
 
     def __init__(self, task: Task, requirement: Requirement) -> None:
+        self.task_id = task.id
         self.node_id = task.node_id
         self.service_id = task.service_id
         self.requirement = requirement
@@ -153,7 +155,8 @@ class _Claim:
 
     def __eq__(self, other: object) -> bool:
         return (
-            isinstance(other, _Claim)
+            isinstance(other, Claim)
+            and self.task_id == other.task_id
             and self.node_id == other.node_id
             and self.active == other.active
             and self.service_id == other.service_id
@@ -170,9 +173,9 @@ class NodeTable:
 
     def __init__(self) -> None:
         self.nodes: dict[str, NodeInfo] = {}
-        self._claims: dict[str, _Claim] = {}
-        # Claims on nodes that are not (yet) there: counted when the node comes.
-        self._homeless: dict[str, set[str]] = {}
+        self._claims: dict[str, Claim] = {}
+        # By node and task; also of nodes that are not (yet) there: counted when the node comes.
+        self._on: dict[str, dict[str, Claim]] = {}
         # The nodes by load, as of when it was last asked for, and those whose load has changed
         # since; None: to be made anew.
         self._by_load: list[Load] | None = None
@@ -211,15 +214,12 @@ class NodeTable:
         if node is None:
             if info is not None:
                 del self.nodes[node_id]
-                here = {i for i, claim in self._claims.items() if claim.node_id == node_id}
-                if here:
-                    self._homeless[node_id] = here
         elif info is not None:
             info.set_node(node)
         else:
             info = self.nodes[node_id] = NodeInfo(node)
-            for task_id in sorted(self._homeless.pop(node_id, ())):
-                _add(info, self._claims[task_id], 1)
+            for claim in self._on.get(node_id, {}).values():
+                _add(info, claim, 1)
 
     def sync_nodes(self, view: View) -> None:
         """Catches up with changes of nodes that have not been applied; a comparison a node."""
@@ -236,30 +236,39 @@ class NodeTable:
         old = self._claims.get(task_id)
         new = None
         if task is not None and task.node_id and _holds(_state(task)):
-            new = _Claim(task, self.requirement(task, view))
+            new = Claim(task, self.requirement(task, view))
         if old is None and new is None:
             return
         if old is not None:
             if old == new:
                 return
-            self._move(task_id, old, -1)
+            here = self._on[old.node_id]
+            del here[task_id]
+            if not here:
+                del self._on[old.node_id]
+            self._move(old, -1)
             del self._claims[task_id]
         if new is not None:
             self._claims[task_id] = new
-            self._move(task_id, new, 1)
+            here_now = self._on.get(new.node_id)
+            if here_now is None:
+                here_now = self._on[new.node_id] = {}
+            here_now[task_id] = new
+            self._move(new, 1)
 
-    def _move(self, task_id: str, claim: _Claim, sign: int) -> None:
+    def _move(self, claim: Claim, sign: int) -> None:
         info = self.nodes.get(claim.node_id)
         if info is not None:
             _add(info, claim, sign)
             self._moved.add(claim.node_id)
-        elif sign > 0:
-            self._homeless.setdefault(claim.node_id, set()).add(task_id)
-        else:
-            waiting = self._homeless.get(claim.node_id, set())
-            waiting.discard(task_id)
-            if not waiting:
-                self._homeless.pop(claim.node_id, None)
+
+    def claim_of(self, task_id: str) -> Claim | None:
+        """What a task holds; None: nothing."""
+        return self._claims.get(task_id)
+
+    def claims_on(self, node_id: str) -> Mapping[str, Claim]:
+        """What tasks hold of a node, by task id; a view of the table, so not to be kept."""
+        return MappingProxyType(self._on.get(node_id, {}))
 
     def by_load(self) -> list[Load]:
         """All nodes, least loaded first. Made when asked for: what has changed since is moved, so
@@ -360,7 +369,7 @@ def _holds(state: TaskState) -> bool:
     return state >= TaskState.ASSIGNED and not states.ended(state)
 
 
-def _add(info: NodeInfo, claim: _Claim, sign: int) -> None:
+def _add(info: NodeInfo, claim: Claim, sign: int) -> None:
     """Counts a claim in (1) or out (-1)."""
     if claim.active:
         info.active += sign
