@@ -16,12 +16,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
-from msgspec import structs
-
-from manager.control.gates import Gates
 from manager.control.history import (
     forget_orphans,
     keep_versions,
@@ -29,9 +25,9 @@ from manager.control.history import (
     remove_service,
 )
 from manager.control.nodes import follow_nodes
+from manager.control.placing import Placer, service_name
 from manager.control.restart import promote, restart
 from manager.control.scale import scale
-from manager.control.slots import is_unplaced
 from manager.control.template import (
     PAUSED,
     UPDATING,
@@ -40,31 +36,15 @@ from manager.control.template import (
     state_of,
     update_config,
 )
+from manager.control.tick import Tick
 from manager.control.update import update
 from manager.control.work import Budget, Work
-from manager.scheduler import Group, NodeTable, account, place, reason
+from manager.scheduler import NodeTable
 from manager.store import Change, Draft, View
 from swarm import errors, ids, states
-from swarm.clock import SECOND_NS
-from swarm.v1 import Cluster, Kind, Node, Service, Task, TaskState, TaskStatus
+from swarm.v1 import Cluster, Kind, Node, Service, Task, TaskState
 
 CREATED_MAX = 5_000  # tasks that one tick may create: some 0.1 s of work, one commit of 2 MB
-# How often the reason of a task that stays pending is written anew when only its numbers change.
-REASON_INTERVAL_NS = 5 * SECOND_NS
-
-
-@dataclass(slots=True)
-class Tick:
-    """What one tick did, until it is known whether it was committed."""
-
-    services: tuple[str, ...] = ()
-    unfinished: set[str] = field(default_factory=set)
-    wakes: dict[str, int] = field(default_factory=dict)
-    gates: dict[str, set[str]] = field(default_factory=dict)
-    touched: list[str] = field(default_factory=list)
-    placed: int = 0
-    created: int = 0
-    retried: bool = False
 
 
 class Controller:
@@ -78,11 +58,9 @@ class Controller:
         """
         self._rng = rng
         self._created_max = created_max
-        self._explains = explains
         self.table = NodeTable()
+        self._placer = Placer(self.table, explains=explains)
         self.dirty: set[str] = set()  # services to look at
-        self._freed = True  # something may fit now that did not before
-        self._pending: dict[str, set[str]] = {}  # service -> tasks without a node
         self._per_node: set[str] = set()  # services with one task a node
         # Service name -> services whose gates look at it.
         self._gates: dict[str, set[str]] = {}
@@ -99,8 +77,8 @@ class Controller:
         """Forgets everything and begins with this view; all services are dirty."""
         self.table = NodeTable.build(view)
         self.dirty = {s.id for s in view.all(Service)}
-        self._freed = True
-        self._pending, self._per_node, self._gates = {}, set(), {}
+        self._placer.reset(self.table)
+        self._per_node, self._gates = set(), {}
         self._wake, self._heap = {}, []
         self._running, self._survived = {}, set()
         self._tick = None
@@ -110,8 +88,7 @@ class Controller:
         for task in view.all(Task):
             if task.service_id not in self.dirty:
                 self.dirty.add(task.service_id)  # its service is gone
-            if is_unplaced(task):
-                self._pending.setdefault(task.service_id, set()).add(task.id)
+            self._placer.note_task(task)
             if task.service_id in rolling and state_of(task) == TaskState.RUNNING:
                 self._running[task.id] = task.meta.updated_at_ns if task.meta else 0
 
@@ -147,23 +124,12 @@ class Controller:
     def _observe_task(self, old: Task | None, new: Task | None, view: View, *, own: bool) -> None:
         task = new or old
         assert task is not None
-        waiting = self._pending.get(task.service_id, set())
-        if new is not None and is_unplaced(new):
-            self._pending.setdefault(task.service_id, waiting).add(task.id)
-        elif task.id in waiting:
-            waiting.discard(task.id)
-            if not waiting:
-                del self._pending[task.service_id]
+        self._placer.observe_task(old, new)
         before = state_of(old) if old is not None else TaskState.NEW
         after = state_of(new) if new is not None else before
-        held = old is not None and bool(old.node_id) and not states.ended(before)
-        if held and (new is None or states.ended(after)):
-            self._freed = True
         if old is not None and new is not None and before == after:
-            if old.desired_state != new.desired_state:
-                self._freed = True  # max_replicas counts by desired state
-                if not own:
-                    self.dirty.add(task.service_id)
+            if old.desired_state != new.desired_state and not own:
+                self.dirty.add(task.service_id)
             return
         if own:
             return
@@ -205,7 +171,7 @@ class Controller:
     def _observe_node(self, change: Change, view: View) -> None:
         if _matters(change.old) == _matters(change.new):
             return
-        self._freed = True
+        self._placer.observe_node()
         here = {t.service_id for t in view.by(Task, "node", change.id)}
         self.dirty |= self._per_node
         self.dirty |= here
@@ -231,7 +197,7 @@ class Controller:
         """Whether a tick would have something to look at."""
         due_ns = self.next_wake_ns()
         due = due_ns is not None and due_ns <= now_ns
-        return bool(self.dirty) or due or (self._freed and bool(self._pending))
+        return bool(self.dirty) or due or self._placer.has_work
 
     def _set_wake(self, service_id: str, at_ns: int) -> None:
         if at_ns:
@@ -252,20 +218,14 @@ class Controller:
             self.dirty.add(service_id)
         self.table.sync_nodes(draft)
         # By name: ids are drawn by lot, and a rehearsal must come to the same as the deploy.
-        order = tuple(sorted(self.dirty, key=lambda i: (_name(draft, i), i)))
-        tick = self._tick = Tick(services=order, retried=self._freed)
+        order = tuple(sorted(self.dirty, key=lambda i: (service_name(draft, i), i)))
+        tick = self._tick = Tick(services=order)
         budget = Budget(self._created_max)
         waiting: list[Task] = []
         for service_id in tick.services:
             waiting.extend(self._service(draft, service_id, budget, tick))
         tick.created = self._created_max - budget.tasks
-        if self._freed:
-            done = set(tick.services)
-            for service_id in sorted(self._pending, key=lambda i: (_name(draft, i), i)):
-                if service_id not in done:
-                    waiting.extend(self._still_pending(draft, service_id, tick))
-        if waiting:
-            self._place(draft, waiting, tick)
+        self._placer.run(draft, waiting, tick)
         return tick
 
     def _service(self, draft: Draft, service_id: str, budget: Budget, tick: Tick) -> Iterable[Task]:
@@ -301,7 +261,7 @@ class Controller:
         return unplaced
 
     def _flush(self, work: Work, tick: Tick, *, waiting: Collection[str] = ()) -> None:
-        """Writes the service's changes, except of tasks that wait for a node: `_place` does."""
+        """Writes the service's changes, except of tasks that wait for a node: the Placer does."""
         draft = work.draft
         changed = [t for t in work.changed() if t.id not in waiting]
         for task in changed:
@@ -316,72 +276,6 @@ class Controller:
             self.table.sync_task(task_id, draft.get(Task, task_id), draft)
         tick.touched.extend(task_ids)
 
-    def _still_pending(self, draft: Draft, service_id: str, tick: Tick) -> list[Task]:
-        """The tasks of a service that need not be looked at otherwise, as far as they may run."""
-        found = (draft.get(Task, i) for i in sorted(self._pending[service_id]))
-        waiting = [t for t in found if t is not None and is_unplaced(t)]
-        service = draft.get(Service, service_id)
-        if service is None:
-            return waiting
-        gates = Gates(draft, service)
-        free = []
-        for task in waiting:
-            closed = gates.loose(task.spec_version)
-            for gate in closed:
-                tick.gates.setdefault(gate.gate.service, set()).add(service_id)
-            if not closed:
-                free.append(task)
-        return free
-
-    def _place(self, draft: Draft, waiting: list[Task], tick: Tick) -> None:
-        """Gives the waiting tasks nodes, longest waiting group first, and notes why others wait."""
-        grouped: dict[tuple[str, int, str], list[Task]] = {}
-        for task in waiting:
-            key = (task.service_id, task.spec_version, task.node_id)
-            grouped.setdefault(key, []).append(task)
-        groups = [
-            Group(
-                service_id=key[0],
-                spec_version=key[1],
-                requirement=self.table.requirement_of_version(key[0], key[1], draft),
-                tasks=sorted(tasks, key=lambda t: (t.slot, t.id)),
-                node_id=key[2],
-            )
-            for key, tasks in grouped.items()
-        ]
-        for group in sorted(
-            groups, key=lambda g: (_oldest(g, draft.now_ns), _name(draft, g.service_id))
-        ):
-            result = place(self.table, group, draft, draft.now_ns)
-            for task in result.placed:
-                draft.put(task)
-            tick.touched.extend(t.id for t in result.placed)
-            tick.placed += len(result.placed)
-            if result.left:
-                self._note_reason(draft, group, result.left, tick)
-
-    def _note_reason(self, draft: Draft, group: Group, left: tuple[Task, ...], tick: Tick) -> None:
-        if not self._explains:
-            for task in left:
-                if draft.get(Task, task.id) is not task:
-                    draft.put(task)
-            return
-        why = reason(account(self.table, group.requirement, group.service_id, group.node_id))
-        now_ns = draft.now_ns
-        for task in left:
-            status = task.status or TaskStatus()
-            again_ns = status.timestamp_ns + REASON_INTERVAL_NS
-            if task.meta is not None and status.err == why:
-                pass
-            elif task.meta is not None and status.err and now_ns < again_ns:
-                earlier = tick.wakes.get(task.service_id, 0)
-                tick.wakes[task.service_id] = min(earlier or again_ns, again_ns)
-            else:
-                status = structs.replace(status, timestamp_ns=now_ns, err=why)
-                task = structs.replace(task, status=status)
-            if draft.get(Task, task.id) is not task:
-                draft.put(task)
-
     # -------------------------------------------------------------- after the commit
 
     def done(self) -> None:
@@ -391,8 +285,7 @@ class Controller:
         assert tick is not None
         self._tick = None
         self.dirty = (self.dirty - set(tick.services)) | tick.unfinished
-        if tick.retried:
-            self._freed = False
+        self._placer.done(tick)
         for service_id in tick.services:
             self._set_wake(service_id, tick.wakes.get(service_id, 0))
         for service_id in tick.wakes.keys() - set(tick.services):
@@ -416,30 +309,17 @@ class Controller:
     @property
     def pending(self) -> int:
         """Tasks that wait for a node."""
-        return sum(len(waiting) for waiting in self._pending.values())
+        return self._placer.pending
 
     def check_invariants(self, view: View) -> None:
         """The memory agrees with the view, once all its changes were observed; for tests."""
         self.table.check_invariants(view)
-        unplaced: dict[str, set[str]] = {}
-        for task in view.all(Task):
-            if is_unplaced(task):
-                unplaced.setdefault(task.service_id, set()).add(task.id)
-        errors.invariant(self._pending == unplaced, "tasks that wait for a node are off")
+        self._placer.check_invariants(view)
 
 
 def _rolling(service: Service) -> bool:
     status = service.update_status
     return status is not None and (status.state in UPDATING or status.state in PAUSED)
-
-
-def _name(view: View, service_id: str) -> str:
-    service = view.get(Service, service_id)
-    return service.spec.name if service is not None and service.spec is not None else ""
-
-
-def _oldest(group: Group, now_ns: int) -> int:
-    return min(t.meta.created_at_ns if t.meta else now_ns for t in group.tasks)
 
 
 def _matters(node: Node | None) -> Any:

@@ -1,0 +1,190 @@
+"""Who gets a node: the tasks that wait for one, and one tick's placing of them. Pure.
+
+The Placer is the Controller's: it remembers which tasks have no node, by service, and whether
+something may fit now that did not before. `observe_*` take committed changes, `run` places within a
+tick's draft; then `done` follows where the draft was committed. What `run` claims in the node table
+is taken back by the Controller where it was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from msgspec import structs
+
+from manager.control.gates import Gates
+from manager.control.slots import is_unplaced
+from manager.control.template import state_of
+from manager.control.tick import Tick
+from manager.scheduler import Group, NodeTable, account, place, reason
+from manager.store import Draft, View
+from swarm import errors, states
+from swarm.clock import SECOND_NS
+from swarm.v1 import Service, Task, TaskState, TaskStatus
+
+# How often the reason of a task that stays pending is written anew when only its numbers change.
+REASON_INTERVAL_NS = 5 * SECOND_NS
+
+
+class Placer:
+    """What waits for a node, and the way to one."""
+
+    def __init__(self, table: NodeTable, *, explains: bool = True) -> None:
+        """`explains` false: tasks that find no node are not told why."""
+        self._table = table
+        self._explains = explains
+        self._freed = True  # something may fit now that did not before
+        self._pending: dict[str, set[str]] = {}  # service -> tasks without a node
+
+    # -------------------------------------------------------------- taking in changes
+
+    def reset(self, table: NodeTable) -> None:
+        """Forgets everything; the view's tasks are to be handed to `note_task` one by one."""
+        self._table = table
+        self._freed = True
+        self._pending = {}
+
+    def note_task(self, task: Task) -> None:
+        """Takes one task of a view that the Placer begins with."""
+        if is_unplaced(task):
+            self._pending.setdefault(task.service_id, set()).add(task.id)
+
+    def observe_task(self, old: Task | None, new: Task | None) -> None:
+        """Takes a committed change of a task."""
+        task = new or old
+        assert task is not None
+        waiting = self._pending.get(task.service_id, set())
+        if new is not None and is_unplaced(new):
+            self._pending.setdefault(task.service_id, waiting).add(task.id)
+        elif task.id in waiting:
+            waiting.discard(task.id)
+            if not waiting:
+                del self._pending[task.service_id]
+        before = state_of(old) if old is not None else TaskState.NEW
+        after = state_of(new) if new is not None else before
+        held = old is not None and bool(old.node_id) and not states.ended(before)
+        if held and (new is None or states.ended(after)):
+            self._freed = True
+        if old is not None and new is not None and old.desired_state != new.desired_state:
+            self._freed |= before == after  # max_replicas counts by desired state
+
+    def observe_node(self) -> None:
+        """Takes a committed change of what tasks depend on of a node."""
+        self._freed = True
+
+    @property
+    def has_work(self) -> bool:
+        """Whether something that waits may fit now."""
+        return self._freed and bool(self._pending)
+
+    # -------------------------------------------------------------- one tick
+
+    def run(self, draft: Draft, tasks: Iterable[Task], tick: Tick) -> None:
+        """Places the tasks of the services that the tick has looked at, and what else waits where
+        something may fit now.
+        """
+        waiting = list(tasks)
+        tick.retried = self._freed
+        if self._freed:
+            done = set(tick.services)
+            for service_id in sorted(self._pending, key=lambda i: (service_name(draft, i), i)):
+                if service_id not in done:
+                    waiting.extend(self._still_pending(draft, service_id, tick))
+        if waiting:
+            self._place(draft, waiting, tick)
+
+    def _still_pending(self, draft: Draft, service_id: str, tick: Tick) -> list[Task]:
+        """The tasks of a service that need not be looked at otherwise, as far as they may run."""
+        found = (draft.get(Task, i) for i in sorted(self._pending[service_id]))
+        waiting = [t for t in found if t is not None and is_unplaced(t)]
+        service = draft.get(Service, service_id)
+        if service is None:
+            return waiting
+        gates = Gates(draft, service)
+        free = []
+        for task in waiting:
+            closed = gates.loose(task.spec_version)
+            for gate in closed:
+                tick.gates.setdefault(gate.gate.service, set()).add(service_id)
+            if not closed:
+                free.append(task)
+        return free
+
+    def _place(self, draft: Draft, waiting: list[Task], tick: Tick) -> None:
+        """Gives the waiting tasks nodes, longest waiting group first, and notes why others wait."""
+        grouped: dict[tuple[str, int, str], list[Task]] = {}
+        for task in waiting:
+            key = (task.service_id, task.spec_version, task.node_id)
+            grouped.setdefault(key, []).append(task)
+        groups = [
+            Group(
+                service_id=key[0],
+                spec_version=key[1],
+                requirement=self._table.requirement_of_version(key[0], key[1], draft),
+                tasks=sorted(tasks, key=lambda t: (t.slot, t.id)),
+                node_id=key[2],
+            )
+            for key, tasks in grouped.items()
+        ]
+        for group in sorted(
+            groups, key=lambda g: (_oldest(g, draft.now_ns), service_name(draft, g.service_id))
+        ):
+            result = place(self._table, group, draft, draft.now_ns)
+            for task in result.placed:
+                draft.put(task)
+            tick.touched.extend(t.id for t in result.placed)
+            tick.placed += len(result.placed)
+            if result.left:
+                self._note_reason(draft, group, result.left, tick)
+
+    def _note_reason(self, draft: Draft, group: Group, left: tuple[Task, ...], tick: Tick) -> None:
+        if not self._explains:
+            for task in left:
+                if draft.get(Task, task.id) is not task:
+                    draft.put(task)
+            return
+        why = reason(account(self._table, group.requirement, group.service_id, group.node_id))
+        now_ns = draft.now_ns
+        for task in left:
+            status = task.status or TaskStatus()
+            again_ns = status.timestamp_ns + REASON_INTERVAL_NS
+            if task.meta is not None and status.err == why:
+                pass
+            elif task.meta is not None and status.err and now_ns < again_ns:
+                earlier = tick.wakes.get(task.service_id, 0)
+                tick.wakes[task.service_id] = min(earlier or again_ns, again_ns)
+            else:
+                status = structs.replace(status, timestamp_ns=now_ns, err=why)
+                task = structs.replace(task, status=status)
+            if draft.get(Task, task.id) is not task:
+                draft.put(task)
+
+    def done(self, tick: Tick) -> None:
+        """The tick's draft was committed (or had nothing in it)."""
+        if tick.retried:
+            self._freed = False
+
+    # -------------------------------------------------------------- for others
+
+    @property
+    def pending(self) -> int:
+        """Tasks that wait for a node."""
+        return sum(len(waiting) for waiting in self._pending.values())
+
+    def check_invariants(self, view: View) -> None:
+        """What waits is what the view says, once all its changes were observed; for tests."""
+        unplaced: dict[str, set[str]] = {}
+        for task in view.all(Task):
+            if is_unplaced(task):
+                unplaced.setdefault(task.service_id, set()).add(task.id)
+        errors.invariant(self._pending == unplaced, "tasks that wait for a node are off")
+
+
+def service_name(view: View, service_id: str) -> str:
+    """The service's name; empty when it is gone."""
+    service = view.get(Service, service_id)
+    return service.spec.name if service is not None and service.spec is not None else ""
+
+
+def _oldest(group: Group, now_ns: int) -> int:
+    return min(t.meta.created_at_ns if t.meta else now_ns for t in group.tasks)

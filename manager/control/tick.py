@@ -1,0 +1,19 @@
+"""What one tick of the control loop did, until it is known whether it was committed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Tick:
+    """The services looked at, when to look at them again, and the tasks whose claims changed."""
+
+    services: tuple[str, ...] = ()
+    unfinished: set[str] = field(default_factory=set)
+    wakes: dict[str, int] = field(default_factory=dict)
+    gates: dict[str, set[str]] = field(default_factory=dict)
+    touched: list[str] = field(default_factory=list)
+    placed: int = 0
+    created: int = 0
+    retried: bool = False
