@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 import structlog
 from msgspec import structs
 
-from manager.api import history, mutations, queries
+from manager.api import history, mutations, queries, scheduling
 from manager.api.auditing import audit_query
 from manager.api.backup import Backups, Source
 from manager.api.leftovers import finish, unfinished
@@ -64,11 +64,17 @@ from swarm.v1 import (
     Kind,
     ListAuditRequest,
     ListAuditResponse,
+    ListGpusRequest,
+    ListGpusResponse,
+    ListQueuesRequest,
+    ListQueuesResponse,
     ListRequest,
     ListResponse,
     LogsRequest,
     LogsResponse,
     PlanStackResponse,
+    RebalanceRequest,
+    RebalanceResponse,
     RemoveRequest,
     RemoveResponse,
     RotateRequest,
@@ -230,6 +236,16 @@ class ControlService:
             await self._catch_up(context)
             return queries.explain_task(self._store, request.task)
 
+    async def list_gpus(self, request: ListGpusRequest, context: Context) -> ListGpusResponse:
+        async with measured(self._clock, "ListGpus"):
+            await self._catch_up(context)
+            raise errors.Unsupported("GPUs cannot be listed yet")
+
+    async def list_queues(self, request: ListQueuesRequest, context: Context) -> ListQueuesResponse:
+        async with measured(self._clock, "ListQueues"):
+            await self._catch_up(context)
+            raise errors.Unsupported("queues cannot be listed yet")
+
     async def plan_stack(self, request: DeployStackRequest, context: Context) -> PlanStackResponse:
         async with measured(self._clock, "PlanStack"):
             await self._catch_up(context)
@@ -320,6 +336,21 @@ class ControlService:
                 revision=response.revision,
             )
             return response
+
+    async def rebalance(self, request: RebalanceRequest, context: Context) -> RebalanceResponse:
+        async with measured(self._clock, "Rebalance"):
+            asked = await self._apply(context, lambda draft: scheduling.rebalance(draft, request))
+            if not request.dry_run:
+                _changed(
+                    context,
+                    what="rebalance",
+                    kind=asked.kind.name.lower(),
+                    name=asked.name,
+                    id=asked.id,
+                    services=len(asked.response.service_ids),
+                    revision=self._store.revision,
+                )
+            return asked.response
 
     async def get_join_tokens(
         self, request: GetJoinTokensRequest, context: Context
