@@ -58,6 +58,10 @@ from swarm.v1 import (
     LeaveResponse,
     ListAuditRequest,
     ListAuditResponse,
+    ListGpusRequest,
+    ListGpusResponse,
+    ListQueuesRequest,
+    ListQueuesResponse,
     ListRequest,
     ListResponse,
     LogsRequest,
@@ -67,6 +71,8 @@ from swarm.v1 import (
     NodeRole,
     Object,
     PlanStackResponse,
+    RebalanceRequest,
+    RebalanceResponse,
     RemoveRequest,
     RemoveResponse,
     RestoreRequest,
@@ -120,6 +126,9 @@ class FakeCluster:
         self.plan = PlanStackResponse()
         self.history = GetStackHistoryResponse()
         self.rotated = RotateResponse()
+        self.gpus = ListGpusResponse()
+        self.queues = ListQueuesResponse()
+        self.rebalanced = RebalanceResponse()
         self.explanation = ExplainTaskResponse()
         self.info = GetInfoResponse(
             cluster_id="c1", node_id="n1", version="0.1.0", store_engine="embedded", revision=7
@@ -301,6 +310,20 @@ class _Control:
     ) -> PlanStackResponse:
         self.cluster.note("plan_stack", request)
         return self.cluster.plan
+
+    async def list_gpus(self, request: ListGpusRequest, context: rpc.Context) -> ListGpusResponse:
+        self.cluster.note("list_gpus", request)
+        return self.cluster.gpus
+
+    async def list_queues(
+        self, request: ListQueuesRequest, context: rpc.Context
+    ) -> ListQueuesResponse:
+        self.cluster.note("list_queues", request)
+        return self.cluster.queues
+
+    async def rebalance(self, request: RebalanceRequest, context: rpc.Context) -> RebalanceResponse:
+        self.cluster.note("rebalance", request)
+        return self.cluster.rebalanced
 
     async def get_stack_history(
         self, request: GetStackHistoryRequest, context: rpc.Context
