@@ -21,6 +21,7 @@ from manager.api.names import check_labels
 from manager.api.problems import Finder, Problems
 from manager.api.references import rely_on_uses, users
 from manager.api.roles import Here, check_removable, check_role
+from manager.api.validate_jobs import check_queues
 from manager.api.validate_objects import check_cluster, check_node
 from manager.ca import Sealer, autolock, data_keys, rotation
 from manager.store import Draft, View
@@ -183,6 +184,7 @@ def update_cluster(draft: Draft, cluster: Cluster, spec: ClusterSpec) -> None:
     old = cluster.spec or ClusterSpec()
     problems = Problems()
     check_cluster(problems.of("cluster"), spec, cluster)
+    check_queues(problems.of("cluster"), draft, spec, old)
     problems.raise_any()
     key_pem = spec.signing_ca_key
     spec = structs.replace(spec, signing_ca_key="")

@@ -20,6 +20,7 @@ from manager.api.lookup import nearest_name, quoted, spec_of, task_of
 from manager.api.problems import Finder, Problems, nearest
 from manager.api.references import Declared, rely_on, resolve
 from manager.api.validate import check_service, complete, mode_name
+from manager.api.validate_jobs import check_queue, rely_on_queue
 from manager.ca import Sealer
 from manager.store import Draft, View
 from swarm import errors
@@ -93,6 +94,7 @@ def prepare(
     """
     spec = complete(spec)
     check_service(find, spec)
+    check_queue(find, view, spec)
     spec = resolve(find, view, spec, declared=declared)
     for i, dependency in enumerate(spec.depends_on):
         known = dependency.service in others or view.by(Service, "name", dependency.service)
@@ -159,6 +161,7 @@ def create_service(
     service = Service(id=new_id, spec=spec, spec_version=1, task_version=1, stack_id=stack_id)
     service = structs.replace(service, endpoint=_endpoint(find, ledger, spec, service))
     rely_on(draft, spec, None)
+    rely_on_queue(draft, spec, None)
     _put_revision(draft, service, credentials.seal(b""))
     ledger.enter(None, service)
     return draft.put(service)
@@ -321,6 +324,7 @@ def _put_next(
     number = service.spec_version + 1
     replaces = needs_new_tasks(spec_of(service), spec)
     is_job = spec.mode is not None and mode_name(spec.mode) in JOB_MODES
+    runs_again = is_cancelled(spec_of(service)) and not is_cancelled(spec)
     changed = structs.replace(
         service,
         spec=spec,
@@ -329,12 +333,20 @@ def _put_next(
         task_version=number if replaces else service.task_version,
         endpoint=_endpoint(find, ledger, spec, service),
         update_status=status if replaces or status else service.update_status,
-        job_iteration=service.job_iteration + (1 if is_job and replaces else 0),
+        job_iteration=service.job_iteration + (1 if is_job and (replaces or runs_again) else 0),
     )
     rely_on(draft, spec, spec_of(service))
+    rely_on_queue(draft, spec, spec_of(service))
     _put_revision(draft, changed, sealed)
     ledger.enter(service, changed)
     draft.put(changed)
+
+
+def is_cancelled(spec: ServiceSpec) -> bool:
+    """Whether it is a job that should not run. One that should again begins a new iteration: what
+    it had done before it was cancelled is done again.
+    """
+    return spec.job is not None and spec.job.cancelled
 
 
 def needs_new_tasks(before: ServiceSpec, after: ServiceSpec) -> bool:

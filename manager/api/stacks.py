@@ -41,6 +41,7 @@ from manager.api.services import (
     follows,
     force_update,
     forced,
+    is_cancelled,
     mode_change,
     needs_new_tasks,
     prepare,
@@ -64,6 +65,7 @@ from swarm.v1 import (
     ConfigSpec,
     DeployStackRequest,
     DeployStackResponse,
+    JobSpec,
     Kind,
     Network,
     NetworkSpec,
@@ -440,7 +442,11 @@ def _prepare(work: _Deploy, spec: ServiceSpec) -> ServiceSpec:
         # A stack file has no way to say it, so what `service update --force` counted up stays.
         force = max(spec.task.force_update, force_update(spec_of(old)))
         spec = structs.replace(spec, task=structs.replace(spec.task, force_update=force))
-    return prepare(find, work.draft, spec, others=work.service_names, declared=work.declared)
+    spec = prepare(find, work.draft, spec, others=work.service_names, declared=work.declared)
+    if old is not None and is_cancelled(spec_of(old)) and not needs_new_tasks(spec_of(old), spec):
+        # Nor that a job was cancelled; it stays so until its template changes.
+        spec = structs.replace(spec, job=structs.replace(spec.job or JobSpec(), cancelled=True))
+    return spec
 
 
 def _to_be_rolled(work: _Deploy, specs: Iterable[ServiceSpec]) -> frozenset[str]:

@@ -14,6 +14,7 @@ from msgspec import structs
 from manager.api.names import check_labels, check_service_name
 from manager.api.problems import Finder
 from manager.api.validate_container import check_container
+from manager.api.validate_jobs import check_job, check_priority
 from manager.scheduler import parse_constraint, parse_spread
 from swarm import errors
 from swarm.quantities import format_bytes, format_cpus
@@ -62,6 +63,8 @@ def check_service(find: Finder, spec: ServiceSpec) -> None:
     check_labels(find, spec.labels)
     assert spec.mode is not None and spec.task is not None
     _check_mode(find, spec.mode)
+    check_job(find, spec)
+    check_priority(find, spec)
     is_job = mode_name(spec.mode) in ("replicated-job", "global-job")
     _check_task(find, spec.task, spec.mode, is_job=is_job)
     if spec.update is not None:
