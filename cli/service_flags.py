@@ -16,6 +16,7 @@ import click
 import msgspec
 
 from cli import service_values as values
+from cli.gpu_flags import edit_gpus, gpu_options
 from cli.options import BYTES, CPUS, DURATION, key_values
 from cli.spec_paths import at, put
 from swarm.errors import NotFound
@@ -309,14 +310,6 @@ LISTS: tuple[Listed, ...] = (
         "DEVICE",
     ),
     Listed(
-        "gpus",
-        _RESERVED + "devices",
-        _one(values.gpus),
-        lambda request: request.capabilities,
-        "GPUs set aside for a task: 2, all, or device=ID,ID.",
-        "GPUS",
-    ),
-    Listed(
         "host",
         _CONTAINER + "hosts",
         _one(values.extra_host),
@@ -380,6 +373,7 @@ def _parsed(listed: Listed) -> Callable[[click.Context, click.Parameter, Sequenc
 def _common_options() -> list[Callable[[Any], Any]]:
     return [
         *(_scalar_option(scalar) for scalar in SCALARS),
+        *gpu_options(),
         click.option("--replicas", type=_COUNT, help="Number of tasks."),
         click.option("--max-concurrent", type=_COUNT, help="Tasks of a job at once."),
         click.option("--entrypoint", help="Replace the image's entrypoint."),
@@ -547,7 +541,7 @@ def edit(
         spec = _edit_list(spec, listed, flags, resolved)
     for flag, path, _, _short in MAPS:
         spec = _edit_map(spec, flag, path, flags)
-    spec = _edit_env(spec, flags, environment)
+    spec = edit_gpus(_edit_env(spec, flags, environment), flags)
     return _edit_special(spec, flags)
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from swarm.quantities import parse_bytes
 from swarm.v1 import (
@@ -24,7 +23,6 @@ from swarm.v1 import (
     ConfigReference,
     CredentialSpec,
     DeviceMapping,
-    DeviceRequest,
     Driver,
     FileTarget,
     GenericResource,
@@ -46,7 +44,6 @@ __all__ = [
     "env_value",
     "extra_host",
     "generic_resources",
-    "gpus",
     "mount",
     "network",
     "placement_preference",
@@ -443,20 +440,6 @@ def device(text: str, *, option: str = "--device") -> DeviceMapping:
     if rest or not permissions or not set(permissions) <= set("rwm"):
         raise fail(option, text, "write /dev/x[:/dev/y[:rwm]]")
     return DeviceMapping(source=source, target=target, permissions=permissions)
-
-
-def gpus(text: str, *, option: str = "--gpus") -> DeviceRequest:
-    """`2`, `all`, or `device=UUID,UUID`, as `docker run --gpus` takes them."""
-    request = DeviceRequest(capabilities=("gpu",))
-    key, separator, rest = text.partition("=")
-    if text == "all":
-        return msgspec.structs.replace(request, count=-1)
-    if text.isdecimal() and int(text) > 0:
-        return msgspec.structs.replace(request, count=int(text))
-    ids = tuple(part.strip() for part in rest.strip('"').split(",") if part.strip())
-    if key.strip('"') == "device" and separator and ids:
-        return msgspec.structs.replace(request, device_ids=ids)
-    raise fail(option, text, "write a number above 0, all, or device=ID,ID")
 
 
 def network(text: str, *, option: str = "--network") -> NetworkAttachmentSpec:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli import service_values as values
+from cli.gpu_flags import parse_gpus
 from swarm.v1 import (
     BindOptions,
     DeviceMapping,
@@ -145,15 +146,6 @@ def test_wrong_devices(text: str) -> None:
         values.device(text)
 
 
-def test_gpus() -> None:
-    assert values.gpus("all").count == -1
-    assert values.gpus("2").count == 2
-    assert values.gpus("device=GPU-1,GPU-2").device_ids == ("GPU-1", "GPU-2")
-    for text in ("0", "-1", "device=", "x"):
-        with pytest.raises(click.BadParameter):
-            values.gpus(text)
-
-
 @given(st.text(alphabet="0123456789-:/=,tcpudrgehosmblin. \"'", max_size=40))
 def test_any_text_is_a_value_or_a_usage_error(text: str) -> None:
     for parse in (
@@ -163,7 +155,7 @@ def test_any_text_is_a_value_or_a_usage_error(text: str) -> None:
         values.secret_reference,
         values.ulimit,
         values.extra_host,
-        values.gpus,
+        parse_gpus,
         values.device,
     ):
         with contextlib.suppress(click.BadParameter):
