@@ -38,7 +38,8 @@ ASSIGNED_MESSAGE = "scheduler assigned task to node"
 @dataclass(frozen=True, slots=True)
 class Group:
     """Tasks of one service version that wait for a node, in the order in which they get one.
-    `node_id` set: they may go to this node only (global services).
+    `node_id` set: they may go to this node only (global services). `without`: nodes that they may
+    not go to, for these are kept for others.
     """
 
     service_id: str
@@ -46,6 +47,7 @@ class Group:
     requirement: Requirement
     tasks: Sequence[Task]
     node_id: str = ""
+    without: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ def place(table: NodeTable, group: Group, view: View, now_ns: int) -> Placement:
 
     if group.node_id:
         own = table.nodes.get(group.node_id)
-        nodes = [own] if own is not None else []
+        nodes = [own] if own is not None and own.id not in group.without else []
     elif need.spreads:
         nodes = list(table.nodes.values())
     else:
@@ -157,7 +159,8 @@ def _place_on_fresh_nodes(
         ):
             later.append(info)
         elif (
-            unavailable(info.node) is None
+            node_id not in group.without
+            and unavailable(info.node) is None
             and unsuitable(info.node, need) is None
             and fits(info, need, service_id) > 0
         ):
@@ -189,6 +192,8 @@ def _tree(nodes: Iterable[NodeInfo], group: Group, now_ns: int) -> _Branch | _Le
     for info in nodes:
         leaf = _leaf(root, spreads, info, service_id) if spreads else root
         if unavailable(info.node) is not None or unsuitable(info.node, need) is not None:
+            continue
+        if info.id in group.without:
             continue
         room = fits(info, need, service_id)
         if room > 0 and isinstance(leaf, _Leaf):
