@@ -1,46 +1,174 @@
-"""Placement constraints and spread preferences: parsing, and matching against one node.
+"""What conditions look at: the attributes of a node, and the services with tasks on it.
 
-Method and spelling are SwarmKit's (manager/constraint/constraint.go): `==` and `!=`; keys, and the
-values compared, ignore case, the names of labels do not; a label that is absent compares as the
-empty string; `node.ip` takes an address or a CIDR. Two departures, both so that a mistake shows
-where it is made and not as a task that waits for ever: a key that no node can have is refused (in
-SwarmKit it matches nothing), and `node.platform.arch` takes either spelling of an architecture.
+The grammar is swarm/conditions.py's, where it is written down; here stands where a node's values
+come from. Conditions are of two sorts. Most are about the node alone: whether they hold changes
+with the node only, and `Constraint.matches` says it. Those with `of_tasks` (keys `service.name`,
+`service.labels.X`, `stack.name`) are about who else is there and change with each placement: for
+them `matches` says only that the node does not speak against it, and the one who places asks
+`holds_among` or, service by service, `means`. A task that runs does not have to leave when its
+neighbours change.
+
+What a node has of GPUs: model, memory and capability of each GPU that can be had, which one that is
+split into instances cannot (the instances can), healthy or not; the count is of the healthy ones.
 """
 
 from __future__ import annotations
 
-import difflib
-import ipaddress
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+from manager.store import STACK_LABEL
 from swarm import errors
-from swarm.v1 import Node, NodeRole
+from swarm.conditions import (
+    ENGINE_LABELS,
+    NODE_LABELS,
+    SERVICE_LABELS,
+    Condition,
+    Key,
+    normal_arch,
+    parse_condition,
+    parse_key,
+    version_of,
+)
+from swarm.v1 import Gpu, Node, NodeRole, Service
 
-_OPERATORS = ("==", "!=")
-_KEY = re.compile(r"[a-z_][a-z0-9\-_.]+", re.IGNORECASE)
-_VALUE = re.compile(r"[a-z0-9:\-_\s.*()?+\[\]\\^$|/]+", re.IGNORECASE)
-_NODE_LABELS = "node.labels."
-_ENGINE_LABELS = "engine.labels."
-
-# Go's names on the right, the kernel's on the left; both are in use in images and in constraints.
-_ARCHITECTURES = {
-    "x86_64": "amd64",
-    "x86-64": "amd64",
-    "aarch64": "arm64",
-    "armv7l": "arm",
-    "armv6l": "arm",
-    "armhf": "arm",
-    "i386": "386",
-    "i686": "386",
-}
+__all__ = [
+    "Attribute",
+    "Constraint",
+    "Neighbour",
+    "lenient_constraint",
+    "neighbour_of",
+    "normal_arch",
+    "parse_constraint",
+    "parse_spread",
+]
 
 
-def normal_arch(name: str) -> str:
-    """One spelling for each architecture: Go's."""
-    lower = name.lower()
-    return _ARCHITECTURES.get(lower, lower)
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """What conditions see of a service that has a task on a node."""
+
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    # Its stack's name; empty: it is in none.
+    stack: str = ""
+
+
+def neighbour_of(service: Service) -> Neighbour:
+    """The service as it is now: a task of an older version counts under the present labels."""
+    spec = service.spec
+    if spec is None:
+        return Neighbour("")
+    return Neighbour(spec.name, spec.labels, spec.labels.get(STACK_LABEL, ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """Something that nodes have values of, such as their zone."""
+
+    key: Key
+
+    def of(self, node: Node) -> str:
+        """The node's value in one word, for spreading; "" where it has none, "a+b" for several."""
+        found = _values(self.key)(node)
+        if len(found) == 1:
+            return _word(found[0])
+        return "+".join(sorted({_word(value) for value in found}))
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """One condition on a node. `text` is what the user wrote. Without a condition (a stored text
+    that cannot be read) it holds nowhere.
+    """
+
+    text: str
+    condition: Condition | None
+    _values: Callable[[Node], tuple[Any, ...]] = field(
+        compare=False, repr=False, default=lambda _: ()
+    )
+
+    @property
+    def of_tasks(self) -> bool:
+        """Whether it depends on which services have tasks on the node."""
+        return self.condition is not None and self.condition.key.of_tasks
+
+    @property
+    def negated(self) -> bool:
+        """Whether it is `!=` or `not in`; with `of_tasks`: whether it keeps away from those that
+        it means.
+        """
+        return self.condition is not None and self.condition.negated
+
+    def matches(self, node: Node) -> bool:
+        """Whether the node itself is as it has to be; always, where it depends on tasks."""
+        condition = self.condition
+        if condition is None:
+            return False
+        return condition.key.of_tasks or condition.holds(self._values(node))
+
+    def means(self, service: Neighbour) -> bool:
+        """With `of_tasks`: whether this is a service that is wanted there, or, where negated, one
+        that is not. It holds on a node where any such service has a task, or where none has:
+        `any(means(s) for s in services) != negated`.
+        """
+        condition = self.condition
+        if condition is None or not condition.key.of_tasks:
+            return False
+        key = condition.key
+        if key.name == SERVICE_LABELS:
+            return condition.test(service.labels.get(key.label, ""))
+        return condition.test(service.name if key.name == "service.name" else service.stack)
+
+    def holds_among(self, services: Iterable[Neighbour]) -> bool:
+        """With `of_tasks`: whether it holds where tasks of just these services should run."""
+        if self.condition is None:
+            return False
+        return any(self.means(service) for service in services) != self.negated
+
+
+def parse_constraint(text: str, subject: str = "constraint") -> Constraint:
+    """Raises Invalid, with the accepted forms. `subject` is what people call the text."""
+    condition = parse_condition(text, subject)
+    return Constraint(text=text, condition=condition, _values=_values(condition.key))
+
+
+def parse_spread(text: str) -> Attribute:
+    """What a spread preference spreads over. Raises Invalid, with the accepted forms."""
+    about = f"placement preference spread={text!r}"
+    return Attribute(parse_key(text.strip(), about, of_tasks=False))
+
+
+def lenient_constraint(text: str) -> Constraint:
+    """As parse_constraint for text that is already stored: what cannot be read matches no node, so
+    that one bad object stops one service and not the control loop.
+    """
+    try:
+        return parse_constraint(text)
+    except errors.Invalid:
+        return Constraint(text=text, condition=None)
+
+
+# ---------------------------------------------------------------- what nodes have
+
+
+def _values(key: Key) -> Callable[[Node], tuple[Any, ...]]:
+    label = key.label
+    if key.name == NODE_LABELS:
+        return lambda node: (node.spec.labels.get(label, "") if node.spec else "",)
+    if key.name == ENGINE_LABELS:
+        return lambda node: (_engine_label(node, label),)
+    return _OF_NODE.get(key.name, lambda _: ())
+
+
+def _word(value: Any) -> str:
+    return ".".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _engine_label(node: Node, label: str) -> str:
+    engine = node.description.engine if node.description else None
+    return engine.labels.get(label, "") if engine else ""
 
 
 def _hostname(node: Node) -> str:
@@ -62,125 +190,25 @@ def _arch(node: Node) -> str:
     return normal_arch(platform.architecture) if platform else ""
 
 
-_ATTRIBUTES: dict[str, Callable[[Node], str]] = {
-    "node.id": lambda node: node.id,
-    "node.hostname": _hostname,
-    "node.ip": lambda node: node.status.addr if node.status else "",
-    "node.role": _role,
-    "node.platform.os": _os,
-    "node.platform.arch": _arch,
+def _gpus(node: Node) -> list[Gpu]:
+    """Those that a task could be given if they were healthy and free."""
+    gpus = node.description.gpus if node.description else ()
+    split = {g.parent_uuid for g in gpus if g.parent_uuid}
+    return [g for g in gpus if g.uuid not in split]
+
+
+_OF_NODE: dict[str, Callable[[Node], tuple[Any, ...]]] = {
+    "node.id": lambda node: (node.id,),
+    "node.hostname": lambda node: (_hostname(node),),
+    "node.ip": lambda node: (node.status.addr if node.status else "",),
+    "node.role": lambda node: (_role(node),),
+    "node.platform.os": lambda node: (_os(node),),
+    "node.platform.arch": lambda node: (_arch(node),),
+    "node.runtime": lambda node: node.description.runtimes if node.description else (),
+    "node.gpu.model": lambda node: tuple(g.model for g in _gpus(node)),
+    "node.gpu.memory": lambda node: tuple(g.memory_bytes for g in _gpus(node)),
+    "node.gpu.count": lambda node: (sum(g.healthy for g in _gpus(node)),),
+    "node.gpu.capability": lambda node: tuple(
+        v for g in _gpus(node) if (v := version_of(g.compute_capability)) is not None
+    ),
 }
-_KEYS_FOR_PEOPLE = (*_ATTRIBUTES, _NODE_LABELS + "NAME", _ENGINE_LABELS + "NAME")
-
-
-@dataclass(frozen=True, slots=True)
-class Attribute:
-    """Something that nodes have a value of. `label` is empty unless `key` is a prefix of labels."""
-
-    key: str
-    label: str = ""
-
-    def of(self, node: Node) -> str:
-        """The node's value; "" where it has none."""
-        if self.key == _NODE_LABELS:
-            return node.spec.labels.get(self.label, "") if node.spec else ""
-        if self.key == _ENGINE_LABELS:
-            engine = node.description.engine if node.description else None
-            return engine.labels.get(self.label, "") if engine else ""
-        return _ATTRIBUTES[self.key](node)
-
-
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """One condition on a node. `text` is what the user wrote. Without an attribute (a stored text
-    that cannot be read) it matches no node.
-    """
-
-    text: str
-    attribute: Attribute | None
-    negated: bool
-    value: str
-
-    def matches(self, node: Node) -> bool:
-        if self.attribute is None:
-            return False
-        found = self.attribute.of(node)
-        if self.attribute.key == "node.ip":
-            equal = _same_address(found, self.value)
-        elif self.attribute.key == "node.platform.arch":
-            equal = found == normal_arch(self.value)
-        else:
-            equal = found.casefold() == self.value.casefold()
-        return equal != self.negated
-
-
-def parse_constraint(text: str) -> Constraint:
-    """Raises Invalid, with the accepted forms."""
-    operator = next((o for o in _OPERATORS if o in text), None)
-    if operator is None:
-        raise errors.Invalid(
-            f"constraint {text!r}: expected one operator of ==, !=; "
-            'write it such as "node.role == manager" or "node.labels.zone != a"'
-        )
-    key, _, value = (part.strip() for part in text.partition(operator))
-    if not _VALUE.fullmatch(value):
-        raise errors.Invalid(
-            f"constraint {text!r}: value {value!r} is empty or has characters other than letters, "
-            "digits, spaces and : - _ . * ( ) ? + [ ] \\ ^ $ | /"
-        )
-    attribute = _attribute(key, f"constraint {text!r}")
-    if attribute.key == "node.ip" and _network(value) is None:
-        raise errors.Invalid(
-            f"constraint {text!r}: {value!r} is neither an address nor a network; "
-            "write it such as 10.0.0.7 or 10.0.0.0/24"
-        )
-    if attribute.key == "node.role" and value.casefold() not in ("manager", "worker"):
-        raise errors.Invalid(f"constraint {text!r}: a role is manager or worker, not {value!r}")
-    return Constraint(text=text, attribute=attribute, negated=operator == "!=", value=value)
-
-
-def parse_spread(text: str) -> Attribute:
-    """What a spread preference spreads over. Raises Invalid, with the accepted forms."""
-    return _attribute(text.strip(), f"placement preference spread={text!r}")
-
-
-def lenient_constraint(text: str) -> Constraint:
-    """As parse_constraint for text that is already stored: what cannot be read matches no node, so
-    that one bad object stops one service and not the control loop.
-    """
-    try:
-        return parse_constraint(text)
-    except errors.Invalid:
-        return Constraint(text=text, attribute=None, negated=False, value="")
-
-
-def _attribute(key: str, subject: str) -> Attribute:
-    if not _KEY.fullmatch(key):
-        raise errors.Invalid(f"{subject}: key {key!r} is not one of {', '.join(_KEYS_FOR_PEOPLE)}")
-    lower = key.lower()
-    if lower in _ATTRIBUTES:
-        return Attribute(lower)
-    for prefix in (_NODE_LABELS, _ENGINE_LABELS):
-        if lower.startswith(prefix) and len(key) > len(prefix):
-            return Attribute(prefix, key[len(prefix) :])
-    near = difflib.get_close_matches(lower, _KEYS_FOR_PEOPLE, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise errors.Invalid(
-        f"{subject}: unknown key {key!r}, accepted are {', '.join(_KEYS_FOR_PEOPLE)}{hint}"
-    )
-
-
-def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
-    try:
-        return ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        return None
-
-
-def _same_address(found: str, wanted: str) -> bool:
-    network = _network(wanted)
-    try:
-        address = ipaddress.ip_address(found)
-    except ValueError:
-        return False
-    return network is not None and address.version == network.version and address in network
