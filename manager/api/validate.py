@@ -14,12 +14,12 @@ from msgspec import structs
 from manager.api.names import check_labels, check_service_name
 from manager.api.problems import Finder
 from manager.api.validate_container import check_container
+from manager.api.validate_devices import check_devices
 from manager.api.validate_jobs import check_job, check_priority
 from manager.scheduler import parse_constraint, parse_spread
 from swarm import errors
 from swarm.quantities import format_bytes, format_cpus
 from swarm.v1 import (
-    DeviceRequest,
     EndpointSpec,
     GenericResource,
     Placement,
@@ -207,8 +207,7 @@ def _check_resources(find: Finder, resources: ResourceRequirements) -> None:
         if reservations.pids:
             at.add("pids", "processes can be limited, not reserved; use limits.pids")
         _check_generic(at, reservations.generic)
-        for i, device in enumerate(reservations.devices):
-            _check_device(at.at(f"devices[{i}]"), device)
+        check_devices(at, reservations)
     if limits is not None and reservations is not None:
         _check_within(find, limits, reservations)
     if resources.memory_swappiness is not None and not -1 <= resources.memory_swappiness <= 100:
@@ -254,17 +253,6 @@ def _check_generic(find: Finder, generic: tuple[GenericResource, ...]) -> None:
             find.add(where, f"{resource.count} of {resource.kind!r} is no reservation; at least 1")
         if resource.kind and resource.kind in [r.kind for r in generic[:i]]:
             find.add(where, f"{resource.kind!r} is reserved twice; add the counts up")
-
-
-def _check_device(find: Finder, device: DeviceRequest) -> None:
-    if device.count is not None and device.count < 1 and device.count != -1:
-        find.add("count", f"{device.count} devices are no reservation; at least 1, or -1 for all")
-    if device.count is not None and device.device_ids:
-        find.add("device_ids", "count and device_ids exclude each other; give one of them")
-    if len(set(device.device_ids)) != len(device.device_ids):
-        find.add("device_ids", "a device is named twice")
-    if not device.capabilities and not device.driver and not device.device_ids:
-        find.add("capabilities", "say which devices are wanted, such as [gpu]")
 
 
 def _check_placement(find: Finder, placement: Placement, mode: ServiceMode) -> None:

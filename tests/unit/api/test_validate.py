@@ -210,6 +210,43 @@ BAD: dict[str, tuple[ServiceSpec, str]] = {
         reserved(devices=(DeviceRequest(count=1),)),
         "say which devices are wanted",
     ),
+    "devices that are no GPUs": (
+        reserved(devices=(DeviceRequest(count=1, capabilities=("tpu",)),)),
+        "no node offers devices of tpu; GPUs are asked for with [gpu]",
+    ),
+    "GPU without a name": (
+        reserved(devices=(DeviceRequest(device_ids=("",), capabilities=("gpu",)),)),
+        "devices[0].device_ids: a name is empty",
+    ),
+    "GPU option": (
+        reserved(devices=(DeviceRequest(capabilities=("gpu",), options={"memry": "1g"}),)),
+        "reservations.devices[0].options: GPUs have no option 'memry': use model, memory, "
+        "fraction, capability; did you mean memory?",
+    ),
+    "fraction of two GPUs": (
+        reserved(devices=(DeviceRequest(count=2, driver="nvidia", options={"fraction": "0.5"}),)),
+        "only one GPU can be shared",
+    ),
+    "too many GPUs": (
+        reserved(devices=(DeviceRequest(count=65, capabilities=("gpu",)),)),
+        "devices[0].count: 65 GPUs are asked for: a task can have at most 64",
+    ),
+    "requests that differ": (
+        reserved(
+            devices=(
+                DeviceRequest(count=1, capabilities=("gpu",), options={"model": "A100"}),
+                DeviceRequest(count=1, capabilities=("gpu",), options={"model": "H100"}),
+            )
+        ),
+        "reservations.devices: GPU option model: the task's requests for GPUs say different",
+    ),
+    "fraction beside a counted kind": (
+        reserved(
+            devices=(DeviceRequest(capabilities=("gpu",), options={"fraction": "0.5"}),),
+            generic=(GenericResource(kind="NVIDIA-GPU", count=1),),
+        ),
+        "reservations.devices: GPU option fraction",
+    ),
     # placement
     "constraint": (placed(constraints=("node.role=manager",)), "placement.constraints[0]: "),
     "constraint key": (placed(constraints=("node.rol == manager",)), "did you mean node.role?"),
