@@ -30,7 +30,15 @@ from manager.control.template import (
 from manager.scheduler import NodeTable, Requirement, requirement_of, unavailable, unsuitable
 from manager.store import Draft
 from swarm import ids
-from swarm.v1 import NetworkAttachment, Node, Service, Task, TaskState, TaskStatus
+from swarm.v1 import (
+    NetworkAttachment,
+    Node,
+    Service,
+    StopCause,
+    Task,
+    TaskState,
+    TaskStatus,
+)
 
 PENDING_MESSAGE = "pending task scheduling"
 
@@ -169,12 +177,23 @@ class Work:
         if not self.slots[slot]:
             del self.slots[slot]
 
-    def stop(self, task: Task) -> None:
-        """The task ends and stays as history."""
+    def stop(
+        self, task: Task, *, cause: StopCause = StopCause.UNSPECIFIED, message: str = ""
+    ) -> None:
+        """The task ends and stays as history. `cause`, `message`: why, where that is more than what
+        the service's spec says.
+        """
         if state_of(task) < TaskState.ASSIGNED:
             self._drop(task)
         elif task.desired_state < TaskState.SHUTDOWN:
-            self.put(structs.replace(task, desired_state=TaskState.SHUTDOWN))
+            self.put(
+                structs.replace(
+                    task,
+                    desired_state=TaskState.SHUTDOWN,
+                    stop_cause=cause,
+                    stop_message=message,
+                )
+            )
 
     def remove(self, task: Task) -> None:
         """The task ends and is forgotten, by its node or, where there is none, at once."""
@@ -203,10 +222,11 @@ class Work:
         ready_first: bool = False,
         start_after_ns: int = 0,
         restarts_ns: tuple[int, ...] = (),
+        node_id: str = "",
     ) -> Task | None:
         """A new task in the slot; None when this tick may make no more.
 
-        `version` 0: the present one. `ready_first`: it waits until it is due and its predecessor
+        `version` 0: the present one. `node_id`: it may be placed on this node only. `ready_first`: it waits until it is due and its predecessor
         has stopped. One that a gate holds back waits for that as well.
         """
         if self._budget.tasks <= 0:
@@ -224,7 +244,7 @@ class Work:
                 service_id=self.service.id,
                 spec_version=version,
                 slot=slot if isinstance(slot, int) else 0,
-                node_id=slot if isinstance(slot, str) else "",
+                node_id=slot if isinstance(slot, str) else node_id,
                 desired_state=(
                     TaskState.READY if ready_first or self.held(version) else self.target
                 ),
