@@ -153,6 +153,12 @@ SCALARS: tuple[Scalar, ...] = (
         "How the service's name resolves (vip).",
     ),
     Scalar("runtime", "task.runtime", str, "process, or a runtime of the engine."),
+    Scalar(
+        "priority",
+        "priority",
+        click.IntRange(-1000, 1000),
+        "Who is placed first, and may take the place of lower ones (0).",
+    ),
 )
 
 
@@ -630,6 +636,9 @@ def _edit_special(spec: ServiceSpec, flags: Mapping[str, Any]) -> ServiceSpec:
         spec = put(spec, _CONTAINER + "image", flags["image"])
     if flags.get("force"):
         spec = put(spec, "task.force_update", at(spec, "task.force_update") + 1)
+        if spec.job is not None and spec.job.cancelled:
+            # Who asks a cancelled job for new tasks wants it to run.
+            spec = put(spec, "job.cancelled", False)
     if flags["log_opt"]:
         options = at(spec, "task.log_driver.options") | key_values(
             flags["log_opt"], option="--log-opt"

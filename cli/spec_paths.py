@@ -16,6 +16,7 @@ from swarm.v1 import (
     Driver,
     EndpointSpec,
     HealthConfig,
+    JobSpec,
     Message,
     Placement,
     Privileges,
@@ -49,6 +50,7 @@ _MADE: dict[str, Message] = {
     "update": UpdateConfig(parallelism=1),
     "rollback": UpdateConfig(parallelism=1),
     "endpoint": EndpointSpec(),
+    "job": JobSpec(),
 }
 
 
