@@ -9,39 +9,31 @@ from typing import Any
 import click
 import msgspec
 
+from cli.changing import auth_of, change_service, resolve_names
 from cli.connection import Connection
 from cli.converge import wait_and_report
 from cli.lazy import Command
 from cli.options import Ref, detach_options
-from cli.registry import auth_for
 from cli.service_flags import (
-    Resolved,
     create_options,
     edit,
     new_mode,
-    references,
     update_options,
 )
 from cli.services import interruptible, subject_of, warn
 from cli.settings import settings
 from cli.spec_paths import put
 from cli.verdict import Goal, started
-from swarm.errors import EXIT_NOT_CONVERGED, Conflict, Invalid
+from swarm.errors import EXIT_NOT_CONVERGED, Invalid
 from swarm.ids import new_id, system_rng
 from swarm.v1 import (
     ContainerSpec,
     CreateRequest,
-    GetRequest,
-    Kind,
-    Service,
     ServiceSpec,
     Spec,
     TaskSpec,
-    UpdateRequest,
     WatchServicesRequest,
 )
-
-ATTEMPTS = 5  # of a change against concurrent ones
 
 
 @click.command(cls=Command, context_settings={"allow_interspersed_args": False})
@@ -63,10 +55,10 @@ def create(image: str, arguments: tuple[str, ...], **flags: Any) -> int:
         task=TaskSpec(container=container),
         mode=new_mode(flags),
     )
-    auth = _auth(container.image, flags)
+    auth = auth_of(container.image, flags)
 
     async def work(connection: Connection) -> int:
-        resolved = await _resolve(connection, flags)
+        resolved = await resolve_names(connection, flags)
         wanted = edit(spec, flags, resolved, os.environ)
         answer = await connection.control.create(
             CreateRequest(spec=Spec(service=wanted), registry_auth=auth)
@@ -94,7 +86,7 @@ def update(service: str, **flags: Any) -> int:
         raise click.UsageError(f"--rollback and --{other} exclude each other.")
 
     async def work(connection: Connection) -> int:
-        resolved = await _resolve(connection, flags)
+        resolved = await resolve_names(connection, flags)
 
         def change(spec: ServiceSpec) -> ServiceSpec:
             wanted = edit(spec, flags, resolved, os.environ)
@@ -153,7 +145,7 @@ def scale(scales: tuple[str, ...], **flags: Any) -> int:
             def change(spec: ServiceSpec, number: int = number) -> ServiceSpec:
                 return set_numbers(spec, replicas=number, concurrent=None)
 
-            found, reached = await _change(connection, name, change)
+            found, reached = await change_service(connection, name, change)
             before[found.id] = started(found)
             version = max(version, reached)
             click.echo(f"{name} scaled to {number}")
@@ -192,69 +184,6 @@ def set_numbers(spec: ServiceSpec, *, replicas: int | None, concurrent: int | No
 # ------------------------------------------------------------------ shared
 
 
-async def _resolve(connection: Connection, flags: Mapping[str, Any]) -> Resolved:
-    """Ids of what the flags name. Raises NotFound."""
-    secrets, configs, networks = references(flags)
-
-    async def ids(kind: Kind, names: set[str]) -> dict[str, str]:
-        found = {}
-        for name in sorted(names):
-            answer = await connection.control.get(GetRequest(kind=kind, ref=name))
-            assert answer.object is not None
-            found[name] = str(getattr(answer.object, kind.name.lower()).id)
-        return found
-
-    return Resolved(
-        await ids(Kind.SECRET, secrets),
-        await ids(Kind.CONFIG, configs),
-        await ids(Kind.NETWORK, networks),
-    )
-
-
-def _auth(image: str, flags: Mapping[str, Any]) -> str:
-    return auth_for(image, os.environ) if flags.get("with_registry_auth") and image else ""
-
-
-async def _change(
-    connection: Connection,
-    ref: str,
-    change: Callable[[ServiceSpec], ServiceSpec],
-    *,
-    rollback: bool = False,
-    flags: Mapping[str, Any] | None = None,
-) -> tuple[Service, int]:
-    """Changes a service against its current version; the service as it was, and the new version.
-    Repeats when somebody else was faster.
-    """
-    attempt = 0
-    while True:
-        attempt += 1
-        answer = await connection.control.get(GetRequest(kind=Kind.SERVICE, ref=ref))
-        found = answer.object.service if answer.object else None
-        assert found is not None and found.spec is not None and found.meta is not None
-        spec = change(found.spec)
-        container = spec.task.container if spec.task else None
-        request = UpdateRequest(
-            kind=Kind.SERVICE,
-            id=found.id,
-            version=found.meta.version,
-            spec=None if rollback else Spec(service=spec),
-            rollback=rollback,
-            registry_auth=_auth(container.image if container else "", flags or {}),
-        )
-        try:
-            done = await connection.control.update(request)
-        except Conflict:
-            if attempt == ATTEMPTS or rollback:
-                raise
-            now = await connection.control.get(GetRequest(kind=Kind.SERVICE, ref=found.id))
-            if now.object is None or now.object.service is None or now.object.service == found:
-                raise  # nobody else changed it: the conflict has another cause
-            continue
-        warn(done.warnings)
-        return found, done.version
-
-
 async def _apply(
     connection: Connection,
     ref: str,
@@ -263,7 +192,7 @@ async def _apply(
     *,
     rollback: bool,
 ) -> int:
-    found, version = await _change(connection, ref, change, rollback=rollback, flags=flags)
+    found, version = await change_service(connection, ref, change, rollback=rollback, flags=flags)
     click.echo(ref)
     if flags["detach"]:
         return 0
