@@ -16,13 +16,11 @@ from manager.api.problems import Finder
 from manager.api.validate_container import check_container
 from manager.api.validate_devices import check_devices
 from manager.api.validate_jobs import check_job, check_priority
-from manager.scheduler import parse_constraint, parse_spread
-from swarm import errors
+from manager.api.validate_placement import check_placement
 from swarm.quantities import format_bytes, format_cpus
 from swarm.v1 import (
     EndpointSpec,
     GenericResource,
-    Placement,
     PortConfig,
     Replicated,
     ReplicatedJob,
@@ -185,7 +183,7 @@ def _check_task(find: Finder, task: TaskSpec, mode: ServiceMode, *, is_job: bool
     if task.restart is not None:
         _check_restart(find.at("restart_policy"), task.restart, is_job=is_job)
     if task.placement is not None:
-        _check_placement(find.at("placement"), task.placement, mode)
+        check_placement(find.at("placement"), task.placement, mode)
     targets = [n.target for n in task.networks]
     for i, target in enumerate(targets):
         if not target:
@@ -253,22 +251,6 @@ def _check_generic(find: Finder, generic: tuple[GenericResource, ...]) -> None:
             find.add(where, f"{resource.count} of {resource.kind!r} is no reservation; at least 1")
         if resource.kind and resource.kind in [r.kind for r in generic[:i]]:
             find.add(where, f"{resource.kind!r} is reserved twice; add the counts up")
-
-
-def _check_placement(find: Finder, placement: Placement, mode: ServiceMode) -> None:
-    for i, text in enumerate(placement.constraints):
-        try:
-            parse_constraint(text)
-        except errors.Invalid as error:
-            find.add(f"constraints[{i}]", error.message)
-    for i, preference in enumerate(placement.preferences):
-        try:
-            parse_spread(preference.spread)
-        except errors.Invalid as error:
-            find.add(f"preferences[{i}].spread", error.message)
-    find.not_negative("max_replicas_per_node", placement.max_replicas, "a number of tasks")
-    if placement.max_replicas and mode.replicated is None and mode.replicated_job is None:
-        find.add("max_replicas_per_node", "only services with a number of replicas can have it")
 
 
 # ---------------------------------------------------------------- ports

@@ -12,6 +12,7 @@ from manager.api.names import (
     check_secret_name,
 )
 from manager.api.problems import Finder
+from manager.api.validate_placement import check_scheduling
 from manager.ca import data_keys
 from swarm.clock import SECOND_NS
 from swarm.placeholders import CONFIG_BYTES_MAX, DRIVERS, SECRET_BYTES_MAX, payload_problem
@@ -197,6 +198,7 @@ def check_cluster(find: Finder, spec: ClusterSpec, before: Cluster) -> None:
         )
     if spec.external_cas != old.external_cas:
         find.add("external_ca", "external CAs are not offered; leave it as it is")
+    check_scheduling(find, spec)
     if spec.ca_force_rotate < old.ca_force_rotate:
         find.add("ca_rotate", f"it is counted up only, and is {old.ca_force_rotate} already")
     if spec.signing_ca_key and not spec.signing_ca_cert:

@@ -32,7 +32,9 @@ from swarm.v1 import (
     NodeRole,
     NodeSpec,
     NodeState,
+    RebalanceConfig,
     RemoveRequest,
+    SchedulingConfig,
     Secret,
     SecretReference,
     SecretSpec,
@@ -270,6 +272,9 @@ CLUSTER_BAD = {
     "external CA": (ClusterSpec(name="default", external_cas=(ExternalCa(url="https://ca"),)), "external CAs are not offered"),
     "key alone": (ClusterSpec(name="default", signing_ca_key="KEY"), "ca_cert: the certificate that belongs to the key is missing"),
     "root alone": (ClusterSpec(name="default", signing_ca_cert="PEM"), "ca_key: the private key that belongs to the certificate"),
+    "strategy": (ClusterSpec(name="default", scheduling=SchedulingConfig(strategy="best")), "scheduling.strategy: 'best' is not one of spread, binpack"),
+    "gpu policy": (ClusterSpec(name="default", scheduling=SchedulingConfig(gpu_policy="fdg")), "scheduling.gpu_policy: 'fdg' is not one of fgd, fgd-paper"),
+    "quiet": (ClusterSpec(name="default", scheduling=SchedulingConfig(rebalance=RebalanceConfig(quiet_ns=-1))), "scheduling.rebalance.quiet: a duration cannot be negative"),
     "no root": (ClusterSpec(name="default", signing_ca_cert="PEM", signing_ca_key="KEY"), "ca_cert: not a certificate in PEM"),
 }  # fmt: skip
 

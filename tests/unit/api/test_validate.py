@@ -254,6 +254,50 @@ BAD: dict[str, tuple[ServiceSpec, str]] = {
         placed(preferences=(PlacementPreference(spread="zone"),)),
         "placement.preferences[0].spread: ",
     ),
+    "constraint list": (
+        placed(constraints=("node.labels.zone in a",)),
+        "placement.constraints[0]: constraint 'node.labels.zone in a': a list stands in",
+    ),
+    "constraint pattern": (
+        placed(constraints=("node.hostname =~ (web",)),
+        "is not a regular expression: a ( is not closed",
+    ),
+    "constraint order": (
+        placed(constraints=("node.labels.disks >= many",)),
+        "'many' is not a number",
+    ),
+    "affinity": (
+        placed(preferences=(PlacementPreference(affinity="node.zone == a"),)),
+        "placement.preferences[0].affinity: affinity 'node.zone == a': unknown key",
+    ),
+    "preference for two things": (
+        placed(preferences=(PlacementPreference(spread="node.id", affinity="node.id == a"),)),
+        "placement.preferences[0]: spread and affinity exclude each other",
+    ),
+    "preference for nothing": (
+        placed(preferences=(PlacementPreference(),)),
+        "placement.preferences[0].spread: ",
+    ),
+    "spread over services": (
+        placed(preferences=(PlacementPreference(spread="service.name"),)),
+        "unknown key 'service.name'",
+    ),
+    "weight of a spread": (
+        placed(preferences=(PlacementPreference(spread="node.id", weight=3),)),
+        "placement.preferences[0].weight: only an affinity has a weight",
+    ),
+    "weight": (
+        placed(preferences=(PlacementPreference(affinity="stack.name == a", weight=101),)),
+        "placement.preferences[0].weight: 101 is not from -100 to 100",
+    ),
+    "many affinities": (
+        placed(preferences=(PlacementPreference(affinity="stack.name == a"),) * 65),
+        "placement.preferences: 65 affinities are more than the limit of 64",
+    ),
+    "strategy": (
+        placed(strategy="binpak"),
+        "placement.strategy: 'binpak' is not one of spread, binpack; did you mean 'binpack'?",
+    ),
     "max replicas of a global": (
         service(
             mode=ServiceMode(global_service=Global()), task={"placement": Placement(max_replicas=1)}
@@ -521,6 +565,23 @@ GOOD: dict[str, ServiceSpec] = {
         depends_on=(Dependency(service="db", condition="service_healthy"),)
     ),
     "constraints": placed(constraints=("node.role == manager", "node.labels.zone != a")),
+    "all sorts of constraints": placed(
+        constraints=(
+            "node.labels.zone in (a, b)",
+            "node.labels.zone not in (c)",
+            "node.gpu.memory >= 40GiB",
+            "node.hostname =~ web-[0-9]+",
+            "service.name != db",
+        ),
+        strategy="binpack",
+    ),
+    "preferences": placed(
+        preferences=(
+            PlacementPreference(spread="node.gpu.model"),
+            PlacementPreference(affinity="service.labels.tier in (1, 2)", weight=-100),
+            PlacementPreference(affinity="node.labels.disks > 2"),
+        )
+    ),
 }
 
 
