@@ -1,22 +1,22 @@
 """The flags of `service create` and `service update`, and what they make of a ServiceSpec.
 
-Two tables own the whole matter. `SCALARS`: a flag, the path it sets, and its type. `LISTS`: a flag
-that repeats, how an entry is parsed, its key, and the path it stands at; create has it as `--env`,
-update as `--env-add` and `--env-rm`. What does not fit is in `_edit_special`. All of it is pure;
-names of secrets, configs and networks were looked up before (`Resolved`).
+Two tables own the whole matter, and cli/service_options.py makes click's options of them.
+`SCALARS`: a flag, the path it sets, and its type. `LISTS`: a flag that repeats, how an entry is
+parsed, its key, and the path it stands at. What does not fit is in `_edit_special`. All of it is
+pure; names of secrets, configs and networks were looked up before (`Resolved`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import msgspec
 
 from cli import service_values as values
-from cli.gpu_flags import edit_gpus, gpu_options
+from cli.gpu_flags import edit_gpus
 from cli.options import BYTES, CPUS, DURATION, key_values
 from cli.spec_paths import at, put
 from swarm.errors import NotFound
@@ -34,10 +34,20 @@ from swarm.v1 import (
     TaskSpec,
 )
 
-__all__ = ["Resolved", "create_options", "edit", "new_mode", "references", "update_options"]
+__all__ = [
+    "COUNT",
+    "LISTS",
+    "MAPS",
+    "SCALARS",
+    "Listed",
+    "Resolved",
+    "Scalar",
+    "edit",
+    "new_mode",
+    "references",
+]
 
-F = TypeVar("F", bound=Callable[..., Any])
-_COUNT = click.IntRange(min=0)
+COUNT = click.IntRange(min=0)
 _RATIO = click.FloatRange(0, 1)
 _ON_FAILURE = click.Choice(["pause", "continue", "rollback"])
 _ON_ROLLBACK_FAILURE = click.Choice(["pause", "continue"])
@@ -100,7 +110,7 @@ SCALARS: tuple[Scalar, ...] = (
     ),
     Scalar("limit-cpu", _LIMITS + "cpu_nano", CPUS, "Most CPUs a task gets."),
     Scalar("limit-memory", _LIMITS + "memory_bytes", BYTES, "Most memory a task gets."),
-    Scalar("limit-pids", _LIMITS + "pids", _COUNT, "Most processes a task may have."),
+    Scalar("limit-pids", _LIMITS + "pids", COUNT, "Most processes a task may have."),
     Scalar("reserve-cpu", _RESERVED + "cpu_nano", CPUS, "CPUs set aside for a task."),
     Scalar("reserve-memory", _RESERVED + "memory_bytes", BYTES, "Memory set aside for a task."),
     Scalar(
@@ -110,21 +120,21 @@ SCALARS: tuple[Scalar, ...] = (
         "When an ended task is replaced (any).",
     ),
     Scalar("restart-delay", _RESTART + "delay_ns", DURATION, "Time before it is (5s)."),
-    Scalar("restart-max-attempts", _RESTART + "max_attempts", _COUNT, "How often; 0: no limit."),
+    Scalar("restart-max-attempts", _RESTART + "max_attempts", COUNT, "How often; 0: no limit."),
     Scalar("restart-window", _RESTART + "window_ns", DURATION, "Only restarts this recent count."),
     Scalar(
         "replicas-max-per-node",
         "task.placement.max_replicas",
-        _COUNT,
+        COUNT,
         "Most tasks on one node; 0: no limit.",
     ),
-    Scalar("update-parallelism", "update.parallelism", _COUNT, "Tasks at once; 0: all (1)."),
+    Scalar("update-parallelism", "update.parallelism", COUNT, "Tasks at once; 0: all (1)."),
     Scalar("update-delay", "update.delay_ns", DURATION, "Pause between batches (0s)."),
     Scalar("update-monitor", "update.monitor_ns", DURATION, "How long a new task is watched (5s)."),
     Scalar("update-failure-action", "update.failure_action", _ON_FAILURE, "On failure (pause)."),
     Scalar("update-max-failure-ratio", "update.max_failure_ratio", _RATIO, "Failures put up with."),
     Scalar("update-order", "update.order", _ORDER, "Which comes first (stop-first)."),
-    Scalar("rollback-parallelism", "rollback.parallelism", _COUNT, "As for updates."),
+    Scalar("rollback-parallelism", "rollback.parallelism", COUNT, "As for updates."),
     Scalar("rollback-delay", "rollback.delay_ns", DURATION, "As for updates."),
     Scalar("rollback-monitor", "rollback.monitor_ns", DURATION, "As for updates."),
     Scalar(
@@ -137,7 +147,7 @@ SCALARS: tuple[Scalar, ...] = (
     Scalar("rollback-order", "rollback.order", _ORDER, "As for updates."),
     Scalar("health-interval", _HEALTH + "interval_ns", DURATION, "Time between checks (30s)."),
     Scalar("health-timeout", _HEALTH + "timeout_ns", DURATION, "Time a check may take (30s)."),
-    Scalar("health-retries", _HEALTH + "retries", _COUNT, "Failures that mean unhealthy (3)."),
+    Scalar("health-retries", _HEALTH + "retries", COUNT, "Failures that mean unhealthy (3)."),
     Scalar("health-start-period", _HEALTH + "start_period_ns", DURATION, "Time to get started."),
     Scalar(
         "health-start-interval",
@@ -349,144 +359,6 @@ _RM: dict[str, Callable[[Any, Any], bool]] = {
     "config": lambda reference, key: key in (reference.config_name, reference.config_id),
     "generic-resource": lambda resource, key: resource.kind == key,
 }
-
-
-# ------------------------------------------------------------------ the options themselves
-
-
-def _scalar_option(scalar: Scalar) -> Callable[[F], F]:
-    if scalar.type is bool:
-        return click.option(
-            f"--{scalar.flag}/--no-{scalar.flag}", scalar.name, default=None, help=scalar.help
-        )
-    return click.option(
-        f"--{scalar.flag}", scalar.name, type=scalar.type, default=None, help=scalar.help
-    )
-
-
-def _parsed(listed: Listed) -> Callable[[click.Context, click.Parameter, Sequence[str]], Any]:
-    def parse(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> list[Any]:
-        try:
-            return [entry for text in texts for entry in listed.parse(text)]
-        except click.BadParameter as error:
-            # The parser knows create's flag only; here the one that was used is named.
-            error.param, error.param_hint, error.ctx = param, None, ctx
-            raise
-
-    return parse
-
-
-def _common_options() -> list[Callable[[Any], Any]]:
-    return [
-        *(_scalar_option(scalar) for scalar in SCALARS),
-        *gpu_options(),
-        click.option("--replicas", type=_COUNT, help="Number of tasks."),
-        click.option("--max-concurrent", type=_COUNT, help="Tasks of a job at once."),
-        click.option("--entrypoint", help="Replace the image's entrypoint."),
-        click.option("--health-cmd", help="Shell command that checks health."),
-        click.option("--no-healthcheck", is_flag=True, help="Leave the image's healthcheck off."),
-        click.option("--log-opt", multiple=True, metavar="KEY=VALUE", help="Log driver option."),
-        click.option("--cap-add", multiple=True, metavar="CAP", help="Add a Linux capability."),
-        click.option("--cap-drop", multiple=True, metavar="CAP", help="Drop a Linux capability."),
-        click.option("--with-registry-auth", is_flag=True, help="Send registry credentials along."),
-        click.option(
-            "--no-resolve-image",
-            is_flag=True,
-            hidden=True,
-            help="Accepted: nodes resolve tags when they pull.",
-        ),
-        click.option("-q", "--quiet", is_flag=True, help="No progress display."),
-    ]
-
-
-def create_options(function: F) -> F:
-    """All flags of `service create`."""
-    decorators = _common_options()
-    for listed in LISTS:
-        names = [f"--{listed.flag}", f"{listed.name}_add", *filter(None, (listed.short,))]
-        decorators.append(
-            click.option(
-                *names,
-                multiple=True,
-                metavar=listed.metavar,
-                help=listed.help,
-                callback=_parsed(listed),
-            )
-        )
-    for flag, _, text, short in MAPS:
-        name = f"{flag.replace('-', '_')}_add"
-        names = [f"--{flag}", name, *filter(None, (short,))]
-        decorators.append(click.option(*names, multiple=True, metavar="KEY=VALUE", help=text))
-    decorators += [
-        click.option("-e", "--env", "env_add", multiple=True, metavar="K=V", help="Variable."),
-        click.option(
-            "--env-file",
-            multiple=True,
-            type=click.Path(),
-            metavar="FILE",
-            help="Variables from a file.",
-        ),
-        click.option("--name", default="", help="Name of the service; else one is made up."),
-        click.option(
-            "--mode",
-            type=click.Choice(["replicated", "global", "replicated-job", "global-job"]),
-            default="replicated",
-            show_default=True,
-            help="How many tasks, and when they are finished.",
-        ),
-    ]
-    return _decorated(function, decorators)
-
-
-def update_options(function: F) -> F:
-    """All flags of `service update`."""
-    decorators = _common_options()
-    for listed in LISTS:
-        decorators.append(
-            click.option(
-                f"--{listed.flag}-add",
-                multiple=True,
-                metavar=listed.metavar,
-                help=f"Add or replace. {listed.help}",
-                callback=_parsed(listed),
-            )
-        )
-        decorators.append(
-            click.option(f"--{listed.flag}-rm", multiple=True, metavar="KEY", help="Remove one.")
-        )
-    for flag, _, text, _short in MAPS:
-        adding = f"Add or change. {text}"
-        decorators.append(
-            click.option(f"--{flag}-add", multiple=True, metavar="KEY=VALUE", help=adding)
-        )
-        decorators.append(
-            click.option(f"--{flag}-rm", multiple=True, metavar="KEY", help="Remove one.")
-        )
-    decorators += [
-        click.option("--env-add", multiple=True, metavar="K=V", help="Add or change a variable."),
-        click.option("--env-rm", multiple=True, metavar="K", help="Remove a variable."),
-        click.option("--image", help="New image."),
-        click.option("--args", "arguments", help="New arguments, as one shell-quoted text."),
-        click.option("--force", is_flag=True, help="New tasks although nothing else changed."),
-        click.option("--rollback", is_flag=True, help="Go back to the previous spec."),
-    ]
-    return _decorated(function, decorators)
-
-
-def _decorated(function: F, decorators: Iterable[Callable[[Any], Any]]) -> F:
-    for decorate in sorted(decorators, key=_first_name, reverse=True):
-        function = decorate(function)
-    return function
-
-
-def _first_name(decorate: Callable[[Any], Any]) -> str:
-    """The flag that a decorator adds, for the order of the help."""
-
-    def probe() -> None:
-        """Carries one option."""
-
-    [option] = vars(decorate(probe))["__click_params__"]
-    return str(next(name for name in option.opts if name.startswith("--")))
 
 
 # ------------------------------------------------------------------ what they do

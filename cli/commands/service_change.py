@@ -14,12 +14,8 @@ from cli.connection import Connection
 from cli.converge import wait_and_report
 from cli.lazy import Command
 from cli.options import Ref, detach_options
-from cli.service_flags import (
-    create_options,
-    edit,
-    new_mode,
-    update_options,
-)
+from cli.service_flags import edit, new_mode
+from cli.service_options import create_options, update_options
 from cli.services import interruptible, subject_of, warn
 from cli.settings import settings
 from cli.spec_paths import put
