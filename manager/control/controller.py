@@ -6,7 +6,7 @@ at any time (`reset`). `observe` takes committed changes, `tick` writes one tick
 draft; then either `done` (the draft was committed) or `undo` (it was not) must follow.
 
     observe(change)... -> tick(draft): for each dirty service
-                             scale -> follow_nodes -> restart -> update -> promote -> reap
+                             scale -> follow_nodes -> restart -> update -> move -> promote -> reap
                           then place what waits  -> done | undo
 
 A tick's cost: the tasks of the dirty services, and the nodes once for each group that is placed.
@@ -24,6 +24,7 @@ from manager.control.history import (
     reap_tasks,
     remove_service,
 )
+from manager.control.moves import move
 from manager.control.nodes import follow_nodes
 from manager.control.placing import Placer, service_name
 from manager.control.restart import promote, restart
@@ -69,6 +70,8 @@ class Controller:
         # Of services in a roll-out: since when tasks run, and which have outlived the monitor.
         self._running: dict[str, int] = {}
         self._survived: set[str] = set()
+        # Services with tasks on their way to other nodes: how far these come matters.
+        self._moving: set[str] = set()
         self._tick: Tick | None = None
 
     # -------------------------------------------------------------- taking in changes
@@ -81,6 +84,7 @@ class Controller:
         self._per_node, self._gates = set(), {}
         self._wake, self._heap = {}, []
         self._running, self._survived = {}, set()
+        self._moving = set()
         self._tick = None
         for service in view.all(Service):
             self._note_service(service)
@@ -144,6 +148,7 @@ class Controller:
             or new is None
             or states.ended(after)
             or (after == TaskState.RUNNING and rolling)
+            or (after >= TaskState.READY and task.service_id in self._moving)
         ):
             self.dirty.add(task.service_id)
 
@@ -247,6 +252,7 @@ class Controller:
         follow_nodes(work)
         restart(work)
         update(work)
+        move(work)
         promote(work)
         reap_tasks(work)
         work.note_held()
@@ -257,6 +263,8 @@ class Controller:
         keep_versions(draft, service_id, list(work.tasks.values()))
         if work.unfinished:
             tick.unfinished.add(service_id)
+        if work.moving:
+            tick.moving.add(service_id)
         tick.wakes[service_id] = work.wake_ns
         return unplaced
 
@@ -286,6 +294,7 @@ class Controller:
         self._tick = None
         self.dirty = (self.dirty - set(tick.services)) | tick.unfinished
         self._placer.done(tick)
+        self._moving = (self._moving - set(tick.services)) | tick.moving
         for service_id in tick.services:
             self._set_wake(service_id, tick.wakes.get(service_id, 0))
         for service_id in tick.wakes.keys() - set(tick.services):

@@ -1,9 +1,9 @@
 """What is forgotten: ended tasks beyond the history limit, and versions that nothing refers to.
 
 Of each slot the newest `task_history_limit` ended tasks are kept (Docker's default 5; negative:
-all), and in a slot where nothing should run its newest task whatever the limit: it tells that the
-slot has come to its end. Tasks with a node are told to be removed there, and deleted when the node
-says so; those without are deleted at once.
+all), and the slot's newest task whatever the limit, if that has ended: it tells that the slot has
+come to its end, or that what was to take a task's place has failed. Tasks with a node are told to
+be removed there, and deleted when the node says so; those without are deleted at once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def reap_tasks(work: Work) -> None:
 def _reap_slot(work: Work, slot: int | str, limit: int) -> None:
     kept = [t for t in work.slots.get(slot, ()) if t.desired_state != TaskState.REMOVE]
     past = [t for t in kept if states.ended(state_of(t))]
-    if not work.live(slot) and past and past[-1] is kept[-1]:
+    if past and past[-1] is kept[-1]:
         limit = max(1, limit)
     if work.mode.job:
         past = [t for t in past if state_of(t) != TaskState.COMPLETE]

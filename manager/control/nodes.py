@@ -5,7 +5,9 @@
 | object gone | ORPHANED; replaced at once |
 | down, left, or removed by force | told to stop when it is back; replaced at once, elsewhere |
 | down for 24 h | the same, and ORPHANED: given up |
-| drained, or no longer within the constraints | stopped; the replacement starts when it has |
+| drained | moved within the service's budget, the new task first (moves.py) |
+| drained, and it cannot move (a job's; one a node; it does not run yet) | as the next row |
+| no longer within the constraints | stopped; the replacement starts when it has |
 | paused, unknown | nothing |
 
 SwarmKit does the same in several places (orchestrator/*, constraintenforcer, taskreaper; the 24 h
@@ -21,9 +23,10 @@ from manager.control.template import state_of
 from manager.control.work import Work
 from swarm import states
 from swarm.clock import SECOND_NS
-from swarm.v1 import Availability, Node, Task, TaskState
+from swarm.v1 import Availability, Node, StopCause, Task, TaskState
 
 ORPHAN_AFTER_NS = 24 * 3600 * SECOND_NS
+DRAINED = "its node is being drained"
 
 
 def follow_nodes(work: Work) -> None:
@@ -44,13 +47,30 @@ def follow_nodes(work: Work) -> None:
             if states.wanted(task.desired_state):
                 _replace(work, task, wait=False)
             _give_up_late(work, work.tasks.get(task.id, task), node)
-        elif states.wanted(task.desired_state) and _must_leave(work, task, node):
+        elif not states.wanted(task.desired_state):
+            continue
+        elif is_drained(node):
+            if _moves(work, task):
+                work.leaving.add(slot_of(task))
+            else:
+                _replace(work, task, wait=True, cause=StopCause.MOVED, message=DRAINED)
+        elif _must_leave(work, task, node):
             _replace(work, task, wait=True)
 
 
+def is_drained(node: Node) -> bool:
+    """Whether tasks are to leave the node."""
+    return node.spec is not None and node.spec.availability == Availability.DRAIN
+
+
+def _moves(work: Work, task: Task) -> bool:
+    """Whether the task stays until another has taken its place: moves.py sees to it."""
+    if work.mode.job or work.mode.per_node:
+        return False
+    return state_of(task) == TaskState.RUNNING
+
+
 def _must_leave(work: Work, task: Task, node: Node) -> bool:
-    if node.spec is not None and node.spec.availability == Availability.DRAIN:
-        return True
     if all(c.matches(node) for c in work.need.constraints):
         return False
     # Tasks that are out of date are the roll-out's: it decides when they go. Where a node is a slot
@@ -68,9 +88,16 @@ def _give_up_late(work: Work, task: Task, node: Node) -> None:
         work.wake(since_ns + ORPHAN_AFTER_NS)
 
 
-def _replace(work: Work, task: Task, *, wait: bool) -> None:
+def _replace(
+    work: Work,
+    task: Task,
+    *,
+    wait: bool,
+    cause: StopCause = StopCause.UNSPECIFIED,
+    message: str = "",
+) -> None:
     """Stops the task and puts the next one in its slot; `wait`: it starts when this one has
-    stopped. Restarts that count are carried on.
+    stopped. Restarts that count are carried on, and so is a delay that is not over.
     """
     slot = slot_of(task)
     others = [t for t in work.live(slot) if t.id != task.id]
@@ -79,11 +106,12 @@ def _replace(work: Work, task: Task, *, wait: bool) -> None:
             slot,
             version=replacement_version(work, task),
             ready_first=wait,
+            start_after_ns=task.start_after_ns if wait else 0,
             restarts_ns=task.restarts_ns,
         )
         if made is None:
             return  # the next tick comes back to it
-    work.stop(task)
+    work.stop(task, cause=cause, message=message)
 
 
 def replacement_version(work: Work, task: Task) -> int:

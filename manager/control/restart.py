@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from msgspec import structs
 
+from manager.control.moves import waits_for_stop
 from manager.control.nodes import replacement_version
 from manager.control.slots import Slot, is_live
 from manager.control.template import (
@@ -153,6 +154,8 @@ def promote(work: Work) -> None:
             work.wake(task.start_after_ns)
             continue
         if _predecessors_stop(work, task) or work.held(task.spec_version):
+            continue
+        if waits_for_stop(work, task):
             continue
         work.put(structs.replace(task, desired_state=work.target))
 

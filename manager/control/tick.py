@@ -13,6 +13,8 @@ class Tick:
     unfinished: set[str] = field(default_factory=set)
     wakes: dict[str, int] = field(default_factory=dict)
     gates: dict[str, set[str]] = field(default_factory=dict)
+    # Services with tasks on their way to other nodes.
+    moving: set[str] = field(default_factory=set)
     touched: list[str] = field(default_factory=list)
     placed: int = 0
     created: int = 0

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from msgspec import structs
 
+from manager.control.moves import alike, left, on_drained_node
 from manager.control.slots import Slot, slot_of
 from manager.control.template import (
     PAUSED,
@@ -39,9 +40,13 @@ from manager.control.template import (
 )
 from manager.control.work import Work
 from swarm import states
+from swarm.clock import SECOND_NS
 from swarm.v1 import ServiceRevision, Task, TaskState, UpdateConfig, UpdateState, UpdateStatus
 
 _BY_ITSELF = frozenset({TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED})
+# How long two tasks of a slot run side by side where nodes lead connections to them: the dispatcher
+# gathers changes of published services for a moment, and a node must not be left with none to ask.
+OVERLAP_NS = SECOND_NS
 _IN_PROGRESS = "update in progress"
 _WAITS = "update waits "
 _COMPLETED = "update completed"
@@ -85,16 +90,38 @@ def update(work: Work) -> None:
 
 
 def settle(work: Work) -> None:
-    """Where a new task runs, the slot's other tasks are stopped: the end of start-first."""
+    """Where a new task runs, the slot's older ones are stopped: the end of start-first, and of a
+    move. Where connections come through published ports, nodes have to hear of the new task first.
+    """
     for slot in work.used_slots():
         live = work.live(slot)
         if len(live) < 2:
             continue
-        fit = [t for t in live if state_of(t) == TaskState.RUNNING and work.up_to_date(t)]
-        if fit:
-            for task in live:
-                if task.id != fit[-1].id:
-                    work.stop(task)
+        runs = [t for t in live if state_of(t) == TaskState.RUNNING]
+        fit = [t for t in runs if work.up_to_date(t)] or (runs if len(runs) > 1 else [])
+        if not fit:
+            continue
+        kept = fit[-1]
+        at_ns = _known_ns(work, kept)
+        for task in live[: live.index(kept)]:
+            if state_of(task) == TaskState.RUNNING and work.now_ns < at_ns:
+                work.wake(at_ns)
+            elif alike(work, task, kept) and state_of(task) == TaskState.RUNNING:
+                left(work, task, kept)
+            else:
+                work.stop(task)
+        for task in live[live.index(kept) + 1 :]:
+            # One that is alike is to take its place (moves.py).
+            if not alike(work, kept, task):
+                work.stop(task)
+
+
+def _known_ns(work: Work, task: Task) -> int:
+    """From when on all nodes send connections to a task that runs."""
+    ports = work.service.endpoint.ports if work.service.endpoint else ()
+    if not any(p.publish_mode != "host" for p in ports) or task.meta is None:
+        return 0
+    return task.meta.updated_at_ns + OVERLAP_NS
 
 
 def _to_do(work: Work, slot: Slot) -> bool:
@@ -250,8 +277,9 @@ def _next_batch(
             return
     if room <= 0:
         return
-    # Slots that do not run go first: they have least to lose (as SwarmKit's updater).
-    order = sorted(to_do, key=lambda slot: _runs(work, slot))
+    # Slots that do not run go first: they have least to lose (as SwarmKit's updater). Then those
+    # that have to leave their node: they need not move twice.
+    order = sorted(to_do, key=lambda slot: (_runs(work, slot), not _leaves(work, slot)))
     for slot in order[:room]:
         if not _change_slot(work, slot, config):
             break
@@ -266,6 +294,10 @@ def _waits_for_node(work: Work, slot: Slot) -> bool:
 
 def _runs(work: Work, slot: Slot) -> bool:
     return any(state_of(t) == TaskState.RUNNING for t in work.live(slot))
+
+
+def _leaves(work: Work, slot: Slot) -> bool:
+    return any(on_drained_node(work, t) for t in work.live(slot))
 
 
 def _change_slot(work: Work, slot: Slot, config: UpdateConfig) -> bool:

@@ -74,6 +74,10 @@ class Work:
         )
         self.unfinished = False  # the budget ran out
         self.waits_for: set[str] = set()  # names of services whose gates hold tasks back
+        self.leaving: set[Slot] = set()  # slots with a task on a drained node that is to move
+        self.moving = False  # a task is on its way to another node
+        self.moved = 0  # tasks told to stop because they have moved
+        self.refused: Task | None = None  # one made for a node, which did not take it
         self._rng = rng
         self._budget = budget
         self._before = {t.id: t for t in draft.by(Task, "service", service.id)}
@@ -226,8 +230,9 @@ class Work:
     ) -> Task | None:
         """A new task in the slot; None when this tick may make no more.
 
-        `version` 0: the present one. `node_id`: it may be placed on this node only. `ready_first`: it waits until it is due and its predecessor
-        has stopped. One that a gate holds back waits for that as well.
+        `version` 0: the present one. `ready_first`: it waits until it is due and its predecessor
+        has stopped. One that a gate holds back waits for that as well. `node_id`: it may be placed
+        on this node only.
         """
         if self._budget.tasks <= 0:
             self.unfinished = True

@@ -117,7 +117,6 @@ class Cluster(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.seen: dict[str, Task] = {}
-        self.order: dict[str, str] = {}
 
     @initialize(
         seed=st.integers(0, 1000),
@@ -138,7 +137,6 @@ class Cluster(RuleBasedStateMachine):
             )
 
     def _spec(self, name: str, *, replicas: int, image: str, order: str = ""):
-        self.order[f"s-{name}"] = order
         gate = Dependency(service="a", condition=self.condition, required=True)
         return make_spec(
             name,
@@ -272,18 +270,18 @@ class Cluster(RuleBasedStateMachine):
                 wanted[task.service_id, task.slot or task.node_id] += 1
         self.seen = now
         for (service_id, slot), count in wanted.items():
-            overlap = 2 if self.order.get(service_id) == "start-first" else 1
-            if self._was_start_first(service_id):
-                overlap = 3
+            overlap = self._overlap(service_id)
             assert count <= overlap, f"{count} tasks should run in slot {slot} of {service_id}"
 
-    def _was_start_first(self, service_id: str) -> bool:
-        """An overlap may outlast the spec that allowed it."""
-        for revision in self.world.tables.by(ServiceRevision, "service", service_id):
-            update = revision.spec.update if revision.spec else None
-            if update is not None and update.order == "start-first":
-                return True
-        return False
+    def _overlap(self, service_id: str) -> int:
+        """How many tasks may run side by side in a slot. It may outlast the spec that allowed it.
+        Roll-outs and moves are start first when told to be, and moves unless told not to be.
+        """
+        specs = [r.spec for r in self.world.tables.by(ServiceRevision, "service", service_id)]
+        orders = {s.update.order if s.update else "" for s in specs if s}
+        if "start-first" in orders:
+            return 3
+        return 1 if orders == {"stop-first"} else 2
 
     # ------------------------------------------------------------ at last
 

@@ -370,27 +370,18 @@ def test_an_unknown_node_keeps_its_tasks_and_gets_none() -> None:
     assert Counter(t.node_id for t in world.running(sid)) == {"n1": 1, "n2": 3}
 
 
-def test_drain_moves_tasks_and_the_replacement_waits_for_the_stop() -> None:
+def test_a_replacement_waits_for_the_stop_but_not_for_ever() -> None:
     world = World(2)
-    sid = world.create(make_spec(replicas=2))
+    world.label("n1", zone="a")
+    placement = Placement(constraints=("node.labels.zone != b",))
+    sid = world.create(make_spec(replicas=2, placement=placement))
     world.settle()
     world.frozen.add("n1")
-    world.set_availability("n1", Availability.DRAIN)
+    world.label("n1", zone="b")
     world.settle()
     (old,) = [t for t in world.tasks(sid) if t.node_id == "n1"]
     (new,) = [t for t in world.live(sid) if t.slot == old.slot]
     assert (old.desired_state, new.desired_state, new.node_id) == (S.SHUTDOWN, S.READY, "n2")
-    world.frozen.clear()
-    world.settle()
-    assert Counter(t.node_id for t in world.running(sid)) == {"n2": 2}
-
-
-def test_a_replacement_does_not_wait_for_ever() -> None:
-    world = World(2)
-    sid = world.create(make_spec(replicas=2))
-    world.settle()
-    world.frozen.add("n1")
-    world.set_availability("n1", Availability.DRAIN)
     world.pass_time(60)
     assert len(world.running(sid)) == 1
     world.pass_time(15)
