@@ -12,6 +12,8 @@ import re
 from cli.compose import keys
 from cli.compose.around import deep
 from cli.compose.at import At
+from cli.compose.shorts import pairs
+from swarm import errors, gpus
 from swarm.v1 import (
     DeviceRequest,
     GenericResource,
@@ -107,7 +109,8 @@ def requirements(at: At) -> ResourceRequirements:
     limits = None
     if limits_at is not None or cpus or memory or pids:
         limits = Resources(cpu_nano=cpus, memory_bytes=memory, pids=pids)
-    devices = _devices(reservations_at, at)
+    generic = _generic(reservations_at)
+    devices = _devices(reservations_at, at, generic)
     reservations = None
     if reservations_at is not None or devices:
         cpu_at = reservations_at.set_at("cpus") if reservations_at is not None else None
@@ -115,7 +118,7 @@ def requirements(at: At) -> ResourceRequirements:
         reservations = Resources(
             cpu_nano=_cpus(cpu_at) if cpu_at is not None else 0,
             memory_bytes=memory_at.memory() if memory_at is not None else 0,
-            generic=_generic(reservations_at),
+            generic=generic,
             devices=devices,
         )
         if limits is not None:
@@ -198,18 +201,43 @@ def _generic(at: At | None) -> tuple[GenericResource, ...]:
     return tuple(given)
 
 
-def _devices(reservations: At | None, at: At) -> tuple[DeviceRequest, ...]:
+def _devices(
+    reservations: At | None, at: At, generic: tuple[GenericResource, ...]
+) -> tuple[DeviceRequest, ...]:
     """Device claims of deploy, then those of `gpus`, which has the capability gpu unless said."""
     claims: list[DeviceRequest] = []
+    last = None
     found = reservations.set_at("devices") if reservations is not None else None
+    places: list[tuple[At, tuple[str, ...]]] = []
     if found is not None and found.is_list("- capabilities: [gpu]"):
-        claims += [claim for each in found.elements() if (claim := _device(each, ())) is not None]
-    gpus = at.set_at("gpus")
-    if gpus is not None:
-        claims += [
-            claim for each in gpus.elements() if (claim := _device(each, ("gpu",))) is not None
-        ]
+        places.append((found, ()))
+    gpus_at = at.set_at("gpus")
+    if gpus_at is not None:
+        places.append((gpus_at, ("gpu",)))
+    sound = True
+    for place, implied in places:
+        for each in place.elements():
+            claim = _device(each, implied)
+            sound &= claim is not None and _is_sound(each, claim)
+            claims += [claim] if claim is not None else []
+            last = each
+    if sound and last is not None:
+        try:
+            gpus.ask_of(Resources(devices=tuple(claims), generic=generic))
+        except errors.Invalid as error:
+            last.fail(error.message)
     return tuple(claims)
+
+
+def _is_sound(at: At, claim: DeviceRequest) -> bool:
+    """Whether a claim on GPUs can be asked for; what else it names, the manager judges."""
+    try:
+        gpus.ask_of(Resources(devices=(claim,)))
+    except errors.Invalid as error:
+        options = at.set_at("options")
+        (options or at).fail(error.message)
+        return False
+    return True
 
 
 def _device(at: At, implied: tuple[str, ...]) -> DeviceRequest | None:
@@ -222,22 +250,25 @@ def _device(at: At, implied: tuple[str, ...]) -> DeviceRequest | None:
         capabilities = (*implied, *capabilities)
     if not capabilities:
         at.lacks("capabilities", "add capabilities: [gpu]")
-    count = None
+    options_at = at.set_at("options")
+    given = pairs(options_at) if options_at is not None else None
+    options = At(given, f"{at.path}.options", at.report).mapping() if given is not None else {}
+    ids = ids_at.texts() if ids_at is not None else ()
+    # The specification's default; a part can be had of one only.
+    count = None if ids or "fraction" in options else -1
     if count_at is not None:
         word = count_at.node.value
         count = -1 if word in ("all", -1) else count_at.integer(least=1, what="all, or a number")
-    ids = ids_at.texts() if ids_at is not None else ()
     if ids_at is not None and len(set(ids)) != len(ids):
         ids_at.fail("a device is named twice", "name each once")
     if count is not None and ids:
         at.fail_key("count", "count and device_ids exclude each other", "keep one of them")
-    options = at.set_at("options")
     return DeviceRequest(
         driver=driver.text() if driver is not None else "",
         count=count,
         device_ids=ids,
         capabilities=capabilities,
-        options=options.mapping() if options is not None else {},
+        options=options,
     )
 
 

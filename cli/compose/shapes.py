@@ -106,7 +106,7 @@ def _generic(at: At, style: Style) -> object:
     }
 
 
-def _segments(at: At, style: Style) -> object:
+def _pairs(at: At, style: Style) -> object:
     given = pairs(at)
     return mapping(At(given, at.path, at.report), style) if given is not None else {}
 
@@ -196,7 +196,7 @@ DEVICE: Table = {
     "driver": TEXT,
     "count": Field(integer_or_text),
     "device_ids": STRINGS,
-    "options": MAPPING,
+    "options": Field(_pairs),
 }
 GENERIC: Table = {"discrete_resource_spec": Field(_generic)}
 LIMITS: Table = {
@@ -361,7 +361,7 @@ VOLUME: Table = {
     "external": TRUTH,
     "labels": MAPPING,
 }
-_TOPOLOGIES = Field(records({"segments": Field(_segments)}))
+_TOPOLOGIES = Field(records({"segments": Field(_pairs)}))
 CLUSTER_SPEC: Table = {
     "group": TEXT,
     "access_mode": ANY,

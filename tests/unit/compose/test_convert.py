@@ -415,8 +415,21 @@ def test_limits(keys: str, limits: Resources) -> None:
         ),
         (
             "deploy: {resources: {reservations: {devices: "
-            "[{capabilities: [gpu, utility], count: all, options: {a: 1}}]}}}",
-            DeviceRequest(count=-1, capabilities=("gpu", "utility"), options={"a": "1"}),
+            "[{capabilities: [gpu, utility], count: all, options: {memory: 40GiB}}]}}}",
+            DeviceRequest(count=-1, capabilities=("gpu", "utility"), options={"memory": "40GiB"}),
+        ),
+        ("gpus: [{driver: amd}]", DeviceRequest(driver="amd", count=-1, capabilities=("gpu",))),
+        (
+            "gpus: [{options: {fraction: 0.5, memory: 10GiB}}]",
+            DeviceRequest(capabilities=("gpu",), options={"fraction": "0.5", "memory": "10GiB"}),
+        ),
+        (
+            "gpus: [{count: 2, options: ['model=A100|H100', 'capability=>=8.0']}]",
+            DeviceRequest(
+                count=2,
+                capabilities=("gpu",),
+                options={"model": "A100|H100", "capability": ">=8.0"},
+            ),
         ),
     ],
 )
@@ -424,6 +437,27 @@ def test_device_claims(keys: str, request_: DeviceRequest) -> None:
     found = task(service(keys)).resources
     assert found is not None
     assert found.reservations == Resources(devices=(request_,))
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("gpus: [{count: 1, options: {mem: 1g}}]", "GPUs have no option 'mem'"),
+        ("gpus: [{count: 2, options: {fraction: 0.5}}]", "only one GPU can be shared"),
+        ("gpus: 65", "at most 64"),
+        (
+            "gpus: [{count: 1, options: {model: A100}}, {count: 1, options: {model: H100}}]",
+            "say different things",
+        ),
+        (
+            "gpus: [{options: {fraction: 0.5}}]\ndeploy: {resources: {reservations: "
+            "{generic_resources: [{discrete_resource_spec: {kind: gpu, value: 1}}]}}}",
+            "GPU option fraction",
+        ),
+    ],
+)
+def test_gpus_that_cannot_be_asked_for_are_refused_where_they_stand(keys: str, said: str) -> None:
+    assert said in problems(document(keys)).message
 
 
 @pytest.mark.parametrize(

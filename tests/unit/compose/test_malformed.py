@@ -60,6 +60,10 @@ def outcome_of(tmp_path: Path, data: bytes | str) -> None:
     outcome(path, path.read_bytes().decode("utf-8", "replace"))
 
 
+def test_a_letter_beyond_ascii_is_no_base64(tmp_path: Path) -> None:
+    outcome_of(tmp_path, "services: {web: {image: !!binary ²}}")
+
+
 def test_the_full_file_loads_and_has_every_key_of_a_service(tmp_path: Path) -> None:
     path = tmp_path / "compose.yml"
     path.write_text(FULL)
