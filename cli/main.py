@@ -29,6 +29,8 @@ ENTRIES = (
     Entry("node", "cli.commands.node:group", "Manage nodes", _MANAGE),
     Entry("stack", "cli.commands.stack:group", "Deploy and manage stacks", _MANAGE),
     Entry("service", "cli.commands.service:group", "Manage services", _MANAGE),
+    Entry("job", "cli.commands.job:group", "Run and manage jobs", _MANAGE),
+    Entry("queue", "cli.commands.queue:group", "Manage the queues of jobs", _MANAGE),
     Entry("task", "cli.commands.task:group", "Look into tasks", _MANAGE),
     Entry("secret", "cli.commands.blob:secret", "Manage secrets", _MANAGE),
     Entry("config", "cli.commands.blob:config", "Manage configs", _MANAGE),
@@ -64,7 +66,8 @@ Exit codes:
   130  interrupted
 
 \b
-exec ends with the exit code of the command that it ran.
+exec ends with the exit code of the command that it ran. job wait and job run
+--wait end with the job's: 124 timed out, 125 failed without one, 130 cancelled.
 
 \b
 Environment:

@@ -75,7 +75,7 @@ DURATION = Quantity("duration", quantities.parse_duration)
 
 
 class Ref(_TextType):
-    """A name, id or id prefix of objects of a kind; completes names."""
+    """A name, id or id prefix of objects of a kind, or the name of a queue; completes names."""
 
     def __init__(self, kind: str, *more: str) -> None:
         self.name = kind
@@ -157,9 +157,14 @@ def _names(ctx: click.Context, kind: str) -> list[str]:
     from swarm.v1 import Kind, ListRequest, ListResponse
 
     async def ask(connection: Connection) -> ListResponse:
-        request = ListRequest(kind=Kind[kind.upper()])
+        request = ListRequest(kind=Kind[kind.upper()], filters=only)
         return await connection.control.list(request, timeout_s=COMPLETE_S)
 
+    if kind == "queue":
+        return _queues(ctx)
+    only: tuple[Filter, ...] = ()
+    if kind == "job":
+        kind, only = "service", make_filters((), mode=("replicated-job", "global-job"))
     found = []
     for item in _ask(ctx, ask).objects:
         thing = getattr(item, kind)
@@ -168,6 +173,16 @@ def _names(ctx: click.Context, kind: str) -> list[str]:
         else:
             found.append(thing.id if kind == "task" else thing.spec.name)
     return found
+
+
+def _queues(ctx: click.Context) -> list[str]:
+    """Names of the queues of jobs."""
+    from swarm.v1 import ListQueuesRequest, ListQueuesResponse
+
+    async def ask(connection: Connection) -> ListQueuesResponse:
+        return await connection.control.list_queues(ListQueuesRequest(), timeout_s=COMPLETE_S)
+
+    return [found.spec.name for found in _ask(ctx, ask).queues if found.spec is not None]
 
 
 def _revisions(ctx: click.Context, stack: str) -> list[tuple[str, str]]:

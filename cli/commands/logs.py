@@ -1,4 +1,4 @@
-"""`service logs`, `task logs` and `logs`: what tasks print."""
+"""`service logs`, `job logs`, `task logs` and `logs`: what tasks print."""
 
 from __future__ import annotations
 
@@ -66,6 +66,18 @@ def service_logs(**flags: Any) -> int:
     """Show what the tasks of a service, or one task, print.
 
     Each line tells who printed it: service.slot.task@node. Lines of the task's standard error go to
+    standard error.
+    """
+    return _logs(**flags)
+
+
+@click.command("logs", cls=Command)
+@_options
+@click.argument("ref", type=Ref("job"), metavar="JOB|TASK")
+def job_logs(**flags: Any) -> int:
+    """Show what the tasks of a job, or one task, print.
+
+    Each line tells who printed it: job.number.task@node. Lines of the task's standard error go to
     standard error.
     """
     return _logs(**flags)

@@ -1,0 +1,119 @@
+"""`swarmctl job ls | ps | inspect`."""
+
+from __future__ import annotations
+
+import click
+
+from cli.connection import Connection, call
+from cli.format import print_inspected, print_rows
+from cli.jobs import JOB_COLUMNS, fetch_jobs, get_jobs, job_row, job_state, queue_of
+from cli.lazy import Command
+from cli.objects import raise_all
+from cli.options import (
+    Ref,
+    filter_option,
+    format_option,
+    list_options,
+    make_filters,
+    no_trunc_option,
+    quiet_option,
+)
+from cli.settings import settings
+from cli.tasks import fetch_tasks, print_tasks
+from swarm.errors import SwarmError
+from swarm.v1 import GetRequest, GetResponse, Kind
+
+JOBS = click.argument("jobs", nargs=-1, required=True, type=Ref("job"), metavar="JOB...")
+# Filters that are looked at here; the others are the manager's.
+_OWN = ("queue", "state")
+
+
+@click.command(cls=Command)
+@list_options("id", "name", "label", "queue", "state")
+@no_trunc_option
+def ls(filters: tuple[tuple[str, str], ...], form: str, *, quiet: bool, no_trunc: bool) -> None:
+    """List jobs.
+
+    TASKS counts those that completed, of all that must. A state is queued, running, complete,
+    failed, cancelled, or on the way: cancelling, removing.
+    """
+    asked = make_filters(pair for pair in filters if pair[0] not in _OWN)
+    queues = {value for key, value in filters if key == "queue"}
+    states = {value for key, value in filters if key == "state"}
+
+    async def work(connection: Connection) -> None:
+        rows = [
+            job_row(job, status, now_ns=settings().clock.now_ns(), no_trunc=no_trunc)
+            for job, status in await fetch_jobs(connection, asked)
+            if (not queues or queue_of(job) in queues) and (not states or job_state(job) in states)
+        ]
+        print_rows(
+            rows,
+            JOB_COLUMNS,
+            form=form,
+            quiet=quiet,
+            terminal=settings().terminal(),
+            sentences="Reason",
+        )
+
+    call(work)
+
+
+@click.command(cls=Command)
+@JOBS
+@filter_option("id", "name", "node", "desired-state", "label")
+@format_option
+@quiet_option
+@no_trunc_option
+@click.option("--no-resolve", is_flag=True, help="Show ids instead of names.")
+def ps(
+    jobs: tuple[str, ...],
+    filters: tuple[tuple[str, str], ...],
+    form: str,
+    *,
+    quiet: bool,
+    no_trunc: bool,
+    no_resolve: bool,
+) -> None:
+    r"""List the tasks of jobs.
+
+    The newest task of each slot comes first; the ones before it are marked with \_.
+    """
+
+    async def work(connection: Connection) -> list[SwarmError]:
+        found, problems = await get_jobs(connection, jobs)
+        if found:
+            asked = make_filters(filters, service=[job.id for job in found])
+            tasks, lookup = await fetch_tasks(connection, asked, resolve=not no_resolve)
+            print_tasks(tasks, lookup, settings(), form=form, quiet=quiet, no_trunc=no_trunc)
+        return problems
+
+    raise_all(call(work))
+
+
+@click.command(cls=Command)
+@JOBS
+@format_option
+@click.option("--pretty", is_flag=True, help="Print for people.")
+def inspect(jobs: tuple[str, ...], form: str, *, pretty: bool) -> None:
+    """Show jobs, as `service inspect` does."""
+
+    async def work(connection: Connection) -> tuple[list[GetResponse], list[SwarmError]]:
+        found, problems = await get_jobs(connection, jobs)
+        answers = [
+            await connection.control.get(GetRequest(kind=Kind.SERVICE, ref=job.id)) for job in found
+        ]
+        return answers, problems
+
+    answers, problems = call(work)
+    if pretty:
+        from cli.pretty import describe_service
+
+        if answers:
+            click.echo("\n\n".join(describe_service(answer) for answer in answers))
+    elif answers or not form:
+        from cli import docker_json
+
+        documents = [docker_json.from_answer(Kind.SERVICE, answer) for answer in answers]
+        print_inspected(documents, form=form, known=docker_json.KNOWN)
+    raise_all(problems)
