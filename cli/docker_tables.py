@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from swarm.v1 import GenericResource, Message, TmpfsOptions
+from swarm.v1 import GenericResource, Message, PlacementPreference, TmpfsOptions
 
 __all__ = [
     "DRIVER",
@@ -286,17 +286,26 @@ RESOURCES = table(
     devices=each(_DEVICE_REQUEST),
 )
 PLATFORM = table("Architecture architecture\nOS os")
-NAMES |= {"Spread", "SpreadDescriptor"}
+NAMES |= {"Spread", "SpreadDescriptor", "Affinity", "Condition", "Weight"}
+
+
+def _preference(preference: PlacementPreference) -> dict[str, Any]:
+    """Docker has spreads only."""
+    if preference.affinity:
+        weight = preference.weight or 1
+        return {"Affinity": {"Condition": preference.affinity, "Weight": weight}}
+    return {"Spread": {"SpreadDescriptor": preference.spread}}
+
+
 _PLACEMENT = table(
     """
     Constraints constraints
     Preferences preferences
     MaxReplicas max_replicas
     Platforms platforms
+    Strategy strategy
     """,
-    preferences=lambda preferences: [
-        {"Spread": {"SpreadDescriptor": preference.spread}} for preference in preferences
-    ],
+    preferences=lambda preferences: [_preference(each) for each in preferences],
     platforms=each(PLATFORM),
 )
 TASK_SPEC = table(

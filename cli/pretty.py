@@ -190,9 +190,15 @@ def _placement(task: TaskSpec) -> list[str]:
     lines = []
     if placement.constraints:
         lines.append(_line("Constraints", ", ".join(placement.constraints), indent=1))
-    if placement.preferences:
-        spread = " ".join(preference.spread for preference in placement.preferences)
-        lines.append(_line("Preferences", f"spread={spread}", indent=1))
+    spreads = [preference.spread for preference in placement.preferences if preference.spread]
+    if spreads:
+        lines.append(_line("Preferences", f"spread={' '.join(spreads)}", indent=1))
+    for preference in placement.preferences:
+        if preference.affinity:
+            weight = preference.weight or 1
+            lines.append(_line("Affinity", f"{preference.affinity} (weight {weight})", indent=1))
+    if placement.strategy:
+        lines.append(_line("Strategy", placement.strategy, indent=1))
     if placement.max_replicas:
         lines.append(f" Max Replicas Per Node: {placement.max_replicas}")
     return ["Placement:", *lines] if lines else []

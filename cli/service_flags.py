@@ -15,6 +15,7 @@ from typing import Any
 import click
 import msgspec
 
+from cli import placement_flags as placement
 from cli import service_values as values
 from cli.gpu_flags import edit_gpus
 from cli.options import BYTES, CPUS, DURATION, key_values
@@ -25,7 +26,6 @@ from swarm.v1 import (
     Global,
     GlobalJob,
     HealthConfig,
-    PlacementPreference,
     PortConfig,
     Replicated,
     ReplicatedJob,
@@ -127,6 +127,12 @@ SCALARS: tuple[Scalar, ...] = (
         "task.placement.max_replicas",
         COUNT,
         "Most tasks on one node; 0: no limit.",
+    ),
+    Scalar(
+        "placement-strategy",
+        "task.placement.strategy",
+        placement.STRATEGY,
+        "spread tasks over nodes or binpack them on few (the cluster's default).",
     ),
     Scalar("update-parallelism", "update.parallelism", COUNT, "Tasks at once; 0: all (1)."),
     Scalar("update-delay", "update.delay_ns", DURATION, "Pause between batches (0s)."),
@@ -234,20 +240,6 @@ def _capability(text: str) -> tuple[str]:
     return (f"CAP_{name}",)
 
 
-def _constraint(text: str) -> tuple[str]:
-    for operator in ("==", "!="):
-        left, found, right = text.partition(operator)
-        if found and left.strip() and right.strip():
-            return (text.strip(),)
-    raise click.BadParameter(
-        f"{text!r}: write ATTRIBUTE==VALUE or ATTRIBUTE!=VALUE, such as node.role==manager."
-    )
-
-
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
-
-
 LISTS: tuple[Listed, ...] = (
     Listed(
         "publish",
@@ -294,20 +286,20 @@ LISTS: tuple[Listed, ...] = (
     Listed(
         "constraint",
         "task.placement.constraints",
-        _constraint,
-        _squeezed,
-        "Where tasks may run: node.labels.zone==a.",
+        placement.constraint,
+        placement.squeezed,
+        "Where tasks may run: node.labels.zone==a, 'node.gpu.memory >= 40GiB'.",
         "EXPRESSION",
-        _squeezed,
+        placement.squeezed,
     ),
     Listed(
         "placement-pref",
         "task.placement.preferences",
-        lambda text: (PlacementPreference(spread=values.placement_preference(text)),),
-        lambda preference: preference.spread,
-        "Spread over: spread=node.labels.zone.",
+        _one(placement.preference),
+        placement.preference_key,
+        "Where they run rather: spread=ATTRIBUTE or affinity=EXPRESSION,weight=N.",
         "PREFERENCE",
-        values.placement_preference,
+        lambda text: placement.preference_key(placement.preference(text)),
     ),
     Listed(
         "generic-resource",

@@ -46,7 +46,6 @@ __all__ = [
     "generic_resources",
     "mount",
     "network",
-    "placement_preference",
     "ports",
     "secret_reference",
     "ulimit",
@@ -513,14 +512,6 @@ def extra_host(text: str, *, option: str = "--host") -> str:
     if address == "host-gateway":
         return f"{address} {name}"
     return f"{_address(option, text, address)} {name}"
-
-
-def placement_preference(text: str, *, option: str = "--placement-pref") -> str:
-    """`spread=node.labels.zone`, given back as the attribute."""
-    key, separator, value = text.partition("=")
-    if key.strip() != "spread" or not separator or not value.strip():
-        raise fail(option, text, "write spread=ATTRIBUTE, such as spread=node.labels.zone")
-    return value.strip()
 
 
 def env_value(text: str, environment: Mapping[str, str], *, option: str = "--env") -> str:
