@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 import structlog
 from msgspec import structs
 
-from manager.api import history, mutations, queries, scheduling
+from manager.api import gpus, history, mutations, queries, scheduling
 from manager.api.auditing import audit_query
 from manager.api.backup import Backups, Source
 from manager.api.leftovers import finish, unfinished
@@ -239,7 +239,7 @@ class ControlService:
     async def list_gpus(self, request: ListGpusRequest, context: Context) -> ListGpusResponse:
         async with measured(self._clock, "ListGpus"):
             await self._catch_up(context)
-            raise errors.Unsupported("GPUs cannot be listed yet")
+            return gpus.list_gpus(self._store)
 
     async def list_queues(self, request: ListQueuesRequest, context: Context) -> ListQueuesResponse:
         async with measured(self._clock, "ListQueues"):
