@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agent import identity as ids
 from swarm import errors, tls
-from swarm.rpc import Channel
+from swarm.rpc import Channel, NoAnswer
 from swarm.v1 import (
     Availability,
     GetInfoRequest,
@@ -136,12 +136,20 @@ class Scene:
         """An ordinary client works all the while, on the connection it has and on new ones."""
         stop, done = asyncio.Event(), []
 
+        async def ask(channel: Channel) -> None:
+            try:
+                await ControlClient(channel).get_info(GetInfoRequest(), timeout_s=15)
+            except NoAnswer:
+                # grpc.aio cancels calls at times while a thousand others are in flight; one that
+                # comes again, as swarmctl's do, has to be answered.
+                await ControlClient(channel).get_info(GetInfoRequest(), timeout_s=15)
+
         async def work() -> None:
             async with self.channel(self.ann) as kept:
                 while not stop.is_set():
-                    await ControlClient(kept).get_info(GetInfoRequest(), timeout_s=15)
+                    await ask(kept)
                     async with self.channel(self.ann) as fresh:
-                        await ControlClient(fresh).get_info(GetInfoRequest(), timeout_s=15)
+                        await ask(fresh)
                     done.append(True)
                     await asyncio.sleep(0.05)
 
