@@ -16,6 +16,8 @@ from swarm.v1 import (
     GetRequest,
     Kind,
     RaftConfig,
+    RebalanceConfig,
+    SchedulingConfig,
     Spec,
     UpdateRequest,
 )
@@ -62,7 +64,28 @@ def change_cluster(spec: ClusterSpec, given: dict[str, Any]) -> ClusterSpec:
         raft = msgspec.structs.replace(raft, keep_old_snapshots=given["max_snapshots"])
     if raft != spec.raft:
         changes["raft"] = raft
+    scheduling = _change_scheduling(spec.scheduling or SchedulingConfig(), given)
+    if scheduling != (spec.scheduling or SchedulingConfig()):
+        changes["scheduling"] = scheduling
     return msgspec.structs.replace(spec, **changes)
+
+
+def _change_scheduling(config: SchedulingConfig, given: dict[str, Any]) -> SchedulingConfig:
+    """How the scheduler chooses, with the options given; queues have a command of their own."""
+    changes: dict[str, Any] = {}
+    for option, field in (("placement_strategy", "strategy"), ("gpu_policy", "gpu_policy")):
+        if given.get(option) is not None:
+            changes[field] = given[option]
+    rebalance, after_ns = given.get("rebalance"), given.get("rebalance_after")
+    if rebalance is False and after_ns is not None:
+        raise Invalid("--no-rebalance and --rebalance-after exclude each other")
+    if rebalance is False:
+        changes["rebalance"] = None
+    elif rebalance or after_ns is not None:
+        before = config.rebalance or RebalanceConfig()
+        quiet_ns = before.quiet_ns if after_ns is None else after_ns
+        changes["rebalance"] = RebalanceConfig(quiet_ns=quiet_ns)
+    return msgspec.structs.replace(config, **changes)
 
 
 async def get_cluster(connection: Connection) -> Cluster:

@@ -367,6 +367,28 @@ _RAFT = table(
     HeartbeatTick heartbeat_tick !
     """
 )
+NAMES |= {"Scheduling", "Strategy", "GPUPolicy", "Queues", "Rebalance", "Quiet"}
+_SCHEDULING = table(
+    """
+    Strategy strategy
+    GPUPolicy gpu_policy
+    Queues queues
+    Rebalance rebalance
+    """,
+    queues=each(
+        table(
+            """
+            Name name !
+            Weight weight
+            NanoCPUs cpu_nano
+            MemoryBytes memory_bytes
+            NanoGPUs gpu_nano
+            Tasks tasks
+            """
+        )
+    ),
+    rebalance=of(table("Quiet quiet_ns")),
+)
 _EXTERNAL_CA = table("Protocol protocol\nURL url\nOptions options\nCACert ca_cert")
 
 
@@ -395,6 +417,7 @@ def cluster(found: Cluster) -> Json:
             "CAConfig": ca,
             "TaskDefaults": {"LogDriver": convert(defaults, DRIVER)} if defaults else {},
             "EncryptionConfig": encryption,
+            "Scheduling": convert(spec.scheduling, _SCHEDULING) if spec.scheduling else {},
         },
         "TLSInfo": {"TrustRoot": found.root_ca_pem},
         "RootRotationInProgress": found.root_rotation_in_progress,

@@ -14,7 +14,15 @@ from cli.service_values import fail
 from swarm.errors import Invalid
 from swarm.v1 import PlacementPreference
 
-__all__ = ["STRATEGY", "constraint", "preference", "preference_key", "preference_text", "squeezed"]
+__all__ = [
+    "GPU_POLICY",
+    "STRATEGY",
+    "constraint",
+    "preference",
+    "preference_key",
+    "preference_text",
+    "squeezed",
+]
 
 _PREF = "--placement-pref"
 _FORM = (
@@ -31,7 +39,7 @@ else:
 
 
 class _Strategy(_Choice):
-    """A strategy; `default` is the cluster's, which specs leave empty."""
+    """A way to choose nodes; `default` is what the next higher level says: specs leave it empty."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         found = super().convert(value, param, ctx)
@@ -39,6 +47,9 @@ class _Strategy(_Choice):
 
 
 STRATEGY = _Strategy(["spread", "binpack", "default"])
+GPU_POLICY = _Strategy(
+    ["fgd", "fgd-paper", "best-fit", "dot-product", "packing", "spread", "default"]
+)
 
 
 def constraint(text: str) -> tuple[str]:

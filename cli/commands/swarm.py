@@ -11,7 +11,9 @@ from cli.commands import swarm_audit, swarm_backup, swarm_ca, swarm_lock
 from cli.connection import Connection, call
 from cli.etcd import etcd_access, etcd_options
 from cli.lazy import Group
-from cli.options import DURATION
+from cli.objects import inspect_all
+from cli.options import DURATION, format_option
+from cli.placement_flags import GPU_POLICY, STRATEGY
 from swarm.errors import Invalid
 from swarm.v1 import (
     Availability,
@@ -22,6 +24,7 @@ from swarm.v1 import (
     InitResponse,
     JoinRequest,
     JoinResponse,
+    Kind,
     LeaveRequest,
     LeaveResponse,
     NodeRole,
@@ -90,6 +93,24 @@ def _cluster_options(function: Any) -> Any:
             "--data-key-lifetime",
             type=DURATION,
             help="How long a key seals secrets before the next one does (2160h).",
+        ),
+        click.option(
+            "--placement-strategy",
+            type=STRATEGY,
+            help="For services that say nothing: spread tasks over nodes or binpack (spread).",
+        ),
+        click.option(
+            "--gpu-policy", type=GPU_POLICY, help="How nodes for tasks with GPUs are chosen (fgd)."
+        ),
+        click.option(
+            "--rebalance/--no-rebalance",
+            default=None,
+            help="Move tasks by itself when nodes are loaded unevenly (no).",
+        ),
+        click.option(
+            "--rebalance-after",
+            type=DURATION,
+            help="The same, so long after nodes and services last changed (5m).",
         ),
     ):
         function = decorate(function)
@@ -235,6 +256,13 @@ def join_token(role: str, *, rotate: bool, quiet: bool) -> None:
         f"To add a {role} to this swarm, run the following command:\n\n"
         f"    swarmctl swarm join --token {token} {answer.addr}\n"
     )
+
+
+@group.command()
+@format_option
+def inspect(*, form: str) -> None:
+    """Show the cluster's settings as JSON."""
+    inspect_all(Kind.CLUSTER, [""], form=form)
 
 
 @group.command()
