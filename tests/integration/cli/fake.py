@@ -193,6 +193,8 @@ def _passes(item: Any, key: str, values: tuple[str, ...]) -> bool:
                 k in labels and (not s or labels[k] == v)
                 for k, s, v in (value.partition("=") for value in values)
             )
+        case "mode":
+            return any(getattr(item.spec.mode, value.replace("-", "_"), None) for value in values)
         case "service":
             return item.service_id in values
         case "node":
