@@ -101,11 +101,41 @@ _ENDPOINT = table(
     ports=each(PORT),
     virtual_ips=each(table("NetworkID network_id\nAddr addr")),
 )
+_REBALANCE_STATUS = table(
+    """
+    Running running !
+    StartedAt started_at_ns
+    EndedAt ended_at_ns
+    Moved moved !
+    Message message
+    NodeID node_id
+    """,
+    started_at_ns=_time,
+    ended_at_ns=_time,
+)
 _SERVICE = table(
     "Spec spec !\nEndpoint endpoint !\nUpdateStatus update_status",
     spec=of(SERVICE_SPEC),
     endpoint=of(_ENDPOINT),
     update_status=of(_UPDATE_STATUS),
+    rebalance_status=of(_REBALANCE_STATUS),
+)
+# Docker's JobStatus has the number of the iteration alone.
+_JOB_STATUS = table(
+    """
+    State state
+    QueuedAt queued_at_ns
+    StartedAt started_at_ns
+    EndedAt ended_at_ns
+    Message message
+    ExitCode exit_code
+    Completed completed
+    Failed failed
+    """,
+    state=label,
+    queued_at_ns=_time,
+    started_at_ns=_time,
+    ended_at_ns=_time,
 )
 NAMES |= {"ServiceStatus", "RunningTasks", "DesiredTasks", "CompletedTasks"}
 NAMES |= {"JobStatus", "JobIteration", "PendingDelete"}
@@ -130,6 +160,9 @@ def service(answer: GetResponse | Service) -> Json:
     mode = found.spec.mode if found.spec else None
     if mode and (mode.replicated_job or mode.global_job):
         out["JobStatus"] = {"JobIteration": {"Index": found.job_iteration}}
+        status = found.job_status
+        if status is not None and status.iteration == found.job_iteration:
+            out["JobStatus"] |= convert(status, _JOB_STATUS)
     if found.pending_delete:
         out["PendingDelete"] = True
     return out
@@ -170,9 +203,12 @@ _TASK = table(
     NetworksAttachments networks
     HostPorts host_ports
     SpecVersion spec_version
+    StopCause stop_cause
+    StopMessage stop_message
     """,
     status=of(_TASK_STATUS),
     desired_state=label,
+    stop_cause=label,
     assigned_generic=generic,
     networks=lambda attachments: [
         {"Network": {"ID": a.network_id}, "Addresses": list(a.addresses)} for a in attachments

@@ -402,6 +402,8 @@ SERVICE_SPEC = table(
     RollbackConfig rollback
     EndpointSpec endpoint
     DependsOn depends_on
+    Priority priority
+    Job job
     """,
     task=of(TASK_SPEC),
     mode=of(_MODE),
@@ -411,4 +413,5 @@ SERVICE_SPEC = table(
     depends_on=each(
         table("Service service\nCondition condition\nRequired required !\nRestart restart !")
     ),
+    job=of(table("Queue queue\nGang gang\nTimeout timeout_ns\nKeep keep_ns\nCancelled cancelled")),
 )

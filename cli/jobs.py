@@ -44,6 +44,7 @@ __all__ = [
     "job_row",
     "job_state",
     "queue_of",
+    "status_of",
 ]
 
 JOB_MODES = ("replicated-job", "global-job")

@@ -71,7 +71,11 @@ def print_services(
 ) -> None:
     """Prints the list to stdout."""
     rows = [_row(service, status, no_trunc=no_trunc) for service, status in pairs]
-    print_rows(rows, COLUMNS, form=form, quiet=quiet, terminal=settings.terminal())
+    columns = COLUMNS
+    if any(row["Priority"] for row in rows):
+        # Docker has none; it is shown where it matters.
+        columns = (*COLUMNS[:3], ("PRIORITY", "Priority"), *COLUMNS[3:])
+    print_rows(rows, columns, form=form, quiet=quiet, terminal=settings.terminal())
 
 
 def _row(service: Service, status: ServiceStatus, *, no_trunc: bool) -> Record:
@@ -83,6 +87,7 @@ def _row(service: Service, status: ServiceStatus, *, no_trunc: bool) -> Record:
         ID=short_id(service.id, whole=no_trunc),
         Name=spec.name,
         Mode=mode_name(spec.mode),
+        Priority=spec.priority,
         Replicas=replicas(spec, status),
         Image=shown_image(container.image if container else "", whole=no_trunc),
         Ports=published_ports(ports or (spec.endpoint.ports if spec.endpoint else ())),

@@ -128,7 +128,7 @@ def task_rows(
         state = label(status.state).capitalize() if status else "New"
         when = age(status.timestamp_ns, now_ns) if status else ""
         ports = task.host_ports or (status.ports if status else ())
-        error = status.err if status else ""
+        error = why(task)
         image = lookup.images.get((task.service_id, task.spec_version), "")
         rows.append(
             Record(
@@ -144,6 +144,14 @@ def task_rows(
         )
         before = name
     return rows
+
+
+def why(task: Task) -> str:
+    """What went wrong with a task, or why the cluster told it to stop; each once."""
+    error = task.status.err if task.status else ""
+    if task.stop_message and task.stop_message not in error:
+        return f"{task.stop_message}; {error}" if error else task.stop_message
+    return error
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:
