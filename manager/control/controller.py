@@ -18,12 +18,16 @@ import heapq
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from manager.control import jobs
+from manager.control.books import Books
 from manager.control.history import (
     forget_orphans,
     keep_versions,
     reap_tasks,
     remove_service,
+    versions_of,
 )
+from manager.control.job_book import Book
 from manager.control.moves import move
 from manager.control.nodes import follow_nodes
 from manager.control.placing import Placer, service_name
@@ -45,6 +49,7 @@ from manager.store import Change, Draft, View
 from swarm import errors, ids, states
 from swarm.v1 import Cluster, Kind, Node, Service, Task, TaskState
 
+LOOKED_MAX = 10_000  # slots of a job that one tick looks at
 CREATED_MAX = 5_000  # tasks that one tick may create: some 0.1 s of work, one commit of 2 MB
 
 
@@ -62,6 +67,7 @@ class Controller:
         self.table = NodeTable()
         self._placer = Placer(self.table, explains=explains)
         self.dirty: set[str] = set()  # services to look at
+        self._books = Books()
         self._per_node: set[str] = set()  # services with one task a node
         # Service name -> services whose gates look at it.
         self._gates: dict[str, set[str]] = {}
@@ -86,6 +92,7 @@ class Controller:
         self._running, self._survived = {}, set()
         self._moving = set()
         self._tick = None
+        self._books.reset(view)
         for service in view.all(Service):
             self._note_service(service)
         rolling = {s.id for s in view.all(Service) if _rolling(s)}
@@ -107,6 +114,7 @@ class Controller:
             case Kind.NODE:
                 self._observe_node(change, view)
             case Kind.SERVICE:
+                self._books.note_service(change.id, view)
                 if change.new is not None:
                     self._note_service(change.new)
                 else:
@@ -118,6 +126,7 @@ class Controller:
             case Kind.CLUSTER:
                 if _history_limit(change.old) != _history_limit(change.new):
                     self.dirty.update(s.id for s in view.all(Service))
+                    self._books.look_at_all()
 
     def _note_service(self, service: Service) -> None:
         if mode_of(service.spec).per_node:
@@ -129,6 +138,10 @@ class Controller:
         task = new or old
         assert task is not None
         self._placer.observe_task(old, new)
+        book = self._books.get(task.service_id)
+        if book is not None:
+            self._observe_job(book, old, new, view, own=own)
+            return
         before = state_of(old) if old is not None else TaskState.NEW
         after = state_of(new) if new is not None else before
         if old is not None and new is not None and before == after:
@@ -151,6 +164,21 @@ class Controller:
             or (after >= TaskState.READY and task.service_id in self._moving)
         ):
             self.dirty.add(task.service_id)
+
+    def _observe_job(
+        self, book: Book, old: Task | None, new: Task | None, view: View, *, own: bool
+    ) -> None:
+        """A job's books tell what a change of one of its tasks leaves to do, and when the services
+        that wait for the job may go on.
+        """
+        before = book.milestones if self._gates else ()
+        if self._books.note_task(book, old, new, view, own=own):
+            self.dirty.add(book.service_id)
+        wake_ns = book.next_ns
+        if wake_ns and wake_ns < self._wake.get(book.service_id, wake_ns + 1):
+            self._set_wake(book.service_id, wake_ns)
+        if self._gates and before != book.milestones:
+            self._wake_waiting(view.get(Service, book.service_id))
 
     def _watch(
         self,
@@ -177,6 +205,7 @@ class Controller:
         if _matters(change.old) == _matters(change.new):
             return
         self._placer.observe_node()
+        self._books.note_node(change.id, view)
         here = {t.service_id for t in view.by(Task, "node", change.id)}
         self.dirty |= self._per_node
         self.dirty |= here
@@ -237,16 +266,19 @@ class Controller:
         """Runs the stages for one service; returns its tasks that wait for a node."""
         service = draft.get(Service, service_id)
         if service is None:
-            keep_versions(draft, service_id, forget_orphans(draft, service_id))
+            keep_versions(draft, service_id, versions_of(forget_orphans(draft, service_id)))
             self._sync(draft, [t.id for t in draft.by(Task, "service", service_id)], tick)
             return ()
+        book = self._books.get(service_id)
+        if book is not None:
+            return self._job(draft, service, book, budget, tick)
         work = Work(draft, service, self.table, self._rng, budget, survived=self._survived)
         if service.pending_delete:
             gone = remove_service(work)
             self._flush(work, tick)
             if gone:
                 draft.delete(Service, service_id)
-            keep_versions(draft, service_id, list(work.tasks.values()))
+            keep_versions(draft, service_id, versions_of(work.tasks.values()))
             return ()
         scale(work)
         follow_nodes(work)
@@ -256,16 +288,45 @@ class Controller:
         promote(work)
         reap_tasks(work)
         work.note_held()
+        keep_versions(draft, service_id, versions_of(work.tasks.values()))
+        if work.moving:
+            tick.moving.add(service_id)
+        return self._conclude(work, tick)
+
+    def _job(
+        self, draft: Draft, service: Service, book: Book, budget: Budget, tick: Tick
+    ) -> Iterable[Task]:
+        """As `_service`, for a job: only the slots that something has become of."""
+        look = book.look(draft.now_ns, most=LOOKED_MAX)
+        tick.looks[service.id] = look
+        work = Work(
+            draft, service, self.table, self._rng, budget, slots=look.slots, begun=book.used > 0
+        )
+        if not look.whole:
+            tick.unfinished.add(service.id)
+        if service.pending_delete:
+            gone = jobs.remove(work, book, look)
+            used = jobs.versions(work, book)
+            if work.deleted() and not gone:
+                tick.unfinished.add(service.id)
+            self._flush(work, tick)
+            if gone:
+                draft.delete(Service, service.id)
+            keep_versions(draft, service.id, used)
+            return ()
+        jobs.run(work, book, look)
+        look.wakes = work.slot_wakes
+        return self._conclude(work, tick)
+
+    def _conclude(self, work: Work, tick: Tick) -> Iterable[Task]:
+        """Writes what the stages have made of a service; returns its tasks that wait for a node."""
         unplaced = work.unplaced()
         self._flush(work, tick, waiting={t.id for t in unplaced})
         for name in work.waits_for:
-            tick.gates.setdefault(name, set()).add(service_id)
-        keep_versions(draft, service_id, list(work.tasks.values()))
+            tick.gates.setdefault(name, set()).add(work.service.id)
         if work.unfinished:
-            tick.unfinished.add(service_id)
-        if work.moving:
-            tick.moving.add(service_id)
-        tick.wakes[service_id] = work.wake_ns
+            tick.unfinished.add(work.service.id)
+        tick.wakes[work.service.id] = work.wake_ns
         return unplaced
 
     def _flush(self, work: Work, tick: Tick, *, waiting: Collection[str] = ()) -> None:
@@ -295,6 +356,12 @@ class Controller:
         self.dirty = (self.dirty - set(tick.services)) | tick.unfinished
         self._placer.done(tick)
         self._moving = (self._moving - set(tick.services)) | tick.moving
+        for service_id, look in tick.looks.items():
+            book = self._books.get(service_id)
+            if book is not None:
+                wake_ns = book.done(look)
+                if wake_ns:
+                    tick.wakes[service_id] = min(wake_ns, tick.wakes.get(service_id) or wake_ns)
         for service_id in tick.services:
             self._set_wake(service_id, tick.wakes.get(service_id, 0))
         for service_id in tick.wakes.keys() - set(tick.services):
@@ -324,6 +391,7 @@ class Controller:
         """The memory agrees with the view, once all its changes were observed; for tests."""
         self.table.check_invariants(view)
         self._placer.check_invariants(view)
+        self._books.check_invariants(view)
 
 
 def _rolling(service: Service) -> bool:

@@ -8,9 +8,11 @@ be removed there, and deleted when the node says so; those without are deleted a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from msgspec import structs
 
-from manager.control.slots import slot_order
+from manager.control.slots import Slot, slot_order
 from manager.control.template import state_of
 from manager.control.work import Work
 from manager.store import Draft
@@ -22,9 +24,14 @@ DEFAULT_HISTORY_LIMIT = 5
 
 def reap_tasks(work: Work) -> None:
     """Forgets ended tasks beyond the limit, slot by slot."""
+    reap_slots(work, sorted(work.slots, key=slot_order))
+
+
+def reap_slots(work: Work, slots: Iterable[Slot]) -> None:
+    """As `reap_tasks`, of these slots."""
     limit = history_limit(work.draft)
-    for slot in sorted(work.slots, key=slot_order):
-        tasks = list(work.slots[slot])
+    for slot in slots:
+        tasks = list(work.slots.get(slot, ()))
         for task in tasks:
             if task.desired_state == TaskState.REMOVE:
                 work.remove(task)  # deletes it if its node is gone
@@ -42,6 +49,8 @@ def _reap_slot(work: Work, slot: int | str, limit: int) -> None:
     if past and past[-1] is kept[-1]:
         limit = max(1, limit)
     if work.mode.job:
+        # The last attempt tells how many there were, also while the next one waits for a place.
+        limit = max(1, limit)
         past = [t for t in past if state_of(t) != TaskState.COMPLETE]
     for task in past[: max(0, len(past) - limit)]:
         work.remove(task)
@@ -66,14 +75,13 @@ def remove_service(work: Work) -> bool:
     return all(work.lost(task) for task in work.tasks.values())
 
 
-def keep_versions(draft: Draft, service_id: str, tasks: list[Task]) -> None:
-    """Deletes the service's versions except the present, the previous and those of tasks; makes
-    sure that the present one is kept.
+def keep_versions(draft: Draft, service_id: str, used: set[int]) -> None:
+    """Deletes the service's versions except the present, the previous and those that tasks use;
+    makes sure that the present one is kept.
     """
     service = draft.get(Service, service_id)
-    used = {task.spec_version for task in tasks}
     if service is not None:
-        used |= {service.spec_version, service.previous_spec_version}
+        used = used | {service.spec_version, service.previous_spec_version}
     revisions = draft.by(ServiceRevision, "service", service_id)
     for revision in sorted(revisions, key=lambda r: r.spec_version):
         if revision.spec_version not in used:
@@ -89,6 +97,11 @@ def keep_versions(draft: Draft, service_id: str, tasks: list[Task]) -> None:
                     spec=service.spec,
                 )
             )
+
+
+def versions_of(tasks: Iterable[Task]) -> set[int]:
+    """The spec versions that the tasks run."""
+    return {task.spec_version for task in tasks}
 
 
 def forget_orphans(draft: Draft, service_id: str) -> list[Task]:

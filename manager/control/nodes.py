@@ -85,7 +85,7 @@ def _give_up_late(work: Work, task: Task, node: Node) -> None:
     if work.now_ns >= since_ns + ORPHAN_AFTER_NS:
         work.orphan(task, "its node has been down for 24 hours")
     else:
-        work.wake(since_ns + ORPHAN_AFTER_NS)
+        work.wake(since_ns + ORPHAN_AFTER_NS, slot_of(task))
 
 
 def _replace(
@@ -97,8 +97,12 @@ def _replace(
     message: str = "",
 ) -> None:
     """Stops the task and puts the next one in its slot; `wait`: it starts when this one has
-    stopped. Restarts that count are carried on, and so is a delay that is not over.
+    stopped. Restarts that count are carried on, and so is a delay that is not over. What follows a
+    job's task is made when that has ended (jobs.py).
     """
+    if work.mode.job:
+        work.stop(task, cause=cause, message=message)
+        return
     slot = slot_of(task)
     others = [t for t in work.live(slot) if t.id != task.id]
     if not others and work.may_create(slot):

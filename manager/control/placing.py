@@ -86,10 +86,13 @@ class Placer:
         waiting = list(tasks)
         tick.retried = self._freed
         if self._freed:
-            done = set(tick.services)
+            # Of a job only a part has been looked at: what else of it waits is as any other's.
+            done = set(tick.services) - tick.looks.keys()
+            have = {t.id for t in waiting if t.service_id in tick.looks}
             for service_id in sorted(self._pending, key=lambda i: (service_name(draft, i), i)):
                 if service_id not in done:
-                    waiting.extend(self._still_pending(draft, service_id, tick))
+                    still = self._still_pending(draft, service_id, tick)
+                    waiting.extend(t for t in still if t.id not in have)
         if waiting:
             self._place(draft, waiting, tick)
 

@@ -31,7 +31,7 @@ from manager.control.template import (
 from manager.control.work import Work
 from swarm import states
 from swarm.clock import SECOND_NS
-from swarm.v1 import RestartPolicy, Task, TaskState
+from swarm.v1 import RestartPolicy, StopCause, Task, TaskState
 
 # How long a replacement waits for a predecessor that does not stop, beyond its grace period
 # (SwarmKit's OldTaskTimeout is the minute alone).
@@ -104,6 +104,11 @@ def _next_attempt(work: Work, slot: Slot, ended: Task) -> bool:
 
 
 def _ended_by_itself(task: Task) -> bool:
+    """Not those that the cluster stopped for its own reasons: what they say of their end does not
+    count, and they are replaced whatever the policy (preempted, moved, a device).
+    """
+    if task.stop_cause != StopCause.UNSPECIFIED:
+        return False
     if not states.ended(state_of(task)) or state_of(task) == TaskState.ORPHANED:
         return False
     return states.wanted(task.desired_state) or state_of(task) in _BY_ITSELF

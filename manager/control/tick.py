@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from manager.control.job_book import Look
+
 
 @dataclass(slots=True)
 class Tick:
@@ -13,6 +15,8 @@ class Tick:
     unfinished: set[str] = field(default_factory=set)
     wakes: dict[str, int] = field(default_factory=dict)
     gates: dict[str, set[str]] = field(default_factory=dict)
+    # Jobs that were looked at in part: which slots, and what became of them.
+    looks: dict[str, Look] = field(default_factory=dict)
     # Services with tasks on their way to other nodes.
     moving: set[str] = field(default_factory=set)
     touched: list[str] = field(default_factory=list)

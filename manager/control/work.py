@@ -62,7 +62,12 @@ class Work:
         budget: Budget,
         *,
         survived: Collection[str] = (),
+        slots: Iterable[Slot] | None = None,
+        begun: bool | None = None,
     ) -> None:
+        """`slots`: only these are looked at and may be changed, and new ones made; None: all.
+        `begun`: whether the present template has tasks, where not all are looked at.
+        """
         self.draft = draft
         self.service = service
         self.table = table
@@ -80,7 +85,14 @@ class Work:
         self.refused: Task | None = None  # one made for a node, which did not take it
         self._rng = rng
         self._budget = budget
-        self._before = {t.id: t for t in draft.by(Task, "service", service.id)}
+        self._begun = begun
+        # When single slots have to be looked at again, besides `wake_ns`.
+        self.slot_wakes: dict[Slot, int] = {}
+        if slots is None:
+            found = draft.by(Task, "service", service.id)
+        else:
+            found = [t for s in slots for t in draft.by(Task, "slot", (service.id, s))]
+        self._before = {t.id: t for t in found}
         self.tasks: dict[str, Task] = {}
         self.slots: dict[Slot, list[Task]] = {}
         for task in sorted(self._before.values(), key=self._age):
@@ -150,7 +162,10 @@ class Work:
         """What the next new tasks of the present template wait for, as "until service …"; empty:
         they may be made. The service is looked at again when that has happened.
         """
-        return self._note(self.gates.now(self.tasks.values()))
+        if self._begun is None:
+            return self._note(self.gates.now(self.tasks.values()))
+        loose = self.gates.loose(self.service.spec_version)
+        return self._note(loose if self._begun else self.gates.strict())
 
     def held(self, version: int) -> str:
         """As `held_back`, for a task of the version that exists or replaces another."""
@@ -227,15 +242,15 @@ class Work:
         start_after_ns: int = 0,
         restarts_ns: tuple[int, ...] = (),
         node_id: str = "",
+        beyond: bool = False,
     ) -> Task | None:
         """A new task in the slot; None when this tick may make no more.
 
         `version` 0: the present one. `ready_first`: it waits until it is due and its predecessor
         has stopped. One that a gate holds back waits for that as well. `node_id`: it may be placed
-        on this node only.
+        on this node only. `beyond`: also where the tick has made enough.
         """
-        if self._budget.tasks <= 0:
-            self.unfinished = True
+        if not beyond and not self.may_create_more():
             return None
         self._budget.tasks -= 1
         version = version or self.service.spec_version
@@ -263,10 +278,21 @@ class Work:
             )
         )
 
-    def wake(self, at_ns: int) -> None:
-        """Looks at the service again then, if not before."""
-        if at_ns > self.now_ns and (not self.wake_ns or at_ns < self.wake_ns):
+    def may_create_more(self) -> bool:
+        """Whether this tick may make more tasks; if not, the next one comes back to the service."""
+        if self._budget.tasks > 0:
+            return True
+        self.unfinished = True
+        return False
+
+    def wake(self, at_ns: int, slot: Slot | None = None) -> None:
+        """Looks at the service again then, if not before. `slot`: the one that it is for."""
+        if at_ns <= self.now_ns:
+            return
+        if not self.wake_ns or at_ns < self.wake_ns:
             self.wake_ns = at_ns
+        if slot is not None:
+            self.slot_wakes[slot] = min(at_ns, self.slot_wakes.get(slot, at_ns))
 
     def note_held(self) -> None:
         """Says in tasks that have no place and may not have one yet what they wait for."""
@@ -285,6 +311,10 @@ class Work:
         for task_id, task in self.tasks.items():
             if self._before.get(task_id) is not task:
                 yield task
+
+    def created(self) -> list[Task]:
+        """Tasks that are new."""
+        return [t for i, t in self.tasks.items() if i not in self._before]
 
     def deleted(self) -> list[str]:
         """Ids of tasks to be deleted."""
