@@ -6,7 +6,8 @@ at any time (`reset`). `observe` takes committed changes, `tick` writes one tick
 draft; then either `done` (the draft was committed) or `undo` (it was not) must follow.
 
     observe(change)... -> tick(draft): for each dirty service
-                             scale -> follow_nodes -> restart -> update -> move -> promote -> reap
+                             scale -> follow_nodes -> restart -> update -> move -> rebalance
+                             -> promote -> reap
                           then place what waits  -> done | undo
 
 A tick's cost: the tasks of the dirty services, and the nodes once for each group that is placed.
@@ -19,6 +20,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from manager.control import jobs
+from manager.control.automatic import Automatic
 from manager.control.books import Books
 from manager.control.history import (
     forget_orphans,
@@ -31,6 +33,7 @@ from manager.control.job_book import Book
 from manager.control.moves import move
 from manager.control.nodes import follow_nodes
 from manager.control.placing import Placer, service_name
+from manager.control.rebalance import rebalance
 from manager.control.restart import promote, restart
 from manager.control.scale import scale
 from manager.control.template import (
@@ -57,10 +60,16 @@ class Controller:
     """The mutable part of the control loop."""
 
     def __init__(
-        self, rng: ids.Rng, *, created_max: int = CREATED_MAX, explains: bool = True
+        self,
+        rng: ids.Rng,
+        *,
+        created_max: int = CREATED_MAX,
+        explains: bool = True,
+        played: bool = False,
     ) -> None:
         """`explains` false: tasks that find no node are not told why, which costs all nodes once a
-        group and tick; for who asks for the reasons at the end.
+        group and tick; for who asks for the reasons at the end. `played`: time is played, so that
+        nothing begins for which things must be quiet.
         """
         self._rng = rng
         self._created_max = created_max
@@ -78,6 +87,7 @@ class Controller:
         self._survived: set[str] = set()
         # Services with tasks on their way to other nodes: how far these come matters.
         self._moving: set[str] = set()
+        self._automatic = None if played else Automatic()
         self._tick: Tick | None = None
 
     # -------------------------------------------------------------- taking in changes
@@ -93,8 +103,12 @@ class Controller:
         self._moving = set()
         self._tick = None
         self._books.reset(view)
+        if self._automatic is not None:
+            self._automatic.reset()
         for service in view.all(Service):
             self._note_service(service)
+            if self._automatic is not None:
+                self._automatic.note(service)
         rolling = {s.id for s in view.all(Service) if _rolling(s)}
         for task in view.all(Task):
             if task.service_id not in self.dirty:
@@ -108,6 +122,8 @@ class Controller:
         nothing to do.
         """
         self.table.apply(change, view)
+        if self._automatic is not None and change.kind != Kind.TASK:
+            self._automatic.observe(change)
         match change.kind:
             case Kind.TASK:
                 self._observe_task(change.old, change.new, view, own=own)
@@ -204,7 +220,9 @@ class Controller:
     def _observe_node(self, change: Change, view: View) -> None:
         if _matters(change.old) == _matters(change.new):
             return
-        self._placer.observe_node()
+        if self._automatic is not None:
+            self._automatic.stir()
+        self._placer.observe_node(change.id)
         self._books.note_node(change.id, view)
         here = {t.service_id for t in view.by(Task, "node", change.id)}
         self.dirty |= self._per_node
@@ -223,6 +241,11 @@ class Controller:
 
     def next_wake_ns(self) -> int | None:
         """When the next tick is due though nothing changes; None: never."""
+        due_ns = self._next_service_ns()
+        wake_ns = self._automatic.wake_ns if self._automatic is not None else None
+        return min((w for w in (due_ns, wake_ns) if w is not None), default=None)
+
+    def _next_service_ns(self) -> int | None:
         while self._heap and self._wake.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
@@ -246,11 +269,13 @@ class Controller:
         """Works out what to change at the draft's time, and writes it into the draft."""
         errors.invariant(self._tick is None, "a tick before the last one was done or undone")
         now_ns = draft.now_ns
-        while (due_ns := self.next_wake_ns()) is not None and due_ns <= now_ns:
+        while (due_ns := self._next_service_ns()) is not None and due_ns <= now_ns:
             service_id = heapq.heappop(self._heap)[1]
             del self._wake[service_id]
             self.dirty.add(service_id)
         self.table.sync_nodes(draft)
+        if self._automatic is not None and (service_id := self._automatic.step(draft, self.table)):
+            self.dirty.add(service_id)
         # By name: ids are drawn by lot, and a rehearsal must come to the same as the deploy.
         order = tuple(sorted(self.dirty, key=lambda i: (service_name(draft, i), i)))
         tick = self._tick = Tick(services=order)
@@ -285,6 +310,7 @@ class Controller:
         restart(work)
         update(work)
         move(work)
+        rebalance(work)
         promote(work)
         reap_tasks(work)
         work.note_held()
@@ -378,6 +404,8 @@ class Controller:
         errors.invariant(tick is not None, "undo without a tick")
         assert tick is not None
         self._tick = None
+        if self._automatic is not None:
+            self._automatic.undo()
         for task_id in tick.touched:
             self.table.sync_task(task_id, view.get(Task, task_id), view)
         # Services whose time had come have lost their timer; they stay in `dirty`.

@@ -14,10 +14,11 @@ leaver holds is of no use to the comer. Jobs, and services with one task a node,
 (nodes.py).
 
 The budget is that of the service's update_config: so many slots are on the move as `parallelism`
-says, at least one; and with stop first a task is told to stop only while at least replicas -
-parallelism others run. `delay` is not kept: it is for watching a new version. A roll-out has the
-right of way: it decides about tasks that are out of date, and what it has under way counts. One
-that is paused, or held back by a gate, lets tasks move with the version that they have.
+says, at least one; and with stop first a task is told to stop only while no more than parallelism
+of the slots that have a place do not run then. `delay` is not kept: it is for watching a new
+version. A roll-out has the right of way: it decides about tasks that are out of date, and what it
+has under way counts. One that is paused, or held back by a gate, lets tasks move with the version
+that they have.
 
 When the reason for a move is gone (the node is active again) before the comer runs, the comer goes
 and the leaver stays. A comer that ends by itself before it runs is tried again after the restart
@@ -31,7 +32,6 @@ from manager.control.slots import Slot, slot_of, slot_order
 from manager.control.template import (
     DEFAULT_RESTART_DELAY_NS,
     UPDATING,
-    replicas_of,
     restart_policy,
     state_of,
 )
@@ -40,7 +40,6 @@ from swarm.clock import SECOND_NS
 from swarm.v1 import StopCause, Task, TaskState, UpdateConfig
 
 RETRY_NS_MAX = 300 * SECOND_NS
-STAYS = "not needed: the task whose place it was to take stays where it is"
 _BY_ITSELF = frozenset({TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED})
 _NO_UPDATE = UpdateConfig(parallelism=1)
 
@@ -76,10 +75,11 @@ def _go_on(work: Work, leaver: Task, comer: Task) -> None:
     if state_of(comer) < TaskState.ASSIGNED and comer.node_id and comer.meta is not None:
         # It was made for one node and did not get its place in the tick that made it.
         work.refused = comer
-        work.stop(comer)
+        work.remove(comer)
         return
     if not _has_reason(work, leaver):
-        work.stop(comer, message=STAYS)
+        # Not as history: the leaver is to be the slot's newest again, whose end counts.
+        work.remove(comer)
         return
     work.moving = True
     if state_of(comer) < TaskState.READY or not stop_first(work) or work.held(comer.spec_version):
@@ -115,7 +115,7 @@ def _end(work: Work, slot: Slot) -> None:
     if before is None or state_of(before) != TaskState.COMPLETE or not alike(work, before, live[0]):
         return
     if restart_policy(work.service.spec).condition not in ("", "any"):
-        work.stop(live[0], message="not needed: the task whose place it was to take is complete")
+        work.remove(live[0])
 
 
 def begin(work: Work, leaver: Task, *, node_id: str = "") -> bool:
@@ -214,22 +214,22 @@ def update_goes_on(work: Work) -> bool:
 
 
 def _may_lose_one(work: Work) -> bool:
-    """Whether enough others run for one task to be told to stop before another has started."""
-    running = sum(
-        1
-        for slot in work.used_slots()
-        if any(state_of(t) == TaskState.RUNNING and not work.lost(t) for t in work.live(slot))
-    )
-    return running - 1 >= replicas_of(work.service.spec) - parallelism(work)
+    """Whether enough others run for one task to be told to stop before another has started. Slots
+    that have found no place are not waited for: that could be for ever.
+    """
+    placed = running = 0
+    for slot in work.used_slots():
+        live = work.live(slot)
+        placed += any(state_of(t) >= TaskState.ASSIGNED for t in live)
+        running += any(state_of(t) == TaskState.RUNNING and not work.lost(t) for t in live)
+    return running - 1 >= placed - parallelism(work)
 
 
 def _not_before_ns(work: Work, slot: Slot, leaver: Task) -> int:
     """When the next comer may be made: comers that failed are not to be followed at the speed of
     failing.
     """
-    tasks = work.slots[slot]
-    after = tasks[tasks.index(leaver) + 1 :]
-    failed = [t for t in after if state_of(t) in _BY_ITSELF]
+    failed = failed_after(work.slots[slot], leaver)
     if not failed:
         return 0
     policy = restart_policy(work.service.spec)
@@ -237,3 +237,9 @@ def _not_before_ns(work: Work, slot: Slot, leaver: Task) -> int:
     delay_ns = max(SECOND_NS, delay_ns) << min(len(failed) - 1, 16)
     last_ns = max(t.meta.updated_at_ns if t.meta else work.now_ns for t in failed)
     return last_ns + min(delay_ns, RETRY_NS_MAX)
+
+
+def failed_after(slot: list[Task], leaver: Task) -> list[Task]:
+    """Comers of the slot, whose tasks come oldest first, that ended by themselves."""
+    place = next(i for i, task in enumerate(slot) if task.id == leaver.id)
+    return [t for t in slot[place + 1 :] if state_of(t) in _BY_ITSELF]

@@ -139,7 +139,7 @@ def rehearse(view: View, *, now_ns: int, rng: ids.Rng, services: Collection[str]
     stage = _Stage(view, now_ns=now_ns)
     _take_larger_steps(stage, [s for s in view.all(Service) if s.id in services or _rolling(s)])
     stage.step()
-    controller = Controller(rng, explains=False)
+    controller = Controller(rng, explains=False, played=True)
     controller.reset(stage)
     told = [t for t in stage.all(Task) if _unsettled(t)]
     touched = {s.spec.name for i in services if (s := stage.get(Service, i)) and s.spec}

@@ -246,6 +246,7 @@ class _Account:
         done = 0
         out_of_date = 0
         overlap = 0
+        moving = 0
         why: Counter[str] = Counter()
         for slot in sorted(slots, key=slot_order):
             kept = [t for t in slots[slot] if t.desired_state != TaskState.REMOVE]
@@ -257,7 +258,12 @@ class _Account:
             runs = [t for t in fit if state_of(t) == TaskState.RUNNING]
             if runs:
                 self.current += 1
-                overlap += len(live) - 1
+                others = [t for t in live if t is not runs[-1]]
+                # One that is to take its place, and has none of its own yet, changes nothing.
+                overlap += sum(1 for t in others if not _follows(t, runs[-1]))
+                moving += any(
+                    _follows(t, runs[-1]) and state_of(t) >= TaskState.ASSIGNED for t in others
+                )
                 if not self._mode.job:
                     done += 1
                     self._watch(runs[-1])
@@ -274,7 +280,7 @@ class _Account:
                     continue
                 else:
                     why[_ended(ended)] += 1
-        self._explain(why, done=done, out_of_date=out_of_date, overlap=overlap)
+        self._explain(why, done=done, out_of_date=out_of_date, overlap=overlap, moving=moving)
 
     def _watch(self, task: Task) -> None:
         """Notes that a task which runs is still watched."""
@@ -289,7 +295,9 @@ class _Account:
         kept_down = self._mode.job or condition in ("none", "on-failure")
         return kept_down and self._templates.up_to_date(ended)
 
-    def _explain(self, why: Counter[str], *, done: int, out_of_date: int, overlap: int) -> None:
+    def _explain(
+        self, why: Counter[str], *, done: int, out_of_date: int, overlap: int, moving: int
+    ) -> None:
         desired, clause = self.desired, self.facts.clause
         for text, count in sorted(why.items()):
             self._because(clause(count, text), count)
@@ -299,6 +307,8 @@ class _Account:
             verb, new = ("runs", "a new one") if overlap == 1 else ("run", "new ones")
             old = f"{overlap} old {self._units(overlap)}"
             self._because(f"{old} still {verb} beside {new}", overlap)
+        if moving:
+            self._because(clause(moving, f"{BE} moving to another node"), moving)
         explained = done + sum(why.values()) + out_of_date
         if self._mode.job and self.running:
             self._because(clause(self.running, f"{BE} running"), self.running)
@@ -362,6 +372,13 @@ class _Account:
         failed = newest_failure(siblings)
         last = failure(failed) if failed is not None else ""
         return f"{BE} {states.label(state)}{f', after a failure: {last}' if last else ''}"
+
+
+def _follows(task: Task, running: Task) -> bool:
+    """Whether the task is to take the place of the one that runs, and does not run yet."""
+    made, before = task.meta, running.meta
+    later = made is None or (before is not None and made.created_at_ns >= before.created_at_ns)
+    return later and state_of(task) < TaskState.RUNNING
 
 
 def _newest(tasks: list[Task]) -> Task | None:
