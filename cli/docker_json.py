@@ -10,6 +10,7 @@ from __future__ import annotations
 from cli.docker_tables import (
     DRIVER,
     ENDPOINT_SPEC,
+    GPU,
     NAMES,
     PLATFORM,
     PORT,
@@ -267,34 +268,7 @@ _NODE = table(
                     plugins=each(table("Type type\nName name")),
                 )
             ),
-            gpus=each(
-                table(
-                    """
-                    UUID uuid
-                    Index index !
-                    Model model
-                    MemoryBytes memory_bytes
-                    ComputeCapability compute_capability
-                    ParentUUID parent_uuid
-                    NUMANode numa_node !
-                    NVLinkPeers nvlink_peers
-                    Healthy healthy !
-                    HealthMessage health_message
-                    Driver driver
-                    DriverVersion driver_version
-                    CDIName cdi_name
-                    PCIAddress pci_address
-                    MIGProfile mig_profile
-                    ECCErrors ecc_errors
-                    Links links
-                    Processes processes
-                    """,
-                    links=each(
-                        table("UUID uuid\nProximity proximity\nNVLinks nvlinks !", proximity=label)
-                    ),
-                    processes=each(table("PID pid\nName name\nMemoryBytes memory_bytes")),
-                )
-            ),
+            gpus=each(GPU),
         )
     ),
     status=of(

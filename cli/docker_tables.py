@@ -18,6 +18,7 @@ from swarm.v1 import GenericResource, Message, PlacementPreference, TmpfsOptions
 __all__ = [
     "DRIVER",
     "ENDPOINT_SPEC",
+    "GPU",
     "NAMES",
     "PLATFORM",
     "PORT",
@@ -284,6 +285,30 @@ RESOURCES = table(
     """,
     generic=generic,
     devices=each(_DEVICE_REQUEST),
+)
+GPU = table(
+    """
+    UUID uuid
+    Index index !
+    Model model
+    MemoryBytes memory_bytes
+    ComputeCapability compute_capability
+    ParentUUID parent_uuid
+    NUMANode numa_node !
+    NVLinkPeers nvlink_peers
+    Healthy healthy !
+    HealthMessage health_message
+    Driver driver
+    DriverVersion driver_version
+    CDIName cdi_name
+    PCIAddress pci_address
+    MIGProfile mig_profile
+    ECCErrors ecc_errors
+    Links links
+    Processes processes
+    """,
+    links=each(table("UUID uuid\nProximity proximity\nNVLinks nvlinks !", proximity=label)),
+    processes=each(table("PID pid\nName name\nMemoryBytes memory_bytes")),
 )
 PLATFORM = table("Architecture architecture\nOS os")
 NAMES |= {"Spread", "SpreadDescriptor", "Affinity", "Condition", "Weight"}

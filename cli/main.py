@@ -32,6 +32,7 @@ ENTRIES = (
     Entry("job", "cli.commands.job:group", "Run and manage jobs", _MANAGE),
     Entry("queue", "cli.commands.queue:group", "Manage the queues of jobs", _MANAGE),
     Entry("task", "cli.commands.task:group", "Look into tasks", _MANAGE),
+    Entry("gpu", "cli.commands.gpu:group", "Look into GPUs and who has them", _MANAGE),
     Entry("secret", "cli.commands.blob:secret", "Manage secrets", _MANAGE),
     Entry("config", "cli.commands.blob:config", "Manage configs", _MANAGE),
     Entry("network", "cli.commands.network:group", "Manage networks", _MANAGE),

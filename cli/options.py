@@ -75,7 +75,7 @@ DURATION = Quantity("duration", quantities.parse_duration)
 
 
 class Ref(_TextType):
-    """A name, id or id prefix of objects of a kind, or the name of a queue; completes names."""
+    """A name, id or id prefix of objects; the name of a queue or a GPU. Completes names."""
 
     def __init__(self, kind: str, *more: str) -> None:
         self.name = kind
@@ -162,6 +162,8 @@ def _names(ctx: click.Context, kind: str) -> list[str]:
 
     if kind == "queue":
         return _queues(ctx)
+    if kind == "gpu":
+        return _gpus(ctx)
     only: tuple[Filter, ...] = ()
     if kind == "job":
         kind, only = "service", make_filters((), mode=("replicated-job", "global-job"))
@@ -183,6 +185,20 @@ def _queues(ctx: click.Context) -> list[str]:
         return await connection.control.list_queues(ListQueuesRequest(), timeout_s=COMPLETE_S)
 
     return [found.spec.name for found in _ask(ctx, ask).queues if found.spec is not None]
+
+
+def _gpus(ctx: click.Context) -> list[str]:
+    """Whole GPUs by host and index, instances by their UUID."""
+    from swarm.v1 import ListGpusRequest, ListGpusResponse
+
+    async def ask(connection: Connection) -> ListGpusResponse:
+        return await connection.control.list_gpus(ListGpusRequest(), timeout_s=COMPLETE_S)
+
+    return [
+        found.gpu.uuid if found.gpu.parent_uuid else f"{found.hostname}/{found.gpu.index}"
+        for found in _ask(ctx, ask).gpus
+        if found.gpu is not None
+    ]
 
 
 def _revisions(ctx: click.Context, stack: str) -> list[tuple[str, str]]:

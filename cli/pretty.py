@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cli.jobs import is_job, job_state, queue_of, status_of
+from cli.pretty_gpu import gpu_lines
 from cli.times import rfc3339
 from swarm.quantities import format_bytes, format_cpus, format_duration
 from swarm.v1 import (
     ContainerSpec,
     EndpointSpec,
     GetResponse,
+    GpuUsage,
     Node,
     NodeRole,
     PortConfig,
@@ -47,8 +50,8 @@ def manager_word(node: Node) -> str:
     return "Leader" if status.leader else status.reachability.name.capitalize()
 
 
-def describe_node(answer: GetResponse) -> str:
-    """A node."""
+def describe_node(answer: GetResponse, gpus: Sequence[GpuUsage] = ()) -> str:
+    """A node; `gpus`: what is known of who has its GPUs."""
     node = answer.object.node if answer.object else None
     assert node is not None and node.spec is not None and node.meta is not None
     lines = [_line("ID", node.id, width=24)]
@@ -89,9 +92,7 @@ def describe_node(answer: GetResponse) -> str:
         lines += _labels(engine.labels, "Engine Labels")
     lines.append(_line("Agent Version", description.agent_version, width=24))
     lines.append(_line("Runtimes", ", ".join(description.runtimes), width=24))
-    for gpu in description.gpus:
-        health = "" if gpu.healthy else f", not healthy: {gpu.health_message}"
-        lines.append(f"GPU {gpu.index}: {gpu.model}, {format_bytes(gpu.memory_bytes)}{health}")
+    lines += gpu_lines(description.gpus, gpus)
     lines += [f"Warning: {warning}" for warning in description.warnings]
     return "\n".join(lines)
 
@@ -122,7 +123,12 @@ def describe_service(answer: GetResponse) -> str:
     spec = service.spec
     lines = [_line("ID", service.id), _line("Name", spec.name), *_labels(spec.labels)]
     lines += _mode(spec.mode)
+    if spec.priority:
+        lines.append(_line("Priority", spec.priority))
+    if is_job(spec):
+        lines += _job(service)
     lines += _update_status(service)
+    lines += _rebalance_status(service)
     task = spec.task
     if task is not None:
         lines += _placement(task)
@@ -180,6 +186,51 @@ def _update_status(service: Service) -> list[str]:
     if status.completed_at_ns:
         lines.append(_line("Completed", rfc3339(status.completed_at_ns), indent=1))
     lines.append(_line("Message", status.message, indent=1))
+    return lines
+
+
+def _job(service: Service) -> list[str]:
+    """What a job says beyond its mode, and where it stands."""
+    job = service.spec.job if service.spec else None
+    lines = [_line("Queue", queue_of(service))]
+    if job is not None:
+        if job.gang:
+            lines.append(_line("Gang", "true"))
+        if job.timeout_ns:
+            lines.append(_line("Timeout", format_duration(job.timeout_ns)))
+        if job.keep_ns is not None:
+            lines.append(_line("Keep", format_duration(job.keep_ns)))
+    lines.append(_line("Job State", job_state(service).capitalize()))
+    status = status_of(service)
+    for title, time_ns in (
+        ("Queued", status.queued_at_ns),
+        ("Started", status.started_at_ns),
+        ("Ended", status.ended_at_ns),
+    ):
+        if time_ns:
+            lines.append(_line(title, rfc3339(time_ns), indent=1))
+    if status.exit_code is not None:
+        lines.append(_line("Exit Code", status.exit_code, indent=1))
+    if status.ended_at_ns:
+        lines.append(_line("Completed", status.completed, indent=1))
+        lines.append(_line("Failed", status.failed, indent=1))
+    if status.message:
+        lines.append(_line("Message", status.message, indent=1))
+    return lines
+
+
+def _rebalance_status(service: Service) -> list[str]:
+    status = service.rebalance_status
+    if status is None:
+        return []
+    lines = ["RebalanceStatus:"]
+    lines.append(_line("State", "running" if status.running else "ended", indent=1))
+    lines.append(_line("Started", rfc3339(status.started_at_ns), indent=1))
+    if status.ended_at_ns:
+        lines.append(_line("Ended", rfc3339(status.ended_at_ns), indent=1))
+    lines.append(_line("Moved", status.moved, indent=1))
+    if status.message:
+        lines.append(_line("Message", status.message, indent=1))
     return lines
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import click
 import msgspec
 
 from cli.connection import Connection, call
 from cli.format import Record, print_rows
+from cli.gpu_view import list_gpus, totals
 from cli.lazy import Group
 from cli.objects import get_each, inspect_all, list_objects, name_of, raise_all, remove_all
 from cli.options import (
@@ -25,10 +27,12 @@ from cli.pretty import describe_node, manager_word
 from cli.settings import settings
 from cli.tasks import fetch_tasks, print_tasks
 from swarm.errors import Conflict, Invalid, NotFound, SwarmError
+from swarm.gpus import WHOLE, format_share
 from swarm.v1 import (
     Availability,
     GetInfoRequest,
     GetRequest,
+    GpuUsage,
     Kind,
     Node,
     NodeRole,
@@ -57,23 +61,26 @@ def group() -> None:
 @group.command("ls")
 @list_options("id", "name", "label", "node.label", "role", "membership")
 def ls(filters: tuple[tuple[str, str], ...], form: str, *, quiet: bool) -> None:
-    """List nodes; * marks the one that answers."""
+    """List nodes; * marks the one that answers. GPUS: free ones, of how many."""
 
-    async def work(connection: Connection) -> tuple[list[Node], str]:
+    async def work(connection: Connection) -> tuple[list[Node], str, Sequence[GpuUsage]]:
         nodes = await list_objects(connection, Kind.NODE, filters=make_filters(filters))
         info = await connection.control.get_info(GetInfoRequest())
-        return nodes, info.node_id
+        has_gpus = any(node.description and node.description.gpus for node in nodes)
+        return nodes, info.node_id, await list_gpus(connection) if has_gpus else ()
 
-    nodes, self_id = call(work)
-    rows = [node_row(node, self_id) for node in nodes]
+    nodes, self_id, gpus = call(work)
+    shares = totals(gpus)
+    rows = [node_row(node, self_id, shares.get(node.id, (0, 0))) for node in nodes]
     rows.sort(key=lambda row: (str(row["Hostname"]), str(row["ID"])))
     if form == "json":
         rows = [Record({k: v for k, v in row.items() if not k.startswith("_")}) for row in rows]
-    print_rows(rows, COLUMNS, form=form, quiet=quiet, terminal=settings().terminal())
+    columns = (*COLUMNS, ("GPUS", "GPUs")) if shares else COLUMNS
+    print_rows(rows, columns, form=form, quiet=quiet, terminal=settings().terminal())
 
 
-def node_row(node: Node, self_id: str) -> Record:
-    """A row of `node ls`."""
+def node_row(node: Node, self_id: str, gpus: tuple[int, int]) -> Record:
+    """A row of `node ls`; `gpus`: free shares, and how many there are."""
     description, status, manager = node.description, node.status, node.manager_status
     assert node.spec is not None
     engine = description.engine if description else None
@@ -96,6 +103,9 @@ def node_row(node: Node, self_id: str) -> Record:
         Role=node.spec.role.name.lower(),
         ManagerAddr=manager.addr if manager else "",
         StoreVersion=manager.engine_version if manager else "",
+        GPUs=f"{format_share(gpus[0])}/{gpus[1]}" if gpus[1] else "",
+        GPUsFree=gpus[0] / WHOLE,
+        GPUsTotal=gpus[1],
         Labels=",".join(f"{k}={v}" for k, v in sorted(labels.items())),
         Label=lambda key: labels.get(key, ""),
     )
@@ -153,7 +163,8 @@ def inspect(nodes: tuple[str, ...], form: str, *, pretty: bool) -> None:
             return await _with_self(connection, nodes)
 
         refs = call(work)
-    inspect_all(Kind.NODE, refs, form=form, pretty=describe_node if pretty else None)
+    describe = partial(describe_node, gpus=call(list_gpus)) if pretty else None
+    inspect_all(Kind.NODE, refs, form=form, pretty=describe)
 
 
 @group.command()
