@@ -96,7 +96,7 @@ class Controller:
         """Forgets everything and begins with this view; all services are dirty."""
         self.table = NodeTable.build(view)
         self.dirty = {s.id for s in view.all(Service)}
-        self._placer.reset(self.table)
+        self._placer.reset(self.table, view)
         self._per_node, self._gates = set(), {}
         self._wake, self._heap = {}, []
         self._running, self._survived = {}, set()
@@ -113,7 +113,7 @@ class Controller:
         for task in view.all(Task):
             if task.service_id not in self.dirty:
                 self.dirty.add(task.service_id)  # its service is gone
-            self._placer.note_task(task)
+            self._placer.note_task(task, view)
             if task.service_id in rolling and state_of(task) == TaskState.RUNNING:
                 self._running[task.id] = task.meta.updated_at_ns if task.meta else 0
 
@@ -130,6 +130,7 @@ class Controller:
             case Kind.NODE:
                 self._observe_node(change, view)
             case Kind.SERVICE:
+                self._placer.observe_service(change.old, change.new, view)
                 self._books.note_service(change.id, view)
                 if change.new is not None:
                     self._note_service(change.new)
@@ -140,6 +141,7 @@ class Controller:
                 if not own:
                     self.dirty.add(change.id)
             case Kind.CLUSTER:
+                self._placer.observe_cluster(change.old, change.new)
                 if _history_limit(change.old) != _history_limit(change.new):
                     self.dirty.update(s.id for s in view.all(Service))
                     self._books.look_at_all()
@@ -153,7 +155,7 @@ class Controller:
     def _observe_task(self, old: Task | None, new: Task | None, view: View, *, own: bool) -> None:
         task = new or old
         assert task is not None
-        self._placer.observe_task(old, new)
+        self._placer.observe_task(old, new, view)
         book = self._books.get(task.service_id)
         if book is not None:
             self._observe_job(book, old, new, view, own=own)
@@ -408,6 +410,7 @@ class Controller:
             self._automatic.undo()
         for task_id in tick.touched:
             self.table.sync_task(task_id, view.get(Task, task_id), view)
+        self._placer.undo(tick, view)
         # Services whose time had come have lost their timer; they stay in `dirty`.
 
     @property

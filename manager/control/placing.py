@@ -8,19 +8,21 @@ is taken back by the Controller where it was not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from msgspec import structs
 
+from manager.control.admission import Admission
 from manager.control.gates import Gates
 from manager.control.slots import is_unplaced
 from manager.control.template import state_of
 from manager.control.tick import Tick
-from manager.scheduler import Group, NodeTable, account, place, reason
+from manager.control.turns import Turns
+from manager.scheduler import Group, NodeTable, account, reason
 from manager.store import Draft, View
 from swarm import errors, states
 from swarm.clock import SECOND_NS
-from swarm.v1 import Service, Task, TaskState, TaskStatus
+from swarm.v1 import Cluster, Service, Task, TaskState, TaskStatus
 
 # How often the reason of a task that stays pending is written anew when only its numbers change.
 REASON_INTERVAL_NS = 5 * SECOND_NS
@@ -35,22 +37,39 @@ class Placer:
         self._explains = explains
         self._freed = True  # something may fit now that did not before
         self._pending: dict[str, set[str]] = {}  # service -> tasks without a node
+        self.admission = Admission(table)
 
     # -------------------------------------------------------------- taking in changes
 
-    def reset(self, table: NodeTable) -> None:
+    def reset(self, table: NodeTable, view: View) -> None:
         """Forgets everything; the view's tasks are to be handed to `note_task` one by one."""
         self._table = table
         self._freed = True
         self._pending = {}
+        self.admission.reset(table, view)
 
-    def note_task(self, task: Task) -> None:
+    def note_task(self, task: Task, view: View) -> None:
         """Takes one task of a view that the Placer begins with."""
         if is_unplaced(task):
             self._pending.setdefault(task.service_id, set()).add(task.id)
+        else:
+            self.admission.enter(task.id, task.service_id, view)
 
-    def observe_task(self, old: Task | None, new: Task | None) -> None:
-        """Takes a committed change of a task."""
+    def observe_service(self, old: Service | None, new: Service | None, view: View) -> None:
+        """Takes a committed change of a service."""
+        service = new or old
+        assert service is not None
+        queue = self.admission.terms(service.id).queue
+        self._freed |= self.admission.observe_service(old, new)
+        if queue != self.admission.terms(service.id).queue:
+            self.admission.moved_queue(service, view)
+
+    def observe_cluster(self, old: Cluster | None, new: Cluster | None) -> None:
+        """Takes a committed change of the cluster."""
+        self.admission.observe_cluster(old, new)
+
+    def observe_task(self, old: Task | None, new: Task | None, view: View) -> None:
+        """Takes a committed change of a task; the table knows of it already."""
         task = new or old
         assert task is not None
         waiting = self._pending.get(task.service_id, set())
@@ -60,22 +79,26 @@ class Placer:
             waiting.discard(task.id)
             if not waiting:
                 del self._pending[task.service_id]
+                self.admission.forget(task.service_id)
         before = state_of(old) if old is not None else TaskState.NEW
         after = state_of(new) if new is not None else before
         held = old is not None and bool(old.node_id) and not states.ended(before)
+        self.admission.enter(task.id, task.service_id, view)
         if held and (new is None or states.ended(after)):
             self._freed = True
+            self.admission.claim_freed(task.service_id, task.node_id)
         if old is not None and new is not None and old.desired_state != new.desired_state:
             self._freed |= before == after  # max_replicas counts by desired state
 
-    def observe_node(self) -> None:
+    def observe_node(self, node_id: str) -> None:
         """Takes a committed change of what tasks depend on of a node."""
         self._freed = True
+        self.admission.observe_node(node_id)
 
     @property
     def has_work(self) -> bool:
         """Whether something that waits may fit now."""
-        return self._freed and bool(self._pending)
+        return bool(self._pending) and (self._freed or bool(self.admission.due))
 
     # -------------------------------------------------------------- one tick
 
@@ -85,12 +108,13 @@ class Placer:
         """
         waiting = list(tasks)
         tick.retried = self._freed
-        if self._freed:
+        again = self._pending if self._freed else {k[0] for k in self.admission.due}
+        if again:
             # Of a job only a part has been looked at: what else of it waits is as any other's.
             done = set(tick.services) - tick.looks.keys()
             have = {t.id for t in waiting if t.service_id in tick.looks}
-            for service_id in sorted(self._pending, key=lambda i: (service_name(draft, i), i)):
-                if service_id not in done:
+            for service_id in sorted(again, key=lambda i: (service_name(draft, i), i)):
+                if service_id not in done and service_id in self._pending:
                     still = self._still_pending(draft, service_id, tick)
                     waiting.extend(t for t in still if t.id not in have)
         if waiting:
@@ -114,7 +138,7 @@ class Placer:
         return free
 
     def _place(self, draft: Draft, waiting: list[Task], tick: Tick) -> None:
-        """Gives the waiting tasks nodes, longest waiting group first, and notes why others wait."""
+        """Gives the waiting tasks nodes, turn by turn, and notes why others wait."""
         grouped: dict[tuple[str, int, str], list[Task]] = {}
         for task in waiting:
             key = (task.service_id, task.spec_version, task.node_id)
@@ -129,24 +153,24 @@ class Placer:
             )
             for key, tasks in grouped.items()
         ]
-        for group in sorted(
-            groups, key=lambda g: (_oldest(g, draft.now_ns), service_name(draft, g.service_id))
-        ):
-            result = place(self._table, group, draft, draft.now_ns)
-            for task in result.placed:
-                draft.put(task)
-            tick.touched.extend(t.id for t in result.placed)
-            tick.placed += len(result.placed)
-            if result.left:
-                self._note_reason(draft, group, result.left, tick)
 
-    def _note_reason(self, draft: Draft, group: Group, left: tuple[Task, ...], tick: Tick) -> None:
-        if not self._explains:
+        def note(group: Group, left: Sequence[Task], why: str) -> None:
+            self._note_reason(draft, group, left, tick, why)
+
+        Turns(self.admission, self._table, draft, tick, note).run(groups)
+
+    def _note_reason(
+        self, draft: Draft, group: Group, left: Sequence[Task], tick: Tick, why: str
+    ) -> None:
+        """`why`: what holds the tasks back; empty: no node can take them."""
+        if not why and not self._explains:
             for task in left:
                 if draft.get(Task, task.id) is not task:
                     draft.put(task)
             return
-        why = reason(account(self._table, group.requirement, group.service_id, group.node_id))
+        if not why:
+            account_ = account(self._table, group.requirement, group.service_id, group.node_id)
+            why = reason(account_)
         now_ns = draft.now_ns
         for task in left:
             status = task.status or TaskStatus()
@@ -166,6 +190,10 @@ class Placer:
         """The tick's draft was committed (or had nothing in it)."""
         if tick.retried:
             self._freed = False
+
+    def undo(self, tick: Tick, view: View) -> None:
+        """The tick's draft came to nothing; the table is as the view again."""
+        self.admission.undo(tick, view)
 
     # -------------------------------------------------------------- for others
 
@@ -187,7 +215,3 @@ def service_name(view: View, service_id: str) -> str:
     """The service's name; empty when it is gone."""
     service = view.get(Service, service_id)
     return service.spec.name if service is not None and service.spec is not None else ""
-
-
-def _oldest(group: Group, now_ns: int) -> int:
-    return min(t.meta.created_at_ns if t.meta else now_ns for t in group.tasks)

@@ -1,7 +1,7 @@
 """The queues of jobs: what their tasks hold, what they may hold, and how far each has come.
 
-`Books` are kept up to date task by task (`sync`), or made afresh; both lead to the same. A task is
-in the books of its job's queue from the moment it is placed until it has ended, as its claim in the
+The `Ledger` is kept up to date task by task (`sync`), or made afresh; both lead to the same. A task
+is in it under its job's queue from the moment it is placed until it has ended, as its claim in the
 node table is. Tasks of services are in no queue.
 
 Fair share: dominant resource fairness (Ghodsi et al., NSDI 2011) with weights: the largest part
@@ -107,7 +107,7 @@ def totals_of(nodes: Iterable[NodeInfo]) -> Amounts:
     return Amounts(cpu, memory, pieces * gpus.WHOLE * _GPU_NANO)
 
 
-class Books:
+class Ledger:
     """What the tasks of jobs hold, by queue."""
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class Books:
         self._specs = specs
 
     def sync(self, task_id: str, queue: str, amounts: Amounts | None) -> str:
-        """Makes the books hold exactly this of the task; None: nothing. Returns the queue that now
+        """Makes the ledger hold exactly this of the task; None: nothing. Returns the queue that now
         holds less than before; empty: none does.
         """
         old = self._of_task.get(task_id)
@@ -194,7 +194,7 @@ class Books:
         return any(limit and count * one > limit for limit, _, one in rows)
 
     def entries(self) -> dict[str, tuple[str, Amounts]]:
-        """All that is in the books, by task; for tests."""
+        """All that is in it, by task; for tests."""
         return dict(self._of_task)
 
 

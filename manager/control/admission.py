@@ -1,0 +1,209 @@
+"""What the order of placement has to know from tick to tick; it can be had anew from a view.
+
+Each service's terms, what queues hold, who is blocked or held back, and what is kept for whom. A
+group that is held back (by its queue's quota, by a place kept for others) is named in `due` once
+that may have changed. Owned by the Placer, which tells it of changes; a tick's turns (turns.py)
+read and write it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from manager.control.holds import Holds
+from manager.control.template import spec_of_version
+from manager.control.tick import Tick
+from manager.scheduler import Group, NodeTable
+from manager.scheduler.queues import Amounts, Ledger, amounts_of, specs_by_name, totals_of
+from manager.scheduler.ranking import GroupKey, Terms, Turn, terms_of
+from manager.scheduler.table import Claim
+from manager.store import View
+from swarm.v1 import Cluster, Service, Task
+
+
+class Admission:
+    """The order of things. Owned by the Placer, which tells it of changes and calls `run`."""
+
+    def __init__(self, table: NodeTable) -> None:
+        self._table = table
+        self.ledger = Ledger()
+        self.holds = Holds()
+        # Groups to be tried anew, for what held them back has changed.
+        self.due: set[GroupKey] = set()
+        self._terms: dict[str, Terms] = {}
+        self.priorities: Counter[int] = Counter()
+        self._totals_known = False
+        # Jobs that fit nowhere, and those that cannot have a reservation.
+        self.blocked: dict[GroupKey, tuple[Turn, Group]] = {}
+        self.hopeless: set[GroupKey] = set()
+        # Who is held back by what, in words; by a queue's quota, by holds of others.
+        self.held_back: dict[GroupKey, str] = {}
+        self.by_quota: dict[GroupKey, str] = {}
+        self.by_hold: set[GroupKey] = set()
+        # Groups that may take places of others, but have not found enough of them.
+        self.preemptors: dict[GroupKey, Terms] = {}
+        self._amounts: dict[tuple[str, int], Amounts] = {}
+
+    # -------------------------------------------------------------- taking in changes
+
+    def reset(self, table: NodeTable, view: View) -> None:
+        """Begins anew with a view; `table` was built from it."""
+        self.__init__(table)  # type: ignore[misc]  # all of it is forgotten
+        for service in view.all(Service):
+            self.observe_service(None, service)
+        for cluster in view.all(Cluster):
+            self._configure(cluster)
+
+    def observe_service(self, old: Service | None, new: Service | None) -> bool:
+        """Takes a change of a service; True: others that wait may come before it now."""
+        service = new or old
+        assert service is not None
+        before = self._terms.pop(service.id, None)
+        if before is not None:
+            self.priorities[before.priority] -= 1
+            if not self.priorities[before.priority]:
+                del self.priorities[before.priority]
+        if new is None:
+            for key in [k for k in self._amounts if k[0] == service.id]:
+                del self._amounts[key]
+            return False
+        after = self._terms[new.id] = terms_of(new.spec)
+        self.priorities[after.priority] += 1
+        return before is not None and after.priority < before.priority
+
+    def observe_cluster(self, old: Cluster | None, new: Cluster | None) -> None:
+        """Takes a change of the cluster: queues may have other quotas."""
+        if new is None:
+            return
+        before = old.spec.scheduling if old and old.spec else None
+        if before != (new.spec.scheduling if new.spec else None):
+            self._configure(new)
+            self.due.update(self.by_quota)
+
+    def _configure(self, cluster: Cluster) -> None:
+        self.ledger.configure(specs_by_name(cluster.spec.scheduling if cluster.spec else None))
+
+    def observe_node(self, node_id: str) -> None:
+        """Takes a change of a node. What is held there may not do any more."""
+        self._totals_known = False
+        self.due.update(hold.turn.key for hold in self.holds.on(node_id))
+        self.due.update(self.preemptors)
+        self.hopeless.clear()
+
+    def enter(self, task_id: str, service_id: str, view: View) -> None:
+        """Makes the ledger say of the task what the table does."""
+        terms = self._terms.get(service_id)
+        if terms is None or not terms.job:
+            # A service that was a job once leaves nothing behind: it would have to be another one.
+            claim = None
+        else:
+            claim = self._table.claim_of(task_id)
+        amounts = self._claimed(claim, task_id, view) if claim is not None else None
+        if amounts is None and terms is not None and not terms.job:
+            return
+        queue = self.ledger.sync(task_id, terms.queue if terms else "", amounts)
+        if queue:
+            self.due.update(k for k, q in self.by_quota.items() if q == queue)
+
+    def _claimed(self, claim: Claim, task_id: str, view: View) -> Amounts:
+        task = view.get(Task, task_id)
+        each = self.each(claim.service_id, task.spec_version if task else 0, view)
+        if len(claim.gpus) * 1_000_000_000 > each.gpu_nano > 0 and each.gpu_nano % 10**9 == 0:
+            return replace(each, gpu_nano=len(claim.gpus) * 1_000_000_000)  # all of a node's
+        return each
+
+    def moved_queue(self, service: Service, view: View) -> None:
+        """The job is in another queue now."""
+        for task in view.by(Task, "service", service.id):
+            self.enter(task.id, service.id, view)
+
+    def claim_freed(self, service_id: str, node_id: str) -> None:
+        """A task of the service has given up its claim on the node. Who could have taken its place
+        knew of it already; who could not may fit there now if others go as well.
+        """
+        if not self.preemptors:
+            return
+        priority = self.priority(service_id)
+        info = self._table.nodes.get(node_id)
+        lowest = min((self.priority(i) for i in info.by_service), default=None) if info else None
+        if lowest is None:
+            return
+        for key, terms in self.preemptors.items():
+            if lowest < terms.priority <= priority:
+                self.due.add(key)
+
+    def forget(self, service_id: str) -> None:
+        """Nothing of the service waits any more."""
+        for key in [k for k in self.blocked if k[0] == service_id]:
+            del self.blocked[key]
+        for held in (self.held_back, self.by_quota, self.preemptors):
+            for key in [k for k in held if k[0] == service_id]:
+                del held[key]
+        for hold in [h for h in self.holds.all() if h.turn.key[0] == service_id]:
+            self.holds.drop(hold.turn.key)
+        for keys in (self.by_hold, self.hopeless, self.due):
+            keys.difference_update([k for k in keys if k[0] == service_id])
+        self.wake_held()
+
+    def wake_held(self) -> None:
+        if self.holds.freed:
+            self.holds.freed = 0
+            self.due.update(self.by_hold)
+
+    # -------------------------------------------------------------- answers
+
+    def terms(self, service_id: str) -> Terms:
+        """Of a service that is gone: those of a service without a priority."""
+        return self._terms.get(service_id) or _NO_TERMS
+
+    def priority(self, service_id: str) -> int:
+        return self.terms(service_id).priority
+
+    def each(self, service_id: str, version: int, view: View) -> Amounts:
+        """What one task of the version holds."""
+        key = (service_id, version)
+        found = self._amounts.get(key)
+        if found is None:
+            service = view.get(Service, service_id)
+            spec = spec_of_version(view, service, version) if service is not None else None
+            found = self._amounts[key] = amounts_of(spec)
+        return found
+
+    def turn(self, group: Group, view: View, now_ns: int) -> Turn:
+        """The group's turn. A job waits since it was queued."""
+        service = view.get(Service, group.service_id)
+        terms = self.terms(group.service_id)
+        since_ns = min(t.meta.created_at_ns if t.meta else now_ns for t in group.tasks)
+        if terms.job and service is not None:
+            status = service.job_status
+            if status is not None and status.queued_at_ns:
+                since_ns = status.queued_at_ns
+            elif service.meta is not None:
+                since_ns = service.meta.created_at_ns
+        return Turn(
+            key=(group.service_id, group.spec_version, group.node_id),
+            terms=terms,
+            since_ns=since_ns,
+            name=service.spec.name if service is not None and service.spec is not None else "",
+        )
+
+    # -------------------------------------------------------------- one tick
+
+    def undo(self, tick: Tick, view: View) -> None:
+        """What was entered in the tick is not so; holds are checked anew before they count."""
+        for task_id in tick.touched:
+            task = view.get(Task, task_id)
+            if task is not None:
+                self.enter(task_id, task.service_id, view)
+            else:
+                self.ledger.sync(task_id, "", None)
+
+    def totals(self) -> None:
+        """Makes the ledger know the cluster's totals."""
+        if not self._totals_known:
+            self.ledger.totals = totals_of(self._table.nodes.values())
+            self._totals_known = True
+
+
+_NO_TERMS = Terms()
