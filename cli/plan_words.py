@@ -185,6 +185,8 @@ SERVICE = _table(
     task.force_update                     force_update
     task.docker_runtime                   runtime
     task.runtime                          runtime
+    priority                              deploy.priority
+    job                                   deploy.job
     update                                deploy.update_config
     rollback                              deploy.rollback_config
     endpoint.mode                         deploy.endpoint_mode

@@ -23,6 +23,7 @@ from cli.compose.around import (
 from cli.compose.at import At
 from cli.compose.between import missing, waits_for
 from cli.compose.container import container_spec, is_address, log_driver, namespace_of
+from cli.compose.jobs import job_spec, priority
 from cli.compose.keys import SERVICE, Support
 from cli.compose.ports import PORT_MAX, PROTOCOLS
 from swarm.v1 import (
@@ -102,6 +103,8 @@ def convert_service(name: str, at: At, around: Surroundings) -> ServiceSpec:
             ports=ports,
         ),
         depends_on=_depends_on(name, at, around),
+        priority=priority(at),
+        job=job_spec(at, mode),
     )
 
 

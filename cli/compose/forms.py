@@ -23,6 +23,7 @@ from cli.compose.tree import LITERAL_TAG, Node, Value
 from cli.compose.variables import add_variables
 
 _DEPLOY_PARTS: tuple[tuple[tuple[str, ...], Mapping[str, keys.Key]], ...] = (
+    (("job",), keys.JOB),
     (("placement",), keys.PLACEMENT),
     (("resources",), keys.RESOURCES),
     (("resources", "limits"), keys.LIMITS),

@@ -188,7 +188,7 @@ ROOT: Mapping[str, Key] = {
 }
 DEPLOY: Mapping[str, Key] = _plain(
     "mode replicas endpoint_mode labels placement resources restart_policy update_config "
-    "rollback_config"
+    "rollback_config priority job"
 )
 PLACEMENT: Mapping[str, Key] = _plain("constraints preferences max_replicas_per_node")
 PREFERENCE: Mapping[str, Key] = _plain("spread")
@@ -260,6 +260,7 @@ _PLACES: tuple[tuple[str, Mapping[str, Key]], ...] = (
     ("deploy.resources.limits", LIMITS),
     ("deploy.resources.reservations", RESERVATIONS),
     ("deploy.restart_policy", RESTART),
+    ("deploy.job", JOB),
     ("deploy.update_config", UPDATE),
     ("healthcheck", HEALTHCHECK),
     ("logging", LOGGING),

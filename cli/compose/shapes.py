@@ -236,6 +236,14 @@ PLACEMENT: Table = {
     "constraints": STRINGS,
     "preferences": Field(records(PREFERENCE)),
     "max_replicas_per_node": INTEGER,
+    "strategy": TEXT,
+}
+JOB: Table = {
+    "queue": TEXT,
+    "gang": TRUTH,
+    "timeout": Field(duration),
+    # 0s: it is removed at once.
+    "keep": Field(duration, zero=True),
 }
 DEPLOY: Table = {
     "mode": TEXT,
@@ -247,6 +255,8 @@ DEPLOY: Table = {
     "restart_policy": Field(one(RESTART), zero=True),
     "placement": Field(one(PLACEMENT)),
     "endpoint_mode": TEXT,
+    "priority": INTEGER,
+    "job": Field(one(JOB), zero=True),
 }
 SERVICE: Table = {
     "annotations": MAPPING,

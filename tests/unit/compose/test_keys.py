@@ -257,6 +257,9 @@ SECTIONS: dict[str, tuple[Mapping[str, Key], str]] = {
 }
 # Known beyond the schema: refused with a better place to write it, or the same as elsewhere.
 BEYOND = {
+    "deployment": {"priority", "job"},
+    "placement": {"strategy"},
+    "preferences": {"affinity", "weight"},
     "limits": {"devices", "generic_resources"},
     "reservations": {"pids"},
     "secret": {"content"},

@@ -51,6 +51,7 @@ def service(lines: str, **options: Any) -> dict[str, Any]:
     [
         (shapes.SERVICE, keys.SERVICE, {"extends", "profiles", "label_file"}),
         (shapes.DEPLOY, keys.DEPLOY, set()),
+        (shapes.JOB, keys.JOB, set()),
         (shapes.PLACEMENT, keys.PLACEMENT, set()),
         (shapes.PREFERENCE, keys.PREFERENCE, set()),
         (shapes.RESOURCES, keys.RESOURCES, set()),
