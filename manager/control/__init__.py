@@ -2,6 +2,7 @@
 
 from manager.control.controller import Controller
 from manager.control.loop import ControlLoop
+from manager.control.rebalance import Move, can_move, plan_moves
 from manager.control.rehearse import Rehearsal, rehearse
 from manager.control.status import Causes, service_status, up_to_date
 from manager.control.template import Templates
@@ -11,9 +12,12 @@ __all__ = [
     "Causes",
     "ControlLoop",
     "Controller",
+    "Move",
     "Rehearsal",
     "Templates",
     "Tick",
+    "can_move",
+    "plan_moves",
     "rehearse",
     "service_status",
     "up_to_date",
