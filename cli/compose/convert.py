@@ -25,6 +25,7 @@ from cli.compose.between import missing, waits_for
 from cli.compose.container import container_spec, is_address, log_driver, namespace_of
 from cli.compose.jobs import job_spec, priority
 from cli.compose.keys import SERVICE, Support
+from cli.compose.placement import placement
 from cli.compose.ports import PORT_MAX, PROTOCOLS
 from swarm.v1 import (
     Dependency,
@@ -90,7 +91,7 @@ def convert_service(name: str, at: At, around: Surroundings) -> ServiceSpec:
             container=container_spec(at, around, image[1], network_mode),
             resources=resources.requirements(at),
             restart=resources.restart_policy(at),
-            placement=resources.placement(at),
+            placement=placement(at, around),
             networks=networks,
             log_driver=log_driver(at),
             runtime=kind,

@@ -190,8 +190,9 @@ DEPLOY: Mapping[str, Key] = _plain(
     "mode replicas endpoint_mode labels placement resources restart_policy update_config "
     "rollback_config priority job"
 )
-PLACEMENT: Mapping[str, Key] = _plain("constraints preferences max_replicas_per_node")
-PREFERENCE: Mapping[str, Key] = _plain("spread")
+JOB: Mapping[str, Key] = _plain("queue gang timeout keep")
+PLACEMENT: Mapping[str, Key] = _plain("constraints preferences max_replicas_per_node strategy")
+PREFERENCE: Mapping[str, Key] = _plain("spread affinity weight")
 RESOURCES: Mapping[str, Key] = _plain("limits reservations")
 LIMITS: Mapping[str, Key] = {
     **_plain("cpus memory pids"),

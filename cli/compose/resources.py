@@ -1,5 +1,5 @@
-"""How a service is run: mode, resources, restarts, placement, updates; from `deploy` and from the
-older keys of the service that say the same.
+"""How a service is run: mode, resources, restarts, updates; from `deploy` and from the older keys
+of the service that say the same.
 
 Where both are given, `deploy` must agree with the older key or the older key is refused: one of two
 contradicting numbers would be dropped.
@@ -19,9 +19,6 @@ from swarm.v1 import (
     GenericResource,
     Global,
     GlobalJob,
-    Placement,
-    PlacementPreference,
-    Platform,
     Replicated,
     ReplicatedJob,
     ResourceRequirements,
@@ -37,19 +34,7 @@ CONDITIONS = ("none", "on-failure", "any")
 _RESTARTS = {"no": "none", "always": "any", "unless-stopped": "any", "on-failure": "on-failure"}
 REPLICAS_MAX = 1_000_000
 CPU_PERIOD_US = 100_000  # the kernel's default
-_CONSTRAINT = re.compile(r"\s*([A-Za-z0-9_.\-/]+)\s*(==|!=)\s*(.*?)\s*")
-_FIELDS = (
-    "node.id",
-    "node.hostname",
-    "node.ip",
-    "node.role",
-    "node.platform.os",
-    "node.platform.arch",
-)
 _COUNT = re.compile(r"[0-9]{1,9}")
-_PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9_]+(/[a-z0-9]+)?)?")
-_FIELD_PREFIXES = ("node.labels.", "engine.labels.")
-_VALUE = re.compile(r"[A-Za-z0-9:\-_\s.*()?+\[\]\\^$|/]+")  # as SwarmKit
 
 
 # ------------------------------------------------------------------ mode
@@ -345,84 +330,3 @@ def update_config(deploy: At | None, key: str) -> UpdateConfig | None:
         max_failure_ratio=ratio.number(most=1.0) if ratio is not None else 0.0,
         order=order.choice(("stop-first", "start-first")) if order is not None else "",
     )
-
-
-# ------------------------------------------------------------------ placement
-
-
-def placement(at: At) -> Placement:
-    """Constraints, preferences and the most replicas of a node; and the platform of the image."""
-    found = deep(at, "deploy", "placement")
-    constraints_at = found.set_at("constraints") if found is not None else None
-    preferences_at = found.set_at("preferences") if found is not None else None
-    most = found.set_at("max_replicas_per_node") if found is not None else None
-    constraints: list[str] = []
-    if constraints_at is not None and constraints_at.is_list('- "node.role == worker"'):
-        for each in constraints_at.elements():
-            if _check_constraint(each):
-                constraints.append(each.text())
-    preferences: list[PlacementPreference] = []
-    if preferences_at is not None and preferences_at.is_list("- spread: node.labels.zone"):
-        for each in preferences_at.elements():
-            if not each.check_keys(keys.PREFERENCE, context="deploy.placement.preferences"):
-                continue
-            spread = each.set_at("spread")
-            if spread is None:
-                each.lacks("spread", "write - spread: node.labels.zone")
-            elif _is_field(spread, field := spread.text(empty=False)):
-                preferences.append(PlacementPreference(spread=field))
-    return Placement(
-        constraints=tuple(constraints),
-        preferences=tuple(preferences),
-        max_replicas=most.integer(least=0) if most is not None else 0,
-        platforms=_platforms(at),
-    )
-
-
-def _check_constraint(at: At) -> bool:
-    text = at.text(empty=False)
-    if not text:
-        return False
-    match = _CONSTRAINT.fullmatch(text)
-    if match is None:
-        single = re.fullmatch(r"\s*(\S+?)\s*=\s*(\S.*)", text)
-        at.fail(
-            f'"{text}" is not a constraint',
-            f"write {single[1]} == {single[2]}" if single else "write node.labels.zone == a, or !=",
-        )
-        return False
-    field, _, value = match.groups()
-    lower = field.lower()
-    if not _is_field(at, field):
-        return False
-    if not value or not _VALUE.fullmatch(value):
-        at.fail(f'"{text}": the value {value!r} cannot be compared with', "write a plain value")
-        return False
-    if lower == "node.role" and value.lower() not in ("manager", "worker"):
-        at.fail(f'a node\'s role is never "{value}"', "write manager or worker")
-        return False
-    return True
-
-
-def _is_field(at: At, field: str) -> bool:
-    lower = field.strip().lower()
-    if lower in _FIELDS or (lower.startswith(_FIELD_PREFIXES) and lower not in _FIELD_PREFIXES):
-        return True
-    if field:
-        at.fail(
-            f'"{field}" is nothing that a node has',
-            f"known are {', '.join(_FIELDS)}, node.labels.NAME and engine.labels.NAME",
-        )
-    return False
-
-
-def _platforms(at: At) -> tuple[Platform, ...]:
-    found = at.set_at("platform")
-    if found is None:
-        return ()
-    os, _, rest = found.text().partition("/")
-    architecture = rest.partition("/")[0]
-    if not _PLATFORM.fullmatch(found.text()):
-        found.fail(f"{found.shown()} is not a platform", "write linux/amd64 or linux/arm64")
-        return ()
-    return (Platform(os=os, architecture=architecture),)

@@ -231,7 +231,7 @@ RESTART: Table = {
     "max_attempts": Field(integer, zero=True),
     "window": Field(duration),
 }
-PREFERENCE: Table = {"spread": TEXT}
+PREFERENCE: Table = {"spread": TEXT, "affinity": TEXT, "weight": INTEGER}
 PLACEMENT: Table = {
     "constraints": STRINGS,
     "preferences": Field(records(PREFERENCE)),

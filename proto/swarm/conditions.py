@@ -131,12 +131,11 @@ def parse_condition(text: str, subject: str = "constraint") -> Condition:
     about = f"{subject} {_shown(text)}"
     match = _OPERATOR.search(text)
     if match is None:
-        equal = text.partition("=")
-        hint = f"; did you mean {equal[0].strip()} == {equal[2].strip()}?" if equal[1] else ""
-        raise errors.Invalid(
-            f"{about}: expected one operator of {OPERATORS_FOR_PEOPLE}; "
-            f'write it such as "node.role == manager" or "node.labels.zone in (a, b)"{_cut(hint)}'
-        )
+        left, equal, right = (part.strip() for part in text.partition("="))
+        hint = 'write it such as "node.role == manager" or "node.labels.zone in (a, b)"'
+        if left and equal and right:
+            hint = _cut(f"did you mean {left} == {right}?")
+        raise errors.Invalid(f"{about}: expected one operator of {OPERATORS_FOR_PEOPLE}; {hint}")
     operator = " ".join(match[0].lower().split())
     value = text[match.end() :].strip()
     if operator in ("in", "not in"):
@@ -156,18 +155,16 @@ def parse_condition(text: str, subject: str = "constraint") -> Condition:
 def parse_key(text: str, about: str, *, of_tasks: bool = True) -> Key:
     """The key of this name; `of_tasks` false: only what a node itself has. Raises Invalid."""
     known = tuple(k for k in KEYS_FOR_PEOPLE if of_tasks or k not in _OF_TASKS_FOR_PEOPLE)
-    if not _KEY.fullmatch(text):
-        raise errors.Invalid(f"{about}: key {_shown(text)} is not one of {', '.join(known)}")
     lower = text.lower()
     found = Key(lower) if lower in _READERS and lower not in _PREFIXES else None
     for prefix in _PREFIXES:
-        if lower.startswith(prefix) and len(text) > len(prefix):
+        if lower.startswith(prefix) and len(text) > len(prefix) and _KEY.fullmatch(text):
             found = Key(prefix, text[len(prefix) :])
     if found is None or (found.of_tasks and not of_tasks):
         near = difflib.get_close_matches(lower[:64], known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"did you mean {near[0]}? " if near else ""
         raise errors.Invalid(
-            f"{about}: unknown key {_shown(text)}, accepted are {', '.join(known)}{hint}"
+            f"{about}: unknown key {_shown(text)}; {hint}accepted are {', '.join(known)}"
         )
     return found
 

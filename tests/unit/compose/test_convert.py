@@ -17,6 +17,8 @@ from swarm.v1 import (
     Mount,
     NetworkAttachmentSpec,
     NetworkSpec,
+    Placement,
+    PlacementPreference,
     Platform,
     ResourceRequirements,
     Resources,
@@ -521,6 +523,44 @@ def test_the_platform_is_asked_of_the_image_and_of_the_node() -> None:
     placement = task(found).placement
     assert placement is not None
     assert placement.platforms == (Platform(os="linux", architecture="arm64"),)
+
+
+def test_conditions_affinities_and_the_strategy_of_placement() -> None:
+    found = spec(
+        """
+        services:
+          web:
+            image: busybox
+            deploy:
+              placement:
+                strategy: binpack
+                constraints:
+                  - node.labels.zone in (a, b)
+                  - node.gpu.memory >= 40GiB
+                  - service.name not in (db, other_db)
+                  - service.name =~ db
+                preferences:
+                  - spread: node.gpu.model
+                  - affinity: service.name == db
+                  - affinity: node.labels.disk == ssd
+                    weight: -20
+          db: {image: postgres}
+        """
+    )
+    assert task(found.services[0]).placement == Placement(
+        constraints=(
+            "node.labels.zone in (a, b)",
+            "node.gpu.memory >= 40GiB",
+            "service.name not in (st_db, other_db)",
+            "service.name =~ db",
+        ),
+        preferences=(
+            PlacementPreference(spread="node.gpu.model"),
+            PlacementPreference(affinity="service.name == st_db", weight=1),
+            PlacementPreference(affinity="node.labels.disk == ssd", weight=-20),
+        ),
+        strategy="binpack",
+    )
 
 
 def test_networks_keep_every_field() -> None:

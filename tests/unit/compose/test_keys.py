@@ -258,11 +258,11 @@ SECTIONS: dict[str, tuple[Mapping[str, Key], str]] = {
 # Known beyond the schema: refused with a better place to write it, or the same as elsewhere.
 BEYOND = {
     "deployment": {"priority", "job"},
-    "placement": {"strategy"},
-    "preferences": {"affinity", "weight"},
     "limits": {"devices", "generic_resources"},
     "reservations": {"pids"},
     "secret": {"content"},
+    "placement": {"strategy"},
+    "preferences": {"affinity", "weight"},
 }
 OLDER = {"cgroupns_mode", "net", "log_driver", "log_opt", "volume_driver", "dockerfile"}
 # The field of ContainerSpec behind a key that the docker runtime alone honours.

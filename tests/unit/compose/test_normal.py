@@ -251,6 +251,28 @@ def test_the_exact_form_has_what_dockers_form_lacks() -> None:
     }
 
 
+def test_placement_beyond_docker_is_printed() -> None:
+    lines = """
+        deploy:
+          placement:
+            constraints: ["node.labels.zone in (a, b)"]
+            preferences: [{affinity: service.name == db, weight: 5}, {spread: node.id}]
+            strategy: binpack
+        """
+    expected = {
+        "placement": {
+            "constraints": ["node.labels.zone in (a, b)"],
+            "preferences": [
+                {"affinity": "service.name == db", "weight": 5},
+                {"spread": "node.id"},
+            ],
+            "strategy": "binpack",
+        }
+    }
+    assert service(lines)["deploy"] == expected
+    assert service(lines, exact=True)["deploy"] == expected
+
+
 def test_what_dockers_form_lacks_is_told() -> None:
     found = normal("services: {a: {image: x, oom_score_adj: 5, volumes: ['/a:/b:z']}}")
     assert sum("has no place for it" in each for each in found.warnings) == 2

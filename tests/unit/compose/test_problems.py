@@ -218,7 +218,7 @@ BAD = [
     ),
     (
         f"{WEB}    deploy: {{placement: {{preferences: [{{spread: §zone}}]}}}}\n",
-        "nothing that a node has",
+        "unknown key 'zone'",
         "node.labels",
     ),
     (f"{WEB}    platform: §linux/\n", "not a platform", "linux/amd64"),
@@ -299,12 +299,59 @@ BAD = [
     (f"{WEB}    deploy: {{rollback_config: {{failure_action: §rollback}}}}\n", "pause or", ""),
     (
         f"{WEB}    deploy: {{placement: {{constraints: [§node.role=manager]}}}}\n",
-        "is not a constraint",
-        "node.role == manager",
+        "expected one operator of ==, !=, in (A, B)",
+        "did you mean node.role == manager?",
     ),
-    (f"{WEB}    deploy: {{placement: {{constraints: [§a == b]}}}}\n", "nothing that a node", ""),
-    (f"{WEB}    deploy: {{placement: {{constraints: [§node.role == x]}}}}\n", "never", "worker"),
+    (f"{WEB}    deploy: {{placement: {{constraints: [§a == b]}}}}\n", "unknown key 'a'", ""),
+    (
+        f"{WEB}    deploy: {{placement: {{constraints: [§node.role == x]}}}}\n",
+        "manager or worker",
+        "",
+    ),
     (f"{WEB}    deploy: {{placement: {{constraints: §node.role == x}}}}\n", "a list", "- "),
+    (
+        f"{WEB}    deploy: {{placement: {{constraints: [§node.gpu.memory > big]}}}}\n",
+        "constraint 'node.gpu.memory > big': 'big' is not a size",
+        "such as 512M",
+    ),
+    (
+        f"{WEB}    deploy: {{placement: {{constraints: [§'node.id =~ (a']}}}}\n",
+        "not a regular expression: a ( is not closed",
+        "",
+    ),
+    (
+        f"{WEB}    deploy: {{placement: {{constraints: [§node.id in (a, node.id == b]}}}}\n",
+        "a list stands in parentheses",
+        "put quotes around it",
+    ),
+    (
+        f"{WEB}    deploy: {{placement: {{preferences: [{{affinity: §node.zone == a}}]}}}}\n",
+        "affinity 'node.zone == a': unknown key 'node.zone'",
+        "accepted are",
+    ),
+    (
+        f"{WEB}    deploy: {{placement: {{preferences: [{{spread: node.id, §affinity: x}}]}}}}\n",
+        "exclude each other",
+        "two preferences",
+    ),
+    (
+        f"{WEB}    deploy: {{placement: {{preferences: [{{spread: node.id, weight: §3}}]}}}}\n",
+        "only an affinity has a weight",
+        "order",
+    ),
+    (
+        f"{WEB}    deploy:\n      placement:\n        preferences:\n"
+        "          - {affinity: node.id == a, weight: §101}\n",
+        "must be a whole number from -100 to 100",
+        "",
+    ),
+    (
+        f"{WEB}    deploy:\n      placement:\n        preferences:\n"
+        "          - {affinity: node.id == a, weight: §0}\n",
+        "says nothing",
+        "1 to 100",
+    ),
+    (f"{WEB}    deploy: {{placement: {{strategy: §binpak}}}}\n", "binpak", "binpack"),
     (f"{WEB}    deploy: {{placement: {{preferences: [{{§sprad: a}}]}}}}\n", "", '"spread"?'),
     # together
     (f"{WEB}    mem_limit: §64M\n    deploy: {{resources: {{limits: {{memory: 32M}}}}}}\n", "", ""),

@@ -143,7 +143,7 @@ def test_matching(text: str, matches: bool, bare: bool) -> None:
         ("node.role", "expected one operator of ==, !="),
         ("node.rolle == manager", "did you mean node.role?"),
         ("node.labels. == a", "unknown key"),
-        ("== a", "key '' is not one of"),
+        ("== a", "unknown key ''; accepted are node.id"),
         ("node.labels.zone ==", "is empty"),
         ("node.labels.zone == a>b", "has characters other than"),
         ("node.role == boss", "a role is manager or worker"),
