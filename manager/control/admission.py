@@ -177,8 +177,8 @@ class Admission:
         since_ns = min(t.meta.created_at_ns if t.meta else now_ns for t in group.tasks)
         if terms.job and service is not None:
             status = service.job_status
-            if status is not None and status.queued_at_ns:
-                since_ns = status.queued_at_ns
+            if service.job_iteration and status is not None and status.queued_at_ns:
+                since_ns = status.queued_at_ns  # it runs anew
             elif service.meta is not None:
                 since_ns = service.meta.created_at_ns
         return Turn(

@@ -125,14 +125,16 @@ class Turns:
             return
         placed, waits = self._put(turn, group)
         if len(placed) < len(group.tasks):
+            given = {t.id: t for t in group.tasks}
             for task in placed:
-                self._draft.put(_as_given(task, group))
+                self._draft.put(given[task.id])
                 self._table.sync_task(task.id, None, self._draft)
                 a.enter(task.id, task.service_id, self._draft)
             self._tick.placed -= len(placed)
             self._settle(turn, group, waits)
         else:
             self._clear(turn.key)
+            a.holds.drop(turn.key)
 
     def _incomplete(self, group: Group) -> str:
         """Why the gang cannot begin yet though there may be room; empty: it can."""
@@ -161,7 +163,7 @@ class Turns:
         a = self._a
         placed: list[Task] = []
         own = a.holds.get(turn.key)
-        if own is not None:
+        if own is not None and not turn.terms.gang:
             for node_id in sorted(own.spots):
                 wanted = own.spots[node_id].tasks
                 here = replace(group, tasks=group.tasks[len(placed) :][:wanted], node_id=node_id)
@@ -194,7 +196,7 @@ class Turns:
             self._draft.put(task)
             if turn.terms.job:
                 self._a.enter(task.id, task.service_id, self._draft)
-            if self._a.holds.get(turn.key) is not None:
+            if not turn.terms.gang:
                 self._a.holds.used(turn.key, task.node_id, 1)
         self._tick.touched.extend(t.id for t in placed)
         self._tick.placed += len(placed)
@@ -215,7 +217,8 @@ class Turns:
             self._draft.put(task)
             if turn.terms.job:
                 a.enter(task.id, task.service_id, self._draft)
-            a.holds.used(turn.key, task.node_id, 1)
+            if not turn.terms.gang:
+                a.holds.used(turn.key, task.node_id, 1)
         self._tick.touched.extend(t.id for t in found)
         self._tick.placed += len(found)
         return found, fitted > len(found)
@@ -470,8 +473,3 @@ def _without(group: Group, placed: Sequence[Task]) -> Group:
     """The group's tasks that are left."""
     got = {t.id for t in placed}
     return replace(group, tasks=[t for t in group.tasks if t.id not in got])
-
-
-def _as_given(task: Task, group: Group) -> Task:
-    """A task of the group as it was before it was placed."""
-    return next(t for t in group.tasks if t.id == task.id)
