@@ -2,11 +2,13 @@
 moved.
 
 The control loop moves the tasks (manager/control/rebalance.py): what is written here is the wish,
-`Service.rebalance_status`, and only on services whose tasks can move.
+`Service.rebalance_status`, and only on services whose tasks can move. What would move is worked out
+by the same functions, on a frozen copy of the tables and in a thread.
 """
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from msgspec import structs
@@ -14,11 +16,15 @@ from msgspec import structs
 from manager.api.lookup import find, name_of, quoted, spec_of
 from manager.api.services import RemovalPending
 from manager.api.validate import mode_name
-from manager.store import Draft, View
+from manager.control import can_move, plan_moves
+from manager.scheduler import NodeTable
+from manager.store import Draft, Store, View
 from swarm import errors, states
+from swarm.clock import Clock
 from swarm.v1 import (
     Kind,
     Node,
+    PlannedMove,
     RebalanceRequest,
     RebalanceResponse,
     RebalanceStatus,
@@ -26,6 +32,7 @@ from swarm.v1 import (
     Task,
 )
 
+PLANS_MAX = 2  # made at the same time; each holds a table of all nodes and tasks
 _WHY_NOT = {
     "global": "it has one task on each node, where it belongs",
     "replicated-job": "tasks of jobs run to their end where they are",
@@ -35,62 +42,99 @@ _WHY_NOT = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What was asked to be rebalanced, for the answer and the audit line."""
+    """What is to be rebalanced: a service, or a node; and the services whose tasks would move."""
 
     kind: Kind
     id: str
     name: str
-    response: RebalanceResponse
+    services: tuple[Service, ...]
+
+    @property
+    def node_id(self) -> str:
+        """The node whose tasks may move away; empty: those of all nodes."""
+        return self.id if self.kind is Kind.NODE else ""
 
 
-def rebalance(draft: Draft, request: RebalanceRequest) -> Asked:
-    """Asks the control loop to move tasks of a service, or away from a node; a dry run writes
-    nothing. Raises NotFound, Invalid, Conflict (the service is being removed).
-    """
-    if bool(request.service) == bool(request.node):
-        raise errors.Invalid("name either a service or a node to rebalance")
-    if request.service:
-        service = find(draft, Service, request.service)
-        _check_movable(service)
-        asked = [service]
-        kind, id_, name, node_id = Kind.SERVICE, service.id, name_of(service), ""
-    else:
-        node = find(draft, Node, request.node)
-        asked = movable_on(draft, node.id)
-        kind, id_, name, node_id = Kind.NODE, node.id, name_of(node), node.id
-    if request.dry_run:
-        raise errors.Unsupported("a rebalance cannot be tried without doing it yet")
-    for service in asked:
-        status = RebalanceStatus(running=True, started_at_ns=draft.now_ns, node_id=node_id)
-        draft.put(structs.replace(service, rebalance_status=status))
-    response = RebalanceResponse(service_ids=tuple(s.id for s in asked))
-    return Asked(kind, id_, name, response)
+class MovePlanner:
+    """Says what a rebalance would move."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._room = asyncio.Semaphore(PLANS_MAX)
+
+    async def plan(self, request: RebalanceRequest) -> RebalanceResponse:
+        """As `plan`, of the store as it is when the call's turn comes. A cancelled call leaves its
+        thread to come to its end; nobody hears of it.
+        """
+        async with self._room:
+            view = self._store.freeze()
+            return await asyncio.to_thread(plan, view, request, now_ns=self._clock.now_ns())
 
 
-def movable_on(view: View, node_id: str) -> list[Service]:
-    """The services with tasks on a node that can go elsewhere, by name."""
-    ids = {t.service_id for t in view.by(Task, "node", node_id) if states.wanted(t.desired_state)}
-    found = [s for s in (view.get(Service, i) for i in ids) if s is not None]
-    return sorted(
-        (s for s in found if _movable(s) and not s.pending_delete), key=lambda s: (name_of(s), s.id)
+def plan(view: View, request: RebalanceRequest, *, now_ns: int) -> RebalanceResponse:
+    """What would move. Cost: all nodes and tasks once. Raises as `asked_for`."""
+    asked = asked_for(view, request)
+    ids = tuple(s.id for s in asked.services)
+    table = NodeTable.build(view)
+    moves = plan_moves(view, table, ids, now_ns=now_ns, node_id=asked.node_id)
+    return RebalanceResponse(
+        moves=tuple(
+            PlannedMove(
+                task_id=move.task_id,
+                name=_task_name(view, move.task_id),
+                from_node_id=move.from_node_id,
+                to_node_id=move.to_node_id,
+            )
+            for move in moves
+        ),
+        service_ids=ids,
     )
 
 
-def _mode(service: Service) -> str:
-    mode = spec_of(service).mode
-    return mode_name(mode) if mode is not None else "replicated"
+def ask(draft: Draft, request: RebalanceRequest) -> Asked:
+    """Asks the control loop to move tasks; a rebalance that goes on begins anew. Raises as
+    `asked_for`.
+    """
+    asked = asked_for(draft, request)
+    for service in asked.services:
+        status = RebalanceStatus(running=True, started_at_ns=draft.now_ns, node_id=asked.node_id)
+        draft.put(structs.replace(service, rebalance_status=status))
+    return asked
 
 
-def _movable(service: Service) -> bool:
-    return _mode(service) not in _WHY_NOT
+def asked_for(view: View, request: RebalanceRequest) -> Asked:
+    """What the request names. Raises NotFound, Invalid, Conflict (the service is being removed)."""
+    if bool(request.service) == bool(request.node):
+        raise errors.Invalid("name either a service or a node to rebalance")
+    if request.service:
+        service = find(view, Service, request.service)
+        _check_movable(service)
+        return Asked(Kind.SERVICE, service.id, name_of(service), (service,))
+    node = find(view, Node, request.node)
+    return Asked(Kind.NODE, node.id, name_of(node), _movable_on(view, node.id))
+
+
+def _movable_on(view: View, node_id: str) -> tuple[Service, ...]:
+    """The services with tasks on a node that can go elsewhere, by name."""
+    ids = {t.service_id for t in view.by(Task, "node", node_id) if states.wanted(t.desired_state)}
+    found = [s for s in (view.get(Service, i) for i in ids) if s is not None]
+    movable = (s for s in found if can_move(s) and not s.pending_delete)
+    return tuple(sorted(movable, key=lambda s: (name_of(s), s.id)))
 
 
 def _check_movable(service: Service) -> None:
     if service.pending_delete:
         raise RemovalPending(f"{quoted(service)} is being removed", {service.id})
-    if not _movable(service):
-        mode = _mode(service)
+    if not can_move(service):
+        mode = spec_of(service).mode
+        word = mode_name(mode) if mode is not None else "replicated"
         raise errors.Invalid(
-            f"{quoted(service)} is a {mode.replace('-', ' ')}{'' if 'job' in mode else ' service'} "
-            f"and cannot be rebalanced: {_WHY_NOT[mode]}"
+            f"{quoted(service)} is a {word.replace('-', ' ')}{'' if 'job' in word else ' service'} "
+            f"and cannot be rebalanced: {_WHY_NOT[word]}"
         )
+
+
+def _task_name(view: View, task_id: str) -> str:
+    task = view.get(Task, task_id)
+    return name_of(task, view) if task is not None else task_id

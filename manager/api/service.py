@@ -172,6 +172,7 @@ class ControlService:
             store, clock, Source(sealer, facts.node_id, facts.advertise_addr, facts.version)
         )
         self._planner = Planner(store, clock, rng, sealer=sealer)
+        self._moves = scheduling.MovePlanner(store, clock)
         self._removal_wait_s = removal_wait_s
         # Held around a draft and its commit where names, ports or subnets are given out.
         self._giving_out = asyncio.Lock()
@@ -339,18 +340,22 @@ class ControlService:
 
     async def rebalance(self, request: RebalanceRequest, context: Context) -> RebalanceResponse:
         async with measured(self._clock, "Rebalance"):
-            asked = await self._apply(context, lambda draft: scheduling.rebalance(draft, request))
-            if not request.dry_run:
-                _changed(
-                    context,
-                    what="rebalance",
-                    kind=asked.kind.name.lower(),
-                    name=asked.name,
-                    id=asked.id,
-                    services=len(asked.response.service_ids),
-                    revision=self._store.revision,
-                )
-            return asked.response
+            await self._catch_up(context)
+            response = await self._moves.plan(request)
+            if request.dry_run:
+                return response
+            asked = await self._apply(context, lambda draft: scheduling.ask(draft, request))
+            _changed(
+                context,
+                what="rebalance",
+                kind=asked.kind.name.lower(),
+                name=asked.name,
+                id=asked.id,
+                services=len(asked.services),
+                revision=self._store.revision,
+            )
+            ids = tuple(service.id for service in asked.services)
+            return structs.replace(response, service_ids=ids)
 
     async def get_join_tokens(
         self, request: GetJoinTokensRequest, context: Context
