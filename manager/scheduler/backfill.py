@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from manager.scheduler.filters import fits, unavailable, unsuitable
 from manager.scheduler.placement import Group
 from manager.scheduler.table import Claim, NodeInfo, NodeTable
-from manager.scheduler.trial import Trial
+from manager.scheduler.trial import Trial, part_of
 from manager.store import View
 from swarm.v1 import Task
 
@@ -107,12 +107,7 @@ def _leaving(
     for claim in table.claims_on(info.id).values():
         end = ends_ns(claim)
         if end is not None:
-            need = claim.requirement
-            size = max(
-                need.cpu / info.cpu_total if info.cpu_total else 0.0,
-                need.memory / info.memory_total if info.memory_total else 0.0,
-                len(claim.gpus) / len(info.gpus) if info.gpus else 0.0,
-            )
+            size = part_of(info, claim)
             out.append((end, -size if end == UNKNOWN_NS else 0.0, claim.task_id))
     return sorted(out)
 

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from manager.scheduler.filters import unavailable, unsuitable
 from manager.scheduler.placement import Group
 from manager.scheduler.table import Claim, NodeInfo, NodeTable
-from manager.scheduler.trial import Trial
+from manager.scheduler.trial import Trial, part_of
 from manager.store import View
 from swarm.v1 import Task, TaskState
 
@@ -224,7 +224,7 @@ class Search:
             units.append(
                 _Unit(
                     priority=facts.priority(service_id),
-                    size=sum(_size(info, c) for c in claims),
+                    size=sum(part_of(info, c) for c in claims),
                     run_ns=ran,
                     here=tuple(c.task_id for c in claims),
                     others=rest,
@@ -250,17 +250,6 @@ class _Unit:
     run_ns: int
     here: tuple[str, ...]
     others: tuple[Task, ...]
-
-
-def _size(info: NodeInfo, claim: Claim) -> float:
-    """The largest part of the node that the task has."""
-    need = claim.requirement
-    parts = [
-        need.cpu / info.cpu_total if info.cpu_total else 0.0,
-        need.memory / info.memory_total if info.memory_total else 0.0,
-        len(claim.gpus) / len(info.gpus) if info.gpus else 0.0,
-    ]
-    return max(parts)
 
 
 def _first(

@@ -7,11 +7,11 @@ made on the table itself, which knows how to count; nothing else may read the ta
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from types import TracebackType
 
-from manager.scheduler.filters import rejection
 from manager.scheduler.placement import Group, place
-from manager.scheduler.table import NodeInfo, NodeTable
+from manager.scheduler.table import Claim, NodeInfo, NodeTable
 from manager.store import View
 from swarm.v1 import Task
 
@@ -63,4 +63,19 @@ class Trial:
 
     def fits(self, info: NodeInfo, group: Group) -> bool:
         """Whether the node can take one more task of the group now."""
-        return rejection(info, group.requirement, group.service_id) is None
+        one = replace(group, tasks=group.tasks[:1], node_id=info.id, without=frozenset())
+        placed = place(self._table, one, self._view, self._now_ns).placed
+        for task in placed:
+            self._table.sync_task(task.id, None, self._view)
+        return bool(placed)
+
+
+def part_of(info: NodeInfo, claim: Claim) -> float:
+    """The largest part of the node that the claim is, of CPU, memory and GPUs."""
+    need, description = claim.requirement, info.node.description
+    gpus = len(description.gpus) if description else 0
+    return max(
+        need.cpu / info.cpu_total if info.cpu_total else 0.0,
+        need.memory / info.memory_total if info.memory_total else 0.0,
+        len(claim.gpus) / gpus if gpus else 0.0,
+    )
