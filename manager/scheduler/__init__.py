@@ -11,9 +11,10 @@ from manager.scheduler.constraints import (
 )
 from manager.scheduler.explain import Account, account, ceiling, explain, reason
 from manager.scheduler.filters import FILTERS, Rejection, rejection, unavailable, unseen, unsuitable
+from manager.scheduler.nodeinfo import FAILURES_MAX, NodeInfo
 from manager.scheduler.placement import ASSIGNED_MESSAGE, Group, Placement, place
 from manager.scheduler.requirement import NOTHING, Requirement, requirement_of
-from manager.scheduler.table import FAILURES_MAX, Claim, NodeInfo, NodeTable
+from manager.scheduler.table import Claim, NodeTable
 
 __all__ = [
     "ASSIGNED_MESSAGE",

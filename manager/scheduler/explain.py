@@ -1,7 +1,8 @@
-"""Why a task is nowhere: the filters' account over all nodes, in numbers and in words.
+"""Why a task is nowhere, or where it is: the filters' account in words.
 
-`account` counts each node once, where it falls out first. `reason` is the one line that stands in a
-pending task's status; `explain` is the whole answer for one task, worked out from a view on demand.
+`account` counts each node once, where it falls out first (account.py). `reason` is the one line
+that stands in a pending task's status; `explain` is the whole answer for one task, worked out from
+a view on demand: of a placed task also how its node compares with the others.
 """
 
 from __future__ import annotations
@@ -9,24 +10,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from manager.scheduler.filters import (
-    FILTERS,
-    Rejection,
-    fits,
-    platforms_text,
-    rejection,
-    shortage,
-    unseen,
-    unsuitable,
-)
+from manager.scheduler.account import Fallen, count_nodes
+from manager.scheduler.decision import decision
+from manager.scheduler.filters import FILTERS, fits, unseen, unsuitable
+from manager.scheduler.nodeinfo import NodeInfo
 from manager.scheduler.requirement import Requirement
-from manager.scheduler.table import NodeInfo, NodeTable
+from manager.scheduler.table import NodeTable
 from manager.store import View
 from swarm import states
+from swarm.gpus import format_share
 from swarm.quantities import format_bytes, format_cpus
 from swarm.v1 import ExplainTaskResponse, FilterResult, Node, Service, Task, TaskState
 
-_DIMENSION_NAMES = {"cpu": "CPU", "memory": "memory", "gpu": "GPUs"}
+_DIMENSION_NAMES = {
+    "cpu": "CPU",
+    "memory": "memory",
+    "pids": "processes",
+    "gpu": "GPUs",
+    "gpu_share": "a GPU to share",
+    "gpu_memory": "GPU memory",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,26 +46,15 @@ class Account:
 
 def account(table: NodeTable, need: Requirement, service_id: str, node_id: str = "") -> Account:
     """Asks every node, or the one named, and counts."""
-    infos = _candidates(table, node_id)
-    fit = 0
-    never = True
-    found: dict[tuple[str, str], list[tuple[Rejection, NodeInfo]]] = {}
-    for info in infos:
-        never = never and not _may_ever(info, need)
-        rejected = rejection(info, need, service_id)
-        if rejected is None:
-            fit += 1
-        else:
-            found.setdefault((rejected.filter, rejected.detail), []).append((rejected, info))
-    order = sorted(found, key=lambda k: (FILTERS.index(k[0]), -len(found[k]), k[1]))
-    results = tuple(_result(key, found[key], len(infos), need) for key in order)
-    return Account(len(infos), fit, results, never and bool(infos))
-
-
-def _may_ever(info: NodeInfo, need: Requirement) -> bool:
-    if unseen(info.node):
-        return True
-    return unsuitable(info.node, need) is None and shortage(info, need, empty=True) is None
+    key = (need, service_id if need.of_service else "", node_id)
+    kept = table.accounts.get(key)
+    if isinstance(kept, Account):
+        return kept
+    counts = count_nodes(table, need, service_id, node_id)
+    results = tuple(_result(fallen, counts.total, need) for fallen in counts.fallen)
+    made = Account(counts.total, counts.fit, results, counts.never)
+    table.accounts[key] = made
+    return made
 
 
 def ceiling(nodes: Iterable[Node], need: Requirement, *, enough: int) -> int:
@@ -83,48 +75,51 @@ def ceiling(nodes: Iterable[Node], need: Requirement, *, enough: int) -> int:
     return min(count, enough)
 
 
-def _candidates(table: NodeTable, node_id: str) -> list[NodeInfo]:
-    if not node_id:
-        return [info for _, info in sorted(table.nodes.items())]
-    info = table.nodes.get(node_id)
-    return [info] if info is not None else []
-
-
-def _result(
-    key: tuple[str, str],
-    rejected: list[tuple[Rejection, NodeInfo]],
-    total: int,
-    need: Requirement,
-) -> FilterResult:
-    kind, detail = key
-    result = FilterResult(filter=kind, detail=detail, nodes=len(rejected))
-    if kind != "resources":
-        return _with(result, _sentence(kind, detail, len(rejected), need))
-    best, where = max(rejected, key=lambda pair: (pair[0].best, pair[1].id))
-    of = f"{len(rejected)} of {_nodes(total)}"
-    if detail.startswith("device "):
-        message = f"{of} without a {detail}; nodes offer GPUs only"
-    elif best.best == 0 and best.needed == 1 and ("=" in detail or " " in detail):
-        message = f"{of} without {detail} free"
-    else:
-        amount = f"need {_amount(detail, best.needed)}"
-        free = f"best free {_amount(detail, best.best)} on {where.name}"
-        message = f"{of} short of {_DIMENSION_NAMES.get(detail, detail)}: {amount}, {free}"
+def _result(fallen: Fallen, total: int, need: Requirement) -> FilterResult:
     return FilterResult(
-        filter=kind,
-        detail=detail,
-        nodes=len(rejected),
-        needed=best.needed,
-        best=best.best,
-        best_node=where.name,
-        message=message,
+        filter=fallen.filter,
+        detail=fallen.detail,
+        nodes=fallen.nodes,
+        needed=fallen.needed if fallen.filter == "resources" else 0,
+        best=fallen.best,
+        best_node=fallen.best_node,
+        message=_message(fallen, total, need),
+        never_nodes=fallen.never,
     )
 
 
-def _with(result: FilterResult, message: str) -> FilterResult:
-    return FilterResult(
-        filter=result.filter, detail=result.detail, nodes=result.nodes, message=message
-    )
+def _message(fallen: Fallen, total: int, need: Requirement) -> str:
+    if fallen.filter != "resources":
+        return _sentence(fallen.filter, fallen.detail, fallen.nodes, need)
+    of = f"{fallen.nodes} of {_nodes(total)}"
+    if fallen.detail.startswith("device "):
+        return f"{of} without a {fallen.detail}; nodes offer GPUs only"
+    text = f"{of} {_short(fallen)}"
+    for also in fallen.also:
+        who = "which is" if fallen.nodes == 1 else f"{also.nodes} of them"
+        text += f" ({who} also {_short(also)})"
+    return text
+
+
+def _short(fallen: Fallen) -> str:
+    detail = fallen.detail
+    if _is_thing(fallen):
+        return f"without {detail} free"
+    if detail.startswith("gpu "):
+        kind = "GPU" if fallen.needed == 1 else "GPUs"
+        free = f"best {fallen.best} on {fallen.best_node}"
+        return f"without {kind} {detail.removeprefix('gpu ')}: need {fallen.needed}, {free}"
+    amount = f"need {_amount(detail, fallen.needed)}"
+    free = f"best free {_amount(detail, fallen.best)} on {fallen.best_node}"
+    return f"short of {_DIMENSION_NAMES.get(detail, detail)}: {amount}, {free}"
+
+
+def _is_thing(fallen: Fallen) -> bool:
+    """Whether it is one thing with a name: an instance of a kind, or a GPU by its id."""
+    detail = fallen.detail
+    if detail.startswith("gpu "):
+        return not detail.startswith(("gpu of ", "gpu with "))
+    return "=" in detail
 
 
 def _sentence(kind: str, detail: str, nodes: int, need: Requirement) -> str:
@@ -140,11 +135,14 @@ def _sentence(kind: str, detail: str, nodes: int, need: Requirement) -> str:
             verb = "does" if nodes == 1 else "do"
             return f"{count} {verb} not satisfy {detail}"
         case "platform":
-            return f"{count} of another platform than {platforms_text(need)}"
+            return f"{count} of another platform than {detail}"
         case "runtime":
             return f"{count} without {f'runtime {detail}' if detail else 'a container engine'}"
         case "host_port":
             return f"{count} {'has' if nodes == 1 else 'have'} host port {detail} taken"
+        case "affinity":
+            verb = "does" if nodes == 1 else "do"
+            return f"{count} {verb} not satisfy {detail}"
         case _:
             verb = "runs" if nodes == 1 else "run"
             return f"{count} {verb} the service's {need.max_replicas} replicas per node already"
@@ -157,8 +155,10 @@ def _nodes(count: int) -> str:
 def _amount(dimension: str, value: int) -> str:
     if dimension == "cpu":
         return format_cpus(value)
-    if dimension == "memory":
+    if dimension in ("memory", "gpu_memory"):
         return format_bytes(value)
+    if dimension == "gpu_share":
+        return format_share(value)
     return str(value)
 
 
@@ -192,6 +192,7 @@ def _hint(account: Account, *, gone: bool) -> str:
         "resources": f"lower reservations of {worst.detail}, free some, or add a node",
         "host_port": "publish the port in ingress mode, choose another, or add a node",
         "max_replicas": "raise max_replicas_per_node, lower the replicas, or add a node",
+        "affinity": "start the service that is asked for, move the one that is not, or relax it",
     }[worst.filter]
 
 
@@ -210,6 +211,7 @@ def explain(view: View, task: Task) -> ExplainTaskResponse:
     service = view.get(Service, task.service_id)
     name = service.spec.name if service and service.spec else task.service_id
     subject = f"task {name}.{task.slot or task.node_id}"
+    why = ""
     if states.ended(state):
         err = task.status.err if task.status else ""
         summary = f"{subject} has ended: {states.label(state)}{f' ({err})' if err else ''}"
@@ -219,6 +221,7 @@ def explain(view: View, task: Task) -> ExplainTaskResponse:
         where = f"node {info.name if info else task.node_id}"
         summary = f"{subject} is on {where}: {states.label(state)}"
         hint = ""
+        why = decision(table, task, need) if info is not None else ""
     elif result.nodes_fit:
         summary = f"{subject} waits to be placed; {_nodes(result.nodes_fit)} can take it"
         hint = _hint(result, gone=True)
@@ -233,4 +236,5 @@ def explain(view: View, task: Task) -> ExplainTaskResponse:
         filters=result.filters,
         never=result.never,
         hint=hint,
+        decision=why,
     )

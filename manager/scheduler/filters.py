@@ -1,20 +1,25 @@
 """Which nodes can take a task: the filters, in the order in which they are asked.
 
     ready > availability > revoked > constraint > platform > runtime      what the node is
-    > resources > host_port > max_replicas                                what is left of it
+    > resources > host_port > max_replicas > affinity                     what is left of it
+
+`affinity` are the constraints on the services there: they change as tasks come and go.
 
 A node is counted where it falls out first, so that an account's counts add up to the number of
-nodes. `fits` is the fast way to the number of tasks a node can take; `rejection` says why it is 0.
+nodes. Here is one node at a time: `fits` says how many tasks it can take, `rejection` why it is 0.
+columns.py and explain.py ask the same of all nodes at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from manager.scheduler.constraints import normal_arch
-from manager.scheduler.requirement import PROCESS_RUNTIME, GpuClaim, HostPort, Requirement
-from manager.scheduler.table import NodeInfo
-from swarm.v1 import Availability, GenericResource, Node, NodeDescription, NodeState
+from manager.scheduler.columns import UNLIMITED
+from manager.scheduler.nodeinfo import NodeInfo
+from manager.scheduler.requirement import GpuAsk, HostPort, Requirement
+from swarm.gpus import is_named, misfit
+from swarm.v1 import Availability, GenericResource, Gpu, Node, NodeDescription, NodeState
 
 FILTERS = (
     "ready",
@@ -26,8 +31,8 @@ FILTERS = (
     "resources",
     "host_port",
     "max_replicas",
+    "affinity",
 )
-UNLIMITED = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +62,8 @@ def unavailable(node: Node) -> Rejection | None:
 
 def unsuitable(node: Node, need: Requirement) -> Rejection | None:
     """The filters on what the node is."""
-    for constraint in need.constraints:
-        if not constraint.matches(node):
-            return Rejection("constraint", constraint.text)
-    if need.platforms and not _platform_fits(node, need):
-        return Rejection("platform", platforms_text(need))
-    runtimes = node.description.runtimes if node.description else ()
-    if need.runtime:
-        fits = need.runtime in runtimes
-    elif need.needs_image:
-        fits = any(r != PROCESS_RUNTIME for r in runtimes)
-    else:
-        fits = bool(runtimes)
-    return None if fits else Rejection("runtime", need.runtime)
+    lacks = need.static.lacks(node)
+    return None if lacks is None else Rejection(*lacks)
 
 
 def unseen(node: Node) -> bool:
@@ -80,26 +74,16 @@ def unseen(node: Node) -> bool:
     return said is None or said == NodeDescription(hostname=said.hostname)
 
 
-def platforms_text(need: Requirement) -> str:
-    """The platforms asked for, as people write them."""
-    return " or ".join(f"{os or 'any'}/{arch or 'any'}" for os, arch in need.platforms)
-
-
-def _platform_fits(node: Node, need: Requirement) -> bool:
-    platform = node.description.platform if node.description else None
-    if platform is None:
-        return False
-    mine = (platform.os.lower(), normal_arch(platform.architecture))
-    return any((not os or os == mine[0]) and (not a or a == mine[1]) for os, a in need.platforms)
-
-
 def fits(info: NodeInfo, need: Requirement, service_id: str) -> int:
     """How many tasks with this need the node can take now, by what is left of it."""
+    need = need.on(info.declared)
     room = UNLIMITED
     if need.cpu:
         room = min(room, (info.cpu_total - info.cpu_used) // need.cpu)
     if need.memory:
         room = min(room, (info.memory_total - info.memory_used) // need.memory)
+    if need.pids and (free := info.pids_free()) is not None:
+        room = min(room, free // need.pids)
     if need.max_replicas:
         room = min(room, need.max_replicas - info.by_service.get(service_id, 0))
     if room <= 0 or need.unknown_devices:
@@ -109,35 +93,69 @@ def fits(info: NodeInfo, need: Requirement, service_id: str) -> int:
     for kind, count in need.generic:
         room = min(room, (info.generic_free(kind) - need.named_of(kind)) // count)
     if need.generic_named:
-        free = all(
-            n in info.named_total.get(k, ()) and (k, n) not in info.named_used
-            for k, n in need.generic_named
-        )
-        room = min(room, 1 if free else 0)
-    if need.gpus is not None:
-        room = min(room, _gpu_room(info, need.gpus))
+        room = min(room, 1 if named_there(info, need) else 0)
+    if need.gpus is not None and room > 0:
+        room = min(room, gpu_room(info, need.gpus))
     if need.host_ports:
         room = min(room, 0 if port_conflict(info, need) else 1)
     return max(0, room)
 
 
-def _gpu_room(info: NodeInfo, claim: GpuClaim) -> int:
-    free = info.free_gpus()
-    if claim.all:
-        return 1 if info.gpus and len(free) == len(info.gpus) else 0
-    if claim.ids:
-        named = _named_gpus(info, claim)
-        if not all(uuid in free for uuid in named):
+def named_there(info: NodeInfo, need: Requirement) -> bool:
+    """Whether the named generic instances are all there and free."""
+    return all(
+        name in info.named_total.get(kind, ()) and (kind, name) not in info.named_used
+        for kind, name in need.generic_named
+    )
+
+
+def gpu_room(info: NodeInfo, ask: GpuAsk) -> int:
+    """How many tasks with this ask the node's GPUs suffice for."""
+    if not info.usable_gpus:
+        return 0
+    free, memory = info.gpu_free()
+    suits = gpus_that_suit(info.usable_gpus, ask, free, memory)
+    if ask.all:
+        return 1 if len(suits) == len(info.usable_gpus) else 0
+    if ask.ids:
+        named = named_gpus(info, ask)
+        if None in named or not set(named) <= set(suits):
             return 0
-        return 1 if len(free) - len(named) >= claim.count else 0
-    return len(free) // claim.count
+        if len(suits) - len(named) < ask.count:
+            return 0
+        return 1
+    if not ask.shared:
+        return len(suits) // ask.count if ask.count else 0
+    by_share = [free[i] // ask.share for i in suits]
+    if ask.memory_bytes:
+        by_share = [
+            min(room, memory[i] // ask.memory_bytes)
+            for i, room in zip(suits, by_share, strict=True)
+        ]
+    return sum(by_share)
 
 
-def _named_gpus(info: NodeInfo, claim: GpuClaim) -> list[str]:
-    """uuids of the GPUs asked for by uuid or by index; an index counts as the driver does."""
-    gpus = info.node.description.gpus if info.node.description else ()
-    by_index = {str(g.index): g.uuid for g in gpus if not g.parent_uuid}
-    return [by_index.get(i, i) for i in claim.ids]
+def gpus_that_suit(
+    gpus: Sequence[Gpu], ask: GpuAsk, free: Sequence[int], memory: Sequence[int]
+) -> list[int]:
+    """Indices of the GPUs that a task may have now."""
+    plain = not (ask.models or ask.capability or ask.vendor)
+    return [
+        i
+        for i, gpu in enumerate(gpus)
+        if free[i] >= ask.share
+        and memory[i] >= ask.memory_bytes
+        and (plain or not misfit(ask, gpu))
+    ]
+
+
+def named_gpus(info: NodeInfo, ask: GpuAsk) -> list[int | None]:
+    """Indices of the GPUs asked for by uuid, CDI name or index; None: it is not there."""
+    out: list[int | None] = []
+    for name in ask.ids:
+        found = (i for i, gpu in enumerate(info.usable_gpus) if is_named(name, gpu))
+        out.append(next(found, None))
+    return out
 
 
 def port_conflict(info: NodeInfo, need: Requirement) -> HostPort | None:
@@ -150,45 +168,91 @@ def port_conflict(info: NodeInfo, need: Requirement) -> HostPort | None:
     return None
 
 
-def shortage(info: NodeInfo, need: Requirement, *, empty: bool = False) -> Rejection | None:
-    """The first dimension in which the node has too little; `empty`: even if nothing ran on it."""
+def shortages(info: NodeInfo, need: Requirement, *, empty: bool = False) -> list[Rejection]:
+    """All dimensions in which the node has too little, in their order; `empty`: even if nothing
+    ran on it.
+    """
+    need = need.on(info.declared)
+    out = []
     cpu = info.cpu_total - (0 if empty else info.cpu_used)
     if need.cpu > cpu:
-        return Rejection("resources", "cpu", need.cpu, cpu)
+        out.append(Rejection("resources", "cpu", need.cpu, cpu))
     memory = info.memory_total - (0 if empty else info.memory_used)
     if need.memory > memory:
-        return Rejection("resources", "memory", need.memory, memory)
+        out.append(Rejection("resources", "memory", need.memory, memory))
+    pids = info.pids_total if empty and info.pids_total else info.pids_free()
+    if pids is not None and need.pids > pids:
+        out.append(Rejection("resources", "pids", need.pids, pids))
     for kind, count in need.generic:
         total = info.generic_total.get(kind, 0) + len(info.named_total.get(kind, ()))
         have = (total if empty else info.generic_free(kind)) - need.named_of(kind)
         if count > have:
-            return Rejection("resources", kind, count, have)
+            out.append(Rejection("resources", kind, count, have))
     for kind, name in need.generic_named:
         there = name in info.named_total.get(kind, ())
         if not there or (not empty and (kind, name) in info.named_used):
-            return Rejection("resources", f"{kind}={name}", 1, 0)
+            out.append(Rejection("resources", f"{kind}={name}", 1, 0))
     if need.unknown_devices:
-        return Rejection("resources", f"device {need.unknown_devices[0]}", 1, 0)
+        out.append(Rejection("resources", f"device {need.unknown_devices[0]}", 1, 0))
     if need.gpus is not None:
-        return _gpu_shortage(info, need.gpus, empty=empty)
+        short = gpu_shortage(info, need.gpus, empty=empty)
+        if short is not None:
+            out.append(short)
+    return out
+
+
+def shortage(info: NodeInfo, need: Requirement, *, empty: bool = False) -> Rejection | None:
+    """The first dimension in which the node has too little."""
+    found = shortages(info, need, empty=empty)
+    return found[0] if found else None
+
+
+def gpu_shortage(info: NodeInfo, ask: GpuAsk, *, empty: bool) -> Rejection | None:
+    """What of the GPUs falls short: how they are first, then how much of them is free."""
+    gpus = info.usable_gpus
+    fitting = [i for i, gpu in enumerate(gpus) if not misfit(ask, gpu)]
+    wanted = max(ask.wanted, len(gpus)) if ask.all else ask.wanted
+    if len(fitting) < wanted and gpus:
+        why = next((w for gpu in gpus if (w := misfit(ask, gpu))), "")
+        if why == "gpu_memory":
+            best = max(g.memory_bytes for g in gpus)
+            if best < ask.memory_bytes:
+                return Rejection("resources", "gpu_memory", ask.memory_bytes, best)
+        if why:
+            return Rejection("resources", f"gpu {_how(ask, why)}", wanted, len(fitting))
+    free, memory = info.gpu_free(empty=empty)
+    suits = gpus_that_suit(gpus, ask, free, memory)
+    for name, index in zip(ask.ids, named_gpus(info, ask), strict=True):
+        if index is None or index not in suits:
+            return Rejection("resources", f"gpu {name}", 1, 0)
+    if ask.shared and not suits:
+        best = max((free[i] for i in fitting), default=0)
+        if best < ask.share:
+            return Rejection("resources", "gpu_share", ask.share, best)
+        best = max((memory[i] for i in fitting), default=0)
+        return Rejection("resources", "gpu_memory", ask.memory_bytes, best)
+    if len(suits) < wanted or not gpus:
+        return Rejection("resources", "gpu", wanted, len(suits))
     return None
 
 
-def _gpu_shortage(info: NodeInfo, claim: GpuClaim, *, empty: bool) -> Rejection | None:
-    free = list(info.gpus) if empty else info.free_gpus()
-    if claim.all:
-        short = not info.gpus or len(free) < len(info.gpus)
-        return Rejection("resources", "gpu", max(1, len(info.gpus)), len(free)) if short else None
-    for wanted, uuid in zip(claim.ids, _named_gpus(info, claim), strict=True):
-        if uuid not in free:
-            return Rejection("resources", f"gpu {wanted}", 1, 0)
-    if claim.wanted > len(free):
-        return Rejection("resources", "gpu", claim.wanted, len(free))
-    return None
+def _how(ask: GpuAsk, why: str) -> str:
+    """The part of the ask that a GPU does not meet, for people."""
+    match why:
+        case "model":
+            return f"of model {' or '.join(ask.models)}"
+        case "capability":
+            return f"with compute capability {ask.capability}"
+        case "vendor":
+            return f"of {ask.vendor}"
+        case _:
+            return "with so much memory"
 
 
 def rejection(info: NodeInfo, need: Requirement, service_id: str) -> Rejection | None:
-    """Why the node cannot take one more task now; None: it can."""
+    """Why the node cannot take one more task now; None: it can. Constraints on the services there
+    are the table's to judge.
+    """
     static = unavailable(info.node) or unsuitable(info.node, need) or shortage(info, need)
     if static is not None:
         return static
@@ -211,14 +275,14 @@ def choose_generic(info: NodeInfo, need: Requirement) -> tuple[GenericResource, 
     return tuple(out)
 
 
-def choose_gpus(info: NodeInfo, need: Requirement) -> tuple[str, ...]:
-    """The GPUs for one task on a node that fits."""
-    claim = need.gpus
-    if claim is None:
-        return ()
-    free = info.free_gpus()
-    if claim.all:
-        return tuple(free)
-    named = _named_gpus(info, claim)
-    others = [uuid for uuid in free if uuid not in named]
-    return (*named, *others[: claim.count])
+def choose_gpus(info: NodeInfo, ask: GpuAsk) -> tuple[str, ...]:
+    """The GPUs for one task on a node that fits, where the policy has none to choose: those named
+    and more in the node's order, or all.
+    """
+    free, memory = info.gpu_free()
+    suits = gpus_that_suit(info.usable_gpus, ask, free, memory)
+    if ask.all:
+        return tuple(info.gpus[i] for i in suits)
+    named = [i for i in named_gpus(info, ask) if i is not None]
+    others = [i for i in suits if i not in named]
+    return tuple(info.gpus[i] for i in (*named, *others[: ask.count]))

@@ -5,66 +5,151 @@ All tasks of one version are alike to the scheduler; they share one Requirement.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from manager.scheduler.constraints import (
     Attribute,
     Constraint,
     lenient_constraint,
     normal_arch,
+    parse_constraint,
     parse_spread,
 )
+from manager.scheduler.gpus import GpuNeed
+from manager.scheduler.masks import PROCESS_RUNTIME, Static
 from swarm import errors
-from swarm.v1 import DeviceRequest, EndpointSpec, GenericResource, Resources, ServiceSpec, TaskSpec
+from swarm.gpus import GpuAsk, ask_of, is_gpu_kind, is_gpu_request
+from swarm.v1 import EndpointSpec, GenericResource, Resources, ServiceSpec, TaskSpec
 
-PROCESS_RUNTIME = "process"
-ANY_ENGINE = ""
-_GPU_CAPABILITIES = frozenset({"gpu", "nvidia", "compute", "utility", "graphics", "video"})
-_GPU_DRIVERS = frozenset({"nvidia", "amd", "cdi"})
+__all__ = [
+    "NOTHING",
+    "PROCESS_RUNTIME",
+    "STRATEGIES",
+    "GpuAsk",
+    "HostPort",
+    "Requirement",
+    "requirement_of",
+]
+
+SPREAD, BINPACK = "spread", "binpack"
+STRATEGIES = (SPREAD, BINPACK)
 
 HostPort = tuple[int, str, str]
 """Port, protocol, address to listen on ("" all)."""
 
 
-@dataclass(frozen=True, slots=True)
-class GpuClaim:
-    """GPUs wanted by one task: these by name, and so many more; `all`: every GPU of the node."""
-
-    count: int = 0
-    ids: tuple[str, ...] = ()
-    all: bool = False
-
-    @property
-    def wanted(self) -> int:
-        """Pieces, for people; `all` asks for one at least."""
-        return max(1, self.count + len(self.ids)) if self.all else self.count + len(self.ids)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Requirement:
-    """Amounts as in Resources; `generic` by kind, `generic_named` one instance each."""
+    """Amounts as in Resources; `generic` by kind, `generic_named` one instance each. Kinds that
+    mean GPUs are in `gpus` (see `on`).
+    """
 
     cpu: int = 0
     memory: int = 0
+    pids: int = 0
     generic: tuple[tuple[str, int], ...] = ()
     generic_named: tuple[tuple[str, str], ...] = ()
-    gpus: GpuClaim | None = None
-    # Capabilities of device requests that are no GPUs: no node offers them.
+    gpus: GpuAsk | None = None
+    # Capabilities of device requests that are no GPUs, and asks that cannot be read: no node
+    # offers them.
     unknown_devices: tuple[str, ...] = ()
     host_ports: tuple[HostPort, ...] = ()
     constraints: tuple[Constraint, ...] = ()
     spreads: tuple[Attribute, ...] = ()
+    # Conditions with weights; where more of them hold comes first.
+    affinities: tuple[tuple[Constraint, int], ...] = ()
+    # spread or binpack; empty: the cluster's.
+    strategy: str = ""
     # (os, architecture) in Go's spelling, "" any; empty: any platform.
     platforms: tuple[tuple[str, str], ...] = ()
     runtime: str = ""
     # False: a task without an image, which any runtime may take where `runtime` is empty.
     needs_image: bool = False
     max_replicas: int = 0
+    priority: int = 0
 
-    @property
+    @cached_property
+    def static(self) -> Static:
+        """What it asks of the node itself; constraints on the services there are left out."""
+        return Static(
+            constraints=tuple(c for c in self.constraints if not c.of_tasks),
+            platforms=self.platforms,
+            runtime=self.runtime,
+            image=self.needs_image,
+        )
+
+    @cached_property
+    def among(self) -> tuple[Constraint, ...]:
+        """The constraints on the services with tasks on a node."""
+        return tuple(c for c in self.constraints if c.of_tasks)
+
+    @cached_property
     def counts_only(self) -> bool:
-        """Whether a claim is CPU and memory alone."""
-        return not (self.generic or self.generic_named or self.gpus or self.host_ports)
+        """Whether a claim is CPU, memory and processes alone."""
+        return not (
+            self.generic
+            or self.generic_named
+            or self.gpus
+            or self.host_ports
+            or self.unknown_devices
+        )
+
+    @cached_property
+    def of_service(self) -> bool:
+        """Whether a place also depends on where tasks of certain services are."""
+        return bool(self.max_replicas or self.among)
+
+    @cached_property
+    def gpu_kinds(self) -> frozenset[str]:
+        """Generic kinds that are served by a node's GPUs, where it does not declare them."""
+        ask = self.gpus
+        if ask is None:
+            return frozenset()
+        return frozenset(kind for kind, _ in (*ask.generic, *ask.generic_named))
+
+    @cached_property
+    def gpu_need(self) -> GpuNeed:
+        """The same for the placement of GPUs. Named ones and `all` are not in it."""
+        ask = self.gpus
+        if ask is None:
+            return GpuNeed(cpu=self.cpu, memory=self.memory)
+        return GpuNeed(
+            cpu=self.cpu,
+            memory=self.memory,
+            count=ask.count or (1 if ask.ids or ask.all else 0),
+            share=ask.share,
+            models=frozenset(ask.models),
+            gpu_memory_bytes=ask.memory_bytes,
+            capability=ask.capability,
+            vendor=ask.vendor,
+        )
+
+    @cached_property
+    def _variants(self) -> dict[frozenset[str], Requirement]:
+        return {}
+
+    def on(self, declared: Collection[str]) -> Requirement:
+        """The requirement on a node that declares these kinds of generic resources: of a kind that
+        means GPUs it is served by the node's generic account.
+        """
+        if not self.gpu_kinds:
+            return self
+        kinds = frozenset(kind for kind in self.gpu_kinds if kind in declared)
+        if not kinds or self.gpus is None:
+            return self
+        found = self._variants.get(kinds)
+        if found is None:
+            generic = [*self.generic, *(g for g in self.gpus.generic if g[0] in kinds)]
+            named = [*self.generic_named, *(g for g in self.gpus.generic_named if g[0] in kinds)]
+            found = self._variants[kinds] = replace(
+                self,
+                gpus=self.gpus.served_by(kinds),
+                generic=tuple(sorted(generic)),
+                generic_named=tuple(sorted(named)),
+            )
+        return found
 
     def named_of(self, kind: str) -> int:
         """How many named instances of the kind are asked for."""
@@ -82,12 +167,14 @@ def requirement_of(spec: ServiceSpec | None) -> Requirement:
         return Requirement(host_ports=_host_ports(spec.endpoint if spec else None))
     reserved = (task.resources.reservations if task.resources else None) or Resources()
     placement = task.placement
-    gpus, unknown = _devices(reserved.devices)
+    gpus, unknown = _devices(reserved)
+    own = tuple(g for g in reserved.generic if not is_gpu_kind(g.kind))
     return Requirement(
         cpu=max(0, reserved.cpu_nano),
         memory=max(0, reserved.memory_bytes),
-        generic=_counts(reserved.generic),
-        generic_named=tuple(sorted((g.kind, g.name) for g in reserved.generic if g.name)),
+        pids=max(0, reserved.pids),
+        generic=_counts(own),
+        generic_named=tuple(sorted((g.kind, g.name) for g in own if g.name)),
         gpus=gpus,
         unknown_devices=unknown,
         host_ports=_host_ports(spec.endpoint),
@@ -95,12 +182,15 @@ def requirement_of(spec: ServiceSpec | None) -> Requirement:
         if placement
         else (),
         spreads=_spreads(task),
+        affinities=_affinities(task),
+        strategy=placement.strategy if placement and placement.strategy in STRATEGIES else "",
         platforms=tuple((p.os.lower(), normal_arch(p.architecture)) for p in placement.platforms)
         if placement
         else (),
         runtime=task.runtime,
         needs_image=bool(task.container and task.container.image),
         max_replicas=placement.max_replicas if placement else 0,
+        priority=spec.priority,
     )
 
 
@@ -112,25 +202,19 @@ def _counts(generic: tuple[GenericResource, ...]) -> tuple[tuple[str, int], ...]
     return tuple(sorted((kind, count) for kind, count in counts.items() if count > 0))
 
 
-def _devices(requests: tuple[DeviceRequest, ...]) -> tuple[GpuClaim | None, tuple[str, ...]]:
-    """The GPU claim of all requests together, and what is asked for that is no GPU."""
-    if not requests:
-        return None, ()
-    count, ids, every, unknown = 0, list[str](), False, list[str]()
-    for request in requests:
-        capabilities = {c.lower() for c in request.capabilities}
-        if not capabilities & _GPU_CAPABILITIES and request.driver.lower() not in _GPU_DRIVERS:
-            unknown.append(",".join(sorted(capabilities)) or request.driver or "unnamed")
-        elif request.device_ids:
-            ids.extend(request.device_ids)
-        elif request.count is None:
-            count += 1
-        elif request.count < 0:
-            every = True
-        else:
-            count += request.count
-    claim = GpuClaim(count=count, ids=tuple(sorted(set(ids))), all=every)
-    return (claim if claim.wanted else None), tuple(sorted(unknown))
+def _devices(reserved: Resources) -> tuple[GpuAsk | None, tuple[str, ...]]:
+    """The ask for GPUs, and what is asked for that no node offers."""
+    unknown = [
+        ",".join(sorted(c.lower() for c in request.capabilities)) or request.driver or "unnamed"
+        for request in reserved.devices
+        if not is_gpu_request(request)
+    ]
+    try:
+        ask = ask_of(reserved)
+    except errors.Invalid as error:
+        # Stored before the rule was made: it waits, and says what is wrong.
+        return None, (error.message, *sorted(unknown))
+    return (ask if ask is not None and ask.wanted else None), tuple(sorted(unknown))
 
 
 def _host_ports(endpoint: EndpointSpec | None) -> tuple[HostPort, ...]:
@@ -149,8 +233,22 @@ def _spreads(task: TaskSpec) -> tuple[Attribute, ...]:
     """Preferences that cannot be read are passed over: they rank nodes, they exclude none."""
     out = []
     for preference in task.placement.preferences if task.placement else ():
+        if not preference.spread:
+            continue
         try:
             out.append(parse_spread(preference.spread))
+        except errors.Invalid:
+            continue
+    return tuple(out)
+
+
+def _affinities(task: TaskSpec) -> tuple[tuple[Constraint, int], ...]:
+    out = []
+    for preference in task.placement.preferences if task.placement else ():
+        if not preference.affinity:
+            continue
+        try:
+            out.append((parse_constraint(preference.affinity), preference.weight or 1))
         except errors.Invalid:
             continue
     return tuple(out)

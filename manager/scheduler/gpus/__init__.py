@@ -3,20 +3,25 @@
 Pure: nodes and claims in, decisions out. See ../README.md, "GPUs".
 """
 
-from manager.scheduler.gpus.account import DIMENSIONS, GpuAccount, GpuDecision, GpuHold
+from manager.scheduler.gpus.account import GpuAccount, GpuHold
+from manager.scheduler.gpus.board import DIMENSIONS, FAR, GpuBoard, GpuDecision
 from manager.scheduler.gpus.fragmentation import Models, Valuation
-from manager.scheduler.gpus.needs import GPUS_MAX, WHOLE, GpuDevice, GpuNeed, GpuNode, largest_first
+from manager.scheduler.gpus.links import links_of
+from manager.scheduler.gpus.needs import GpuDevice, GpuNeed, GpuNode, largest_first
 from manager.scheduler.gpus.policies import FGD, FGD_PAPER, POLICIES
 from manager.scheduler.gpus.workload import Workload
+from swarm.gpus import GPUS_MAX, WHOLE
 
 __all__ = [
     "DIMENSIONS",
+    "FAR",
     "FGD",
     "FGD_PAPER",
     "GPUS_MAX",
     "POLICIES",
     "WHOLE",
     "GpuAccount",
+    "GpuBoard",
     "GpuDecision",
     "GpuDevice",
     "GpuHold",
@@ -26,4 +31,5 @@ __all__ = [
     "Valuation",
     "Workload",
     "largest_first",
+    "links_of",
 ]

@@ -24,13 +24,17 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from manager.scheduler.gpus.needs import ANY_KIND, GpuDevice, Kind
 from manager.scheduler.gpus.workload import Workload
+from swarm.gpus import capability_holds, model_matches
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 SCALE = 10
 _STRANDED = 10  # weight of stranded GPU in SCALE: 1
 _STRANDED_ALL = 3  # 0.3
+_KINDS_MAX = 1024  # whose answers are kept
 _MEMO_MAX = 1 << 18  # states remembered; then all are forgotten
 # A GPU's state in one integer: free memory in MiB, model, free shares.
 _SHARE_BITS, _MODEL_BITS = 20, 16
@@ -39,31 +43,51 @@ _MIB = 1 << 20
 
 
 class Models:
-    """GPU model names as small numbers; 0 is the absent GPU."""
+    """What GPUs are (model, compute capability, vendor) as small numbers; 0 is the absent GPU."""
 
     def __init__(self) -> None:
-        self._codes: dict[str, int] = {}
+        self._codes: dict[tuple[str, str, str], int] = {}
+        self._allowed: dict[Kind, Bools] = {}
 
-    def code(self, model: str) -> int:
-        """The number of a model, given at first sight. Compared for equality only."""
-        return self._codes.setdefault(model, len(self._codes) + 1)
+    def code(self, gpu: GpuDevice) -> int:
+        """The number of what a GPU is, given at first sight. Compared for equality only."""
+        key = (gpu.model, gpu.capability, gpu.vendor)
+        found = self._codes.get(key)
+        if found is None:
+            found = self._codes[key] = len(self._codes) + 1
+            self._allowed.clear()
+        return found
 
-    def allowed(self, models: frozenset[str]) -> npt.NDArray[np.bool_]:
-        """By code, whether a need takes the model."""
-        names = [*self._codes]
-        return np.array([False, *(not models or name in models for name in names)])
+    def allowed(self, kind: Kind) -> Bools:
+        """By code, whether a task takes such a GPU."""
+        found = self._allowed.get(kind)
+        if found is None:
+            if len(self._allowed) > _KINDS_MAX:
+                self._allowed.clear()
+            found = np.array([False, *(_takes(kind, *code) for code in self._codes)], np.bool_)
+            self._allowed[kind] = found
+        return found
 
     def ranks(self) -> Ints:
-        """By code, the model's place among the names seen: unlike the code, it does not depend on
-        which was seen first.
+        """By code, its place among those seen: unlike the code, it does not depend on which was
+        seen first.
         """
         ranks = np.zeros(len(self._codes) + 1, np.int64)
-        for rank, name in enumerate(sorted(self._codes), 1):
-            ranks[self._codes[name]] = rank
+        for rank, key in enumerate(sorted(self._codes), 1):
+            ranks[self._codes[key]] = rank
         return ranks
 
     def __len__(self) -> int:
         return len(self._codes)
+
+
+def _takes(kind: Kind, model: str, capability: str, vendor: str) -> bool:
+    models, asked, wanted = kind
+    return (
+        (not models or any(model_matches(m, model) for m in models))
+        and (not asked or capability_holds(asked, capability))
+        and (not wanted or wanted == vendor)
+    )
 
 
 class Valuation:
@@ -88,19 +112,17 @@ class Valuation:
         self.total = sum(count for _, count in kinds)
         # What kinds ask of a single device, each once.
         asks = sorted(
-            {(n.share, tuple(sorted(n.models)), n.gpu_memory_bytes) for n, _ in kinds},
+            {(n.share, n.kind, n.gpu_memory_bytes) for n, _ in kinds},
         )
         row = {ask: i for i, ask in enumerate(asks)}
         self._share = np.array([a[0] for a in asks], np.int64)
-        self._allowed = np.array(
-            [self._models.allowed(frozenset(a[1])) for a in asks], np.bool_
-        ).reshape(len(asks), len(self._models) + 1)
-        self._any_model = all(not a[1] for a in asks)
+        self._allowed = np.array([self._models.allowed(a[1]) for a in asks], np.bool_).reshape(
+            len(asks), len(self._models) + 1
+        )
+        self._any_model = all(a[1] == ANY_KIND for a in asks)
         self._gpu_memory_mib = np.array([-(-a[2] // _MIB) for a in asks], np.int64)
         self._any_memory = not any(a[2] for a in asks)
-        self._ask = np.array(
-            [row[n.share, tuple(sorted(n.models)), n.gpu_memory_bytes] for n, _ in kinds], np.int64
-        )
+        self._ask = np.array([row[n.share, n.kind, n.gpu_memory_bytes] for n, _ in kinds], np.int64)
         self._count = np.array([n.count for n, _ in kinds], np.int64)[:, None]
         self._cpu = np.array([n.cpu for n, _ in kinds], np.int64)[:, None]
         self._memory = np.array([n.memory for n, _ in kinds], np.int64)[:, None]

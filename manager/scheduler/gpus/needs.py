@@ -1,7 +1,7 @@
 """What a task asks of a node with GPUs, and what a node has.
 
 Units are the caller's for CPU and memory (the same for nodes and tasks), bytes for the memory of
-GPUs, and SHARE units for parts of a GPU: WHOLE is one GPU. All are integers, so that a claim and
+GPUs, and shares for parts of a GPU: WHOLE is one GPU. All are integers, so that a claim and
 its release cancel exactly.
 """
 
@@ -10,15 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from swarm import errors
+from swarm.gpus import GPUS_MAX, WHOLE
 
-WHOLE = 1_000_000  # shares of one GPU; a third of a GPU is 333_333
-GPUS_MAX = 64  # of one node; MIG instances count
+Kind = tuple[tuple[str, ...], str, str]
+"""What a task says of the GPU itself: models, compute capability, vendor."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuNeed:
     """Asked by one task. `count` GPUs of one node, `share` of each; below WHOLE only one GPU may
-    be asked. `models`: any of these, empty any. `gpu_memory_bytes`: of each GPU, taken from it.
+    be asked. `models`: any of these as swarm.gpus.model_matches has it, empty any;
+    `capability` and `vendor` as in GpuAsk. `gpu_memory_bytes`: of each GPU, taken from it.
     """
 
     cpu: int = 0
@@ -27,6 +29,8 @@ class GpuNeed:
     share: int = WHOLE
     models: frozenset[str] = frozenset()
     gpu_memory_bytes: int = 0
+    capability: str = ""
+    vendor: str = ""
 
     def __post_init__(self) -> None:
         if min(self.cpu, self.memory, self.count, self.gpu_memory_bytes) < 0:
@@ -48,24 +52,32 @@ class GpuNeed:
         return self.count * self.share
 
     @property
-    def order(self) -> tuple[int, int, int, int, tuple[str, ...], int]:
+    def kind(self) -> Kind:
+        """What is asked of the GPU itself; ANY_KIND: nothing."""
+        return (tuple(sorted(self.models)), self.capability, self.vendor)
+
+    @property
+    def order(self) -> tuple[int, int, int, int, Kind, int]:
         """A total order of needs, for everything that must not depend on their arrival."""
         return (
             self.count,
             self.share,
             self.cpu,
             self.memory,
-            tuple(sorted(self.models)),
+            self.kind,
             self.gpu_memory_bytes,
         )
 
 
-def largest_first(need: GpuNeed) -> tuple[int, int, int, int, tuple[str, ...], int]:
+ANY_KIND: Kind = ((), "", "")
+
+
+def largest_first(need: GpuNeed) -> tuple[int, int, int, int, Kind, int]:
     """Sort key, to be sorted in reverse: of tasks that wait together, those that ask for more GPU
     are placed first. Look-ahead over the queue at no cost; see the README for what it brings.
     """
-    count, share, cpu, memory, models, gpu_memory = need.order
-    return (count * share, cpu, memory, gpu_memory, models, count)
+    count, share, cpu, memory, kind, gpu_memory = need.order
+    return (count * share, cpu, memory, gpu_memory, kind, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,12 @@ class GpuDevice:
     uuid: str
     model: str = ""
     memory_bytes: int = 0
+    capability: str = ""
+    vendor: str = ""
+
+
+Links = tuple[tuple[int, ...], ...]
+"""How each GPU of a node is joined to each: see links.py. Empty: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +103,7 @@ class GpuNode:
     cpu: int = 0
     memory: int = 0
     gpus: tuple[GpuDevice, ...] = ()
+    links: Links = ()
 
     def __post_init__(self) -> None:
         if len(self.gpus) > GPUS_MAX:

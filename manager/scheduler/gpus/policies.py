@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from manager.scheduler.gpus.fragmentation import Ints, Valuation
-from manager.scheduler.gpus.needs import WHOLE, GpuNeed
+from manager.scheduler.gpus.needs import GpuNeed
+from swarm.gpus import WHOLE
 
 Bools = npt.NDArray[np.bool_]
 _FINE = 1_000_000_000  # steps of a share that is compared
@@ -31,7 +32,8 @@ NOT_ONE = -1  # in place of a GPU's index: whole GPUs, taken in order, or none
 @dataclass(frozen=True, slots=True)
 class States:
     """Nodes a task fits on, a row each: what is free, in all, and per GPU. `suits`: GPUs it may
-    have. `largest`: the most any node of the cluster has (CPU, memory, shares), at least 1.
+    have; `whole`: those it takes where it takes whole ones. `largest`: the most any node of the
+    cluster has (CPU, memory, shares), at least 1.
     """
 
     cpu: Ints
@@ -43,6 +45,7 @@ class States:
     gpu_model: Ints
     gpu_memory: Ints
     suits: Bools
+    whole: Bools
     largest: tuple[int, int, int]
 
 
@@ -53,7 +56,9 @@ Policy = Callable[[States, GpuNeed, Valuation], Scores]
 
 
 def first_whole(suits: Bools, count: int) -> Bools:
-    """The GPUs taken by a task that asks for whole ones: the first that suit, in node order."""
+    """The GPUs taken by a task that asks for whole ones where nothing is known of how they are
+    joined (links.py): the first that suit, in node order.
+    """
     return suits & (np.cumsum(suits, axis=1) <= count)
 
 
@@ -65,7 +70,7 @@ def fragmentation_growth(states: States, need: GpuNeed, valuation: Valuation) ->
         valuation.pack(states.gpu, states.gpu_model, states.gpu_memory),
     )
     if need.count != 1 or need.share == WHOLE:
-        taken = first_whole(states.suits, need.count)
+        taken = states.whole
         packed = valuation.pack(
             np.where(taken, states.gpu - need.share, states.gpu),
             states.gpu_model,
