@@ -19,11 +19,12 @@ from cli.following import Patience
 from cli.jobs import Ending, ending, has_ended
 from cli.objects import list_objects, name_of
 from cli.progress import make_display
+from cli.service_watch import until_over
 from cli.settings import Settings
 from cli.table import wrapped
 from cli.verdict import Progress
 from swarm.clock import SECOND_NS
-from swarm.errors import EXIT_NOT_CONVERGED, Exhausted, NotFound, Unavailable, mapping
+from swarm.errors import EXIT_NOT_CONVERGED, NotFound, Unavailable, mapping
 from swarm.quantities import format_duration
 from swarm.v1 import (
     Filter,
@@ -34,7 +35,6 @@ from swarm.v1 import (
     Service,
     ServiceStatus,
     Task,
-    WatchRequest,
     WatchServicesRequest,
 )
 
@@ -107,58 +107,9 @@ async def _wait(
     async with asyncio.TaskGroup() as group:
         showing = group.create_task(_show(connection, ids, display))
         try:
-            await _until_ended(connection, ids, ended)
+            await until_over(connection, ids, ended, has_ended)
         finally:
             showing.cancel()
-
-
-async def _until_ended(
-    connection: Connection, ids: tuple[str, ...], ended: dict[str, Service | None]
-) -> None:
-    request = WatchRequest(kinds=(Kind.SERVICE,), filters=(Filter(key="id", values=ids),))
-    patience = Patience()
-    while True:
-        lost: Unavailable | Exhausted | None = None
-        stands = False
-        try:
-            async for answer in connection.control.watch(request):
-                patience.answered()
-                if not stands:
-                    # Looked at once the watch stands, so that no end falls between the two.
-                    stands = True
-                    for id_ in ids:
-                        found = await _get(connection, id_)
-                        if found is None:
-                            ended.setdefault(id_, None)
-                        else:
-                            _note(ended, found, gone=False)
-                for event in answer.events:
-                    found = event.object.service if event.object is not None else None
-                    if found is not None and found.id in ids:
-                        _note(ended, found, gone=event.action == "remove")
-                if len(ended) == len(ids):
-                    return
-        except (Unavailable, Exhausted) as error:
-            lost = error
-        await patience.wait(lost)
-
-
-def _note(ended: dict[str, Service | None], job: Service, *, gone: bool) -> None:
-    """Takes in what a job is now, or was when it went."""
-    if has_ended(job):
-        ended[job.id] = job
-    elif gone:
-        ended[job.id] = None
-    else:
-        ended.pop(job.id, None)  # it was run again
-
-
-async def _get(connection: Connection, id_: str) -> Service | None:
-    try:
-        answer = await connection.control.get(GetRequest(kind=Kind.SERVICE, ref=id_))
-    except NotFound:
-        return None
-    return answer.object.service if answer.object else None
 
 
 async def _show(connection: Connection, ids: tuple[str, ...], display: Display) -> None:

@@ -92,10 +92,7 @@ def status_of(service: Service) -> JobStatus:
 
 def has_ended(service: Service) -> bool:
     """Whether nothing of it will run any more unless it is run again."""
-    state = status_of(service).state
-    if is_cancelled(service) and state is not JobState.CANCELLED:
-        return False  # its tasks are being stopped
-    return state in ENDED
+    return status_of(service).state in ENDED
 
 
 def job_state(service: Service) -> str:

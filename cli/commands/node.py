@@ -8,6 +8,7 @@ from functools import partial
 import click
 import msgspec
 
+from cli.commands.rebalance import of_node
 from cli.connection import Connection, call
 from cli.format import Record, print_rows
 from cli.gpu_view import list_gpus, totals
@@ -288,3 +289,6 @@ def _set_role(nodes: tuple[str, ...], role: NodeRole) -> None:
 def rm(nodes: tuple[str, ...], *, force: bool) -> None:
     """Remove nodes that have left or are lost."""
     remove_all(Kind.NODE, nodes, force=force)
+
+
+group.add_command(of_node)

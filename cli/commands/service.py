@@ -20,6 +20,7 @@ _CHANGE = "cli.commands.service_change:"
         Entry("logs", "cli.commands.logs:service_logs", "Show the logs of a service or task"),
         Entry("ls", _LIST + "ls", "List services", aliases=("list",)),
         Entry("ps", _LIST + "ps", "List the tasks of services"),
+        Entry("rebalance", "cli.commands.rebalance:of_service", "Move tasks to even out nodes"),
         Entry("rm", _LIST + "rm", "Remove services", aliases=("remove",)),
         Entry("rollback", _CHANGE + "rollback", "Go back to a service's previous spec"),
         Entry("scale", _CHANGE + "scale", "Set the number of replicas of services"),
