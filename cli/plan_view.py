@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from cli import reasons
 from cli.plan_words import Field, fields, value
 from cli.services import mode_name, published_ports
 from cli.settings import Terminal
@@ -245,9 +246,14 @@ def _placement(placement: ServicePlacement, paint: _Painter, *, created: bool) -
         stay = "stay" if pending.tasks != 1 else "stays"
         them = "them" if pending.tasks != 1 else "it"
         never = f", and no node could ever take {them}" if pending.never else ""
-        yield from paint.wrap(
-            f"! {pending.tasks} {stay} without a node{never}: {pending.reason}", "!"
-        )
+        head = f"! {pending.tasks} {stay} without a node{never}:"
+        _, why = reasons.parts(pending.reason)
+        if len(why) < 2:
+            yield from paint.wrap(f"{head} {pending.reason}", "!")
+            continue
+        yield from paint.wrap(head, "!")
+        for reason in why:
+            yield from paint.wrap(f"- {reason}", "!", indent=_INDENT * 2)
     for wait in placement.waits:
         yield from paint.wrap(f"! {wait}", "!")
 

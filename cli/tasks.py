@@ -1,7 +1,8 @@
 """Tasks as `service ps`, `stack ps`, `node ps` and `task ls` list them.
 
 The newest task of each slot stands first; those before it follow under ` \\_ `. Source: Docker
-CLI's command/task/print.go. Errors are shown whole; a narrow terminal wraps them.
+CLI's command/task/print.go. Errors are shown whole, of why no node fits the first reason; a narrow
+terminal wraps them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from cli.connection import Connection
 from cli.format import Record, print_rows, short_id
 from cli.objects import list_objects, name_of
+from cli.reasons import brief
 from cli.settings import Settings
 from cli.times import age
 from swarm.errors import NotFound
@@ -128,7 +130,7 @@ def task_rows(
         state = label(status.state).capitalize() if status else "New"
         when = age(status.timestamp_ns, now_ns) if status else ""
         ports = task.host_ports or (status.ports if status else ())
-        error = why(task)
+        error = why(task) if no_trunc else brief(why(task))
         image = lookup.images.get((task.service_id, task.spec_version), "")
         rows.append(
             Record(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import click
 import msgspec
 
@@ -20,11 +18,10 @@ from cli.options import (
     no_trunc_option,
     quiet_option,
 )
+from cli.reasons import explain_lines
 from cli.settings import settings
-from cli.table import layout
 from cli.tasks import fetch_tasks, print_tasks
-from swarm.quantities import format_bytes, format_cpus
-from swarm.v1 import ExplainTaskRequest, ExplainTaskResponse, FilterResult, Kind
+from swarm.v1 import ExplainTaskRequest, ExplainTaskResponse, Kind
 
 
 @click.group(cls=Group)
@@ -100,39 +97,3 @@ def _document(answer: ExplainTaskResponse) -> dict[str, object]:
         }
 
     return named(answer) | {"Filters": [named(result) for result in answer.filters]}
-
-
-def explain_lines(answer: ExplainTaskResponse, *, width: int | None) -> list[str]:
-    """The account for people."""
-    lines = _wrap(answer.summary, width)
-    if answer.filters:
-        table = [["FILTER", "NODES OUT", "NEEDED", "BEST FREE", "REASON"]]
-        table += [_filter_row(result) for result in answer.filters]
-        lines += ["", *layout(table, width=width, sentences=4)]
-    if answer.nodes_total:
-        lines += ["", f"{answer.nodes_fit} of {answer.nodes_total} nodes fit now."]
-    if answer.never and "even if" not in answer.summary:
-        lines.append("No node could take it, even if it were empty.")
-    if answer.hint:
-        lines += ["", *_wrap(answer.hint, width)]
-    return lines
-
-
-def _wrap(text: str, width: int | None) -> list[str]:
-    return textwrap.wrap(text, width) if width else [text]
-
-
-def _filter_row(result: FilterResult) -> list[str]:
-    name = f"{result.filter} ({result.detail})" if result.detail else result.filter
-    amounts = ["", ""]
-    if result.needed or result.best:
-        amounts = [_amount(result.detail, result.needed), _amount(result.detail, result.best)]
-        if result.best_node:
-            amounts[1] += f" on {result.best_node}"
-    return [name, str(result.nodes), *amounts, result.message]
-
-
-def _amount(dimension: str, value: int) -> str:
-    if dimension == "cpu":
-        return format_cpus(value)
-    return format_bytes(value) if dimension == "memory" else str(value)

@@ -183,6 +183,18 @@ def test_service_ps_shows_the_history_of_each_slot(
     )
 
 
+def test_ps_shows_the_first_reason_of_an_account_or_all(
+    cli: Cli, cluster: FakeCluster, web: Service
+) -> None:
+    why = "no suitable node (1 of 2 nodes short of CPU: need 8, best free 4 on n1; 1 node drained)"
+    cluster.add(task(web, "t1" + "c" * 23, slot=1, state=TaskState.PENDING, err=why))
+    form = ("--format", "{{.Error}}")
+    assert cli.ok("service", "ps", "app_web", *form) == (
+        '"no suitable node (1 of 2 nodes short of CPU: need 8, best free 4 on n1; 1 more reason)"\n'
+    )
+    assert cli.ok("service", "ps", "--no-trunc", "app_web", *form) == f'"{why}"\n'
+
+
 def test_ps_with_whole_ids_shows_digests_and_ids(
     cli: Cli, cluster: FakeCluster, web: Service
 ) -> None:

@@ -269,6 +269,20 @@ def test_many_nodes_are_summed_up() -> None:
     assert "n09 ×2 and 6 on 3 more nodes" in text and "n10" not in text
 
 
+def test_several_reasons_stand_below_each_other() -> None:
+    why = "no suitable node (2 of 3 nodes short of CPU: need 8, best free 4 on n1; 1 node drained)"
+    placed = ServicePlacement(
+        created=2, pending=(PendingPlacement(tasks=2, reason=why, never=True),)
+    )
+    created = item(Kind.SERVICE, "a", "created", placement=placed)
+    text = shown(PlanStackResponse(version="v", differs=True, settled=True, changes=(created,)))
+    assert (
+        "    ! 2 stay without a node, and no node could ever take them:\n"
+        "        - 2 of 3 nodes short of CPU: need 8, best free 4 on n1\n"
+        "        - 1 node drained\n"
+    ) in text
+
+
 def test_a_long_text_s_difference_is_cut_and_says_so() -> None:
     old = "\n".join(f"line {i}" for i in range(300))
     new = "\n".join(f"other {i}" for i in range(300))
