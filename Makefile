@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PYTEST_ARGS ?=
+# Runs of the tests beside each other, a file in one of them: much of the time goes into waiting.
+WORKERS ?= 2
 SEED ?= 1
 STEPS ?= 200
 
@@ -41,7 +43,7 @@ check: $(VENV)/.installed-dev  ## format, lint, types, import contracts, generat
 
 test: $(VENV)/.installed-dev  ## install what the tests need and run every test
 	@bash deploy/test-tools.sh
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@$(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 proto: $(VENV)/.installed-dev  ## generate the Python side of the contract
 	@$(PY) proto/generate.py

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import itertools
-import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import time
@@ -17,28 +13,9 @@ from pathlib import Path
 from swarm import tls
 from swarm.clock import SECOND_NS, SystemClock
 from swarm.v1 import EtcdAccess
+from tests.ports import free_ports
 
 READY_S = 20.0
-
-
-# Below the ports that the system gives out by itself, so that no connection and no listener of
-# port 0 takes one before its server does.
-_PORTS = itertools.cycle(range(20_000 + os.getpid() % 97 * 100, 32_000))
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now, and that were not given out lately."""
-    ports: list[int] = []
-    while len(ports) < count:
-        port = next(_PORTS)
-        try:
-            socket.create_server(("127.0.0.1", port)).close()
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            continue
-        ports.append(port)
-    return ports
 
 
 class Ca:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.cluster import wait_for
-from tests.e2e.local import Node, free_port
+from tests.e2e.local import Node
+from tests.ports import free_port
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from swarm.ids import seeded_rng
 from swarm.v1 import InitRequest
 from swarm.vault import Vault
 from tests.e2e.cluster import wait_for
-from tests.e2e.local import Node, free_port
+from tests.e2e.local import Node
+from tests.ports import free_port
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cli.compose import load
+from tests.ports import free_port
 
 EXAMPLES = Path(__file__).parents[3] / "deploy" / "examples"
 DEADLINE_S = 10.0
@@ -26,13 +27,6 @@ def command(name: str) -> list[str]:
     assert web.task is not None
     assert web.task.container is not None
     return list(web.task.container.args)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -14,8 +14,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.cluster import wait_for
-from tests.e2e.local import Node, free_port
+from tests.e2e.local import Node
 from tests.fakes.nvml import GIB, Machine, build, uuid
+from tests.ports import free_port
 
 
 @pytest.fixture

@@ -33,8 +33,9 @@ from swarm.v1 import (
     Reachability,
 )
 from swarm.vault import Vault
-from tests.etcd import Etcd, free_ports
+from tests.etcd import Etcd
 from tests.fakes.waiting import until
+from tests.ports import free_ports
 
 CLOCK = SystemClock()
 

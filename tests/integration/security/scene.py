@@ -26,7 +26,8 @@ from swarm.v1 import (
     NodeState,
 )
 from swarm.v1.services import CertificatesClient, ControlClient
-from tests.e2e.local import Node, free_port
+from tests.e2e.local import Node
+from tests.ports import free_port
 
 # Of either daemon, whatever was sent to it. Idle they take some 120 MB; 210 were seen.
 RSS_BYTES_MAX = 512 << 20

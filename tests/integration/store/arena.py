@@ -26,7 +26,7 @@ from manager.store.engines.etcd_fill import fill
 from swarm import errors
 from swarm.clock import SystemClock
 from swarm.v1 import Task
-from tests.etcd import Etcd, free_ports
+from tests.etcd import Etcd
 from tests.forwarder import Forwarder
 from tests.linearizability import (
     Action,
@@ -39,6 +39,7 @@ from tests.linearizability import (
     check_fences,
     check_watches,
 )
+from tests.ports import free_ports
 
 CLOCK = SystemClock()
 MANAGERS = 3

@@ -19,7 +19,8 @@ from manager.store.engines.etcd_members import Members
 from swarm import errors, tls
 from swarm.clock import SystemClock
 from swarm.v1 import Task
-from tests.etcd import Ca, free_ports
+from tests.etcd import Ca
+from tests.ports import free_ports
 
 CLOCK = SystemClock()
 WAIT_S = 20.0

@@ -18,8 +18,8 @@ from swarm.clock import SystemClock
 from swarm.ids import seeded_rng
 from swarm.v1 import InitRequest, Node
 from swarm.vault import Vault
-from tests.etcd import free_ports
 from tests.fakes.waiting import until
+from tests.ports import free_ports
 
 
 @contextlib.asynccontextmanager
