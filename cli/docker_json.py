@@ -132,6 +132,7 @@ _JOB_STATUS = table(
     ExitCode exit_code
     Completed completed
     Failed failed
+    TimedOut timed_out
     """,
     state=label,
     queued_at_ns=_time,

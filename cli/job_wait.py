@@ -16,8 +16,8 @@ from cli.connection import Connection
 from cli.converge import LOGS_MAX, Display
 from cli.failures import print_last_lines
 from cli.following import Patience
-from cli.jobs import Ending, ending, has_ended
-from cli.objects import list_objects, name_of
+from cli.jobs import ending, has_ended
+from cli.objects import name_of
 from cli.progress import make_display
 from cli.service_watch import until_over
 from cli.settings import Settings
@@ -27,14 +27,11 @@ from swarm.clock import SECOND_NS
 from swarm.errors import EXIT_NOT_CONVERGED, NotFound, Unavailable, mapping
 from swarm.quantities import format_duration
 from swarm.v1 import (
-    Filter,
     GetRequest,
-    GetResponse,
     JobState,
     Kind,
     Service,
     ServiceStatus,
-    Task,
     WatchServicesRequest,
 )
 
@@ -154,33 +151,22 @@ async def _tell(
         error = NotFound(f"job {name!r} was removed before it ended")
         click.echo(f"Error: {error.message}", err=True)
         return mapping(error).exit_code
-    found, failing = await _end(connection, job)
+    found = ending(job)
     if not found.exit_code:
         return 0
     for piece in wrapped(f"Error: {found.message}", settings.terminal("stderr").width):
         click.echo(piece, err=True)
-    if lines and failing:
+    if lines and (failing := await _failing(connection, job)):
         await print_last_lines(connection, failing, told=(found.message,), indent="  ")
     return found.exit_code
 
 
-async def _end(connection: Connection, job: Service) -> tuple[Ending, str]:
-    """How it ended, and the task that failed; empty: none is known."""
-    status = job.job_status
-    if status is None or status.state is not JobState.FAILED:
-        return ending(job), ""
-    answer: GetResponse | None = None
+async def _failing(connection: Connection, job: Service) -> str:
+    """The task whose last lines tell why it failed; empty: none is known."""
+    if job.job_status is None or job.job_status.state is not JobState.FAILED:
+        return ""
     try:
         answer = await connection.control.get(GetRequest(kind=Kind.SERVICE, ref=job.id))
-        tasks = () if status.exit_code else await _tasks(connection, job)
     except NotFound:
-        tasks = ()  # removed meanwhile: what its status says is left
-    failing = ""
-    if answer is not None and answer.service_status is not None:
-        failing = answer.service_status.failing_task_id
-    return ending(job, tasks), failing
-
-
-async def _tasks(connection: Connection, job: Service) -> list[Task]:
-    of_job = (Filter(key="service", values=(job.id,)),)
-    return await list_objects(connection, Kind.TASK, filters=of_job)
+        return ""  # removed meanwhile: what its status says is left
+    return answer.service_status.failing_task_id if answer.service_status is not None else ""

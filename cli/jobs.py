@@ -15,7 +15,6 @@ from cli.objects import get_each, name_of
 from cli.tasks import natural, shown_image
 from cli.times import age
 from swarm.errors import EXIT_INTERRUPTED, Invalid, SwarmError
-from swarm.quantities import format_duration
 from swarm.v1 import (
     Filter,
     JobState,
@@ -25,8 +24,6 @@ from swarm.v1 import (
     Service,
     ServiceSpec,
     ServiceStatus,
-    StopCause,
-    Task,
 )
 
 __all__ = [
@@ -118,10 +115,8 @@ class Ending:
     message: str = ""
 
 
-def ending(service: Service, tasks: Sequence[Task] = ()) -> Ending:
-    """Of a job that has ended; `tasks` are its own, which a failed one is told by: one that timed
-    out has no exit code.
-    """
+def ending(service: Service) -> Ending:
+    """Of a job that has ended."""
     status = status_of(service)
     name = name_of(service)
     match status.state:
@@ -130,17 +125,11 @@ def ending(service: Service, tasks: Sequence[Task] = ()) -> Ending:
         case JobState.CANCELLED:
             return Ending(EXIT_INTERRUPTED, f"job {name!r} was cancelled")
     why = f": {status.message}" if status.message else ""
+    if status.timed_out:
+        return Ending(EXIT_TIMED_OUT, f"job {name!r} timed out{why}")
     if status.exit_code:
         return Ending(status.exit_code, f"job {name!r} failed{why}")
-    if any(_timed_out(task, service) for task in tasks):
-        limit_ns = service.spec.job.timeout_ns if service.spec and service.spec.job else 0
-        limit = f" (its tasks may run for {format_duration(limit_ns)})" if limit_ns else ""
-        return Ending(EXIT_TIMED_OUT, f"job {name!r} timed out{why or limit}")
     return Ending(EXIT_NEVER_RAN, f"job {name!r} failed without an exit code{why}")
-
-
-def _timed_out(task: Task, service: Service) -> bool:
-    return task.stop_cause is StopCause.TIMED_OUT and task.job_iteration == service.job_iteration
 
 
 # ------------------------------------------------------------------ getting them
@@ -189,7 +178,7 @@ def job_row(service: Service, status: ServiceStatus, *, now_ns: int, no_trunc: b
     container = spec.task.container if spec.task else None
     state, at = job_state(service), status_of(service)
     since_ns = at.ended_at_ns or at.started_at_ns or at.queued_at_ns
-    reason = at.message
+    reason = at.message if at.message != state else ""
     if state == "queued":
         reason = reason or next(iter(status.reasons), "")
     return Record(

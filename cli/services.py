@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cli.connection import Connection, call
-from cli.format import Record, print_rows, short_id
+from cli.format import Column, Record, print_rows, short_id
 from cli.objects import name_of
 from cli.settings import Settings
 from cli.tasks import natural, shown_image
@@ -71,7 +71,7 @@ def print_services(
 ) -> None:
     """Prints the list to stdout."""
     rows = [_row(service, status, no_trunc=no_trunc) for service, status in pairs]
-    columns = COLUMNS
+    columns: tuple[Column, ...] = COLUMNS
     if any(row["Priority"] for row in rows):
         # Docker has none; it is shown where it matters.
         columns = (*COLUMNS[:3], ("PRIORITY", "Priority"), *COLUMNS[3:])

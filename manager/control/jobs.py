@@ -413,10 +413,10 @@ class _Step:
     def _ended(self, before: JobStatus) -> JobStatus:
         counts, now_ns = self._counts, self._work.now_ns
         complete, failed = counts[Phase.COMPLETE], counts[Phase.FAILED]
-        message, code = "", None
+        message, code, timed_out = "", None, False
         if failed:
             state = JobState.FAILED
-            message, code = self._why()
+            message, code, timed_out = self._why()
         elif self.terms.cancelled and not self._all_complete():
             state = JobState.CANCELLED
             message = "cancelled"
@@ -431,6 +431,7 @@ class _Step:
             exit_code=code,
             completed=complete,
             failed=failed,
+            timed_out=timed_out,
         )
 
     def _all_complete(self) -> bool:
@@ -439,8 +440,10 @@ class _Step:
             return complete >= self.terms.total
         return bool(complete) and complete == sum(self._counts)
 
-    def _why(self) -> tuple[str, int | None]:
-        """What became of the first task that failed for good: words, and its exit code."""
+    def _why(self) -> tuple[str, int | None, bool]:
+        """What became of the first task that failed for good: words, its exit code, and whether it
+        ran for too long.
+        """
         after = self._look.after
         slots = {s for s, a in after.items() if a is not None and a[0] is Phase.FAILED}
         slots |= {s for s in self._book.failed if s not in after}
@@ -451,10 +454,10 @@ class _Step:
         which = f"task {first.slot or first.node_id}"
         more = f"; {len(ended) - 1} more failed" if len(ended) > 1 else ""
         if first.stop_cause == StopCause.TIMED_OUT:
-            return f"{which} {first.stop_message}{more}", None
+            return f"{which} {first.stop_message}{more}", None, True
         container = first.status.container if first.status else None
         code = container.exit_code if container else None
-        return f"{which}: {failure(first)}{more}", code
+        return f"{which}: {failure(first)}{more}", code, False
 
 
 def has_ended(service: Service) -> bool:

@@ -929,6 +929,7 @@ class JobStatus(google.protobuf.message.Message):
     EXIT_CODE_FIELD_NUMBER: builtins.int
     COMPLETED_FIELD_NUMBER: builtins.int
     FAILED_FIELD_NUMBER: builtins.int
+    TIMED_OUT_FIELD_NUMBER: builtins.int
     state: global___JobState.ValueType
     iteration: builtins.int
     queued_at_ns: builtins.int
@@ -942,6 +943,8 @@ class JobStatus(google.protobuf.message.Message):
     completed: builtins.int
     """Its tasks that completed and that failed for good, once it has ended."""
     failed: builtins.int
+    timed_out: builtins.bool
+    """The first task that failed for good had run for longer than the job allows."""
     def __init__(
         self,
         *,
@@ -954,9 +957,10 @@ class JobStatus(google.protobuf.message.Message):
         exit_code: builtins.int | None = ...,
         completed: builtins.int = ...,
         failed: builtins.int = ...,
+        timed_out: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_exit_code", b"_exit_code", "completed", b"completed", "ended_at_ns", b"ended_at_ns", "exit_code", b"exit_code", "failed", b"failed", "iteration", b"iteration", "message", b"message", "queued_at_ns", b"queued_at_ns", "started_at_ns", b"started_at_ns", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_exit_code", b"_exit_code", "completed", b"completed", "ended_at_ns", b"ended_at_ns", "exit_code", b"exit_code", "failed", b"failed", "iteration", b"iteration", "message", b"message", "queued_at_ns", b"queued_at_ns", "started_at_ns", b"started_at_ns", "state", b"state", "timed_out", b"timed_out"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_exit_code", b"_exit_code"]) -> typing.Literal["exit_code"] | None: ...
 
 global___JobStatus = JobStatus

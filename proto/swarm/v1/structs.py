@@ -802,6 +802,7 @@ class JobStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False
     exit_code: int | None = None
     completed: int = 0
     failed: int = 0
+    timed_out: bool = False
 
 
 class RebalanceStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -3568,6 +3569,8 @@ def _fill_job_status(s: JobStatus, m: Any) -> None:
         m.completed = s.completed
     if s.failed:
         m.failed = s.failed
+    if s.timed_out:
+        m.timed_out = s.timed_out
 
 
 def _read_job_status(m: Any) -> JobStatus:
@@ -3581,6 +3584,7 @@ def _read_job_status(m: Any) -> JobStatus:
         exit_code=m.exit_code if m.HasField('exit_code') else None,
         completed=m.completed,
         failed=m.failed,
+        timed_out=m.timed_out,
     )
 
 

@@ -32,7 +32,6 @@ from swarm.v1 import (
     Service,
     ServiceMode,
     ServiceSpec,
-    StopCause,
     TaskState,
     TaskStatus,
     UpdateRequest,
@@ -243,12 +242,10 @@ def test_wait_ends_with_130_once_a_cancelled_jobs_tasks_have_stopped(
 
 
 def test_wait_ends_with_124_when_a_task_ran_for_too_long(cli: Cli, cluster: FakeCluster) -> None:
-    found = cluster.add(job("train", JobState.FAILED, spec=JobSpec(timeout_ns=60 * SECOND_NS)))
-    late = task(found, "t1", slot=1, state=TaskState.SHUTDOWN, desired=TaskState.SHUTDOWN)
-    cluster.add(msgspec.structs.replace(late, stop_cause=StopCause.TIMED_OUT))
+    cluster.add(job("train", JobState.FAILED, timed_out=True, message="task 1 ran for too long"))
     answer = cli("job", "wait", "train")
     assert answer.code == 124
-    assert answer.err == "Error: job 'train' timed out (its tasks may run for 1m0s)\n"
+    assert answer.err == "Error: job 'train' timed out: task 1 ran for too long\n"
 
 
 def test_wait_for_several_ends_as_the_first_named_that_is_not_complete(
