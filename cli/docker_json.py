@@ -115,7 +115,12 @@ _REBALANCE_STATUS = table(
     ended_at_ns=_time,
 )
 _SERVICE = table(
-    "Spec spec !\nEndpoint endpoint !\nUpdateStatus update_status",
+    """
+    Spec spec !
+    Endpoint endpoint !
+    UpdateStatus update_status
+    RebalanceStatus rebalance_status
+    """,
     spec=of(SERVICE_SPEC),
     endpoint=of(_ENDPOINT),
     update_status=of(_UPDATE_STATUS),
