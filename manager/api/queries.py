@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec import structs
+
 from manager.api.filters import candidates, compile_filters
 from manager.api.lookup import find, name_of, served
 from manager.api.present import present, present_revision
 from manager.api.roles import is_reachable
 from manager.api.services import previous_revision
 from manager.ca import manager_addrs
-from manager.control import Causes, service_status
+from manager.control import Causes, service_status, standing
 from manager.scheduler import explain
 from manager.store import EngineFacts, View
 from swarm.v1 import (
@@ -98,9 +100,15 @@ def list_objects(view: View, request: ListRequest, *, now_ns: int) -> ListRespon
     )
 
 
-def explain_task(view: View, ref: str) -> ExplainTaskResponse:
+def explain_task(view: View, ref: str, *, now_ns: int) -> ExplainTaskResponse:
     """Why a task is where it is, or nowhere. Raises NotFound, Invalid."""
-    return explain(view, find(view, Task, ref))
+    task = find(view, Task, ref)
+    found = explain(view, task)
+    place = standing(view, task, now_ns=now_ns)
+    held = place.held_back
+    if held:
+        found = structs.replace(found, summary=f"{found.summary}; {held[0]}", hint=place.hint)
+    return structs.replace(found, queue=place.queue, queue_position=place.position, held_back=held)
 
 
 def _order(o: Any) -> tuple[str, int, str]:

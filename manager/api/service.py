@@ -33,6 +33,7 @@ from manager.api.services import RemovalPending
 from manager.api.stacks import deploy_request
 from manager.api.watching import dirty, watch_objects, watch_services
 from manager.ca import Sealer, manager_addrs
+from manager.control import usage
 from manager.store import Draft, Store
 from manager.store.tables import BY_KIND
 from swarm import errors
@@ -235,7 +236,8 @@ class ControlService:
     ) -> ExplainTaskResponse:
         async with measured(self._clock, "ExplainTask"):
             await self._catch_up(context)
-            return queries.explain_task(self._store, request.task)
+            now_ns = self._clock.now_ns()
+            return queries.explain_task(self._store, request.task, now_ns=now_ns)
 
     async def list_gpus(self, request: ListGpusRequest, context: Context) -> ListGpusResponse:
         async with measured(self._clock, "ListGpus"):
@@ -245,7 +247,7 @@ class ControlService:
     async def list_queues(self, request: ListQueuesRequest, context: Context) -> ListQueuesResponse:
         async with measured(self._clock, "ListQueues"):
             await self._catch_up(context)
-            raise errors.Unsupported("queues cannot be listed yet")
+            return ListQueuesResponse(queues=usage(self._store))
 
     async def plan_stack(self, request: DeployStackRequest, context: Context) -> PlanStackResponse:
         async with measured(self._clock, "PlanStack"):

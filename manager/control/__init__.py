@@ -2,6 +2,7 @@
 
 from manager.control.controller import Controller
 from manager.control.loop import ControlLoop
+from manager.control.queues import Standing, standing, usage
 from manager.control.rebalance import Move, can_move, plan_moves
 from manager.control.rehearse import Rehearsal, rehearse
 from manager.control.status import Causes, service_status, up_to_date
@@ -14,11 +15,14 @@ __all__ = [
     "Controller",
     "Move",
     "Rehearsal",
+    "Standing",
     "Templates",
     "Tick",
     "can_move",
     "plan_moves",
     "rehearse",
     "service_status",
+    "standing",
     "up_to_date",
+    "usage",
 ]

@@ -9,14 +9,13 @@ read and write it.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 from manager.control.holds import Holds
 from manager.control.template import spec_of_version
 from manager.control.tick import Tick
 from manager.scheduler import Group, NodeTable
 from manager.scheduler.queues import Amounts, Ledger, amounts_of, specs_by_name, totals_of
-from manager.scheduler.ranking import GroupKey, Terms, Turn, terms_of
+from manager.scheduler.ranking import GroupKey, Terms, Turn, job_since_ns, terms_of
 from manager.scheduler.table import Claim
 from manager.store import View
 from swarm.v1 import Cluster, Service, Task
@@ -109,9 +108,7 @@ class Admission:
     def _claimed(self, claim: Claim, task_id: str, view: View) -> Amounts:
         task = view.get(Task, task_id)
         each = self.each(claim.service_id, task.spec_version if task else 0, view)
-        if len(claim.gpus) * 1_000_000_000 > each.gpu_nano > 0 and each.gpu_nano % 10**9 == 0:
-            return replace(each, gpu_nano=len(claim.gpus) * 1_000_000_000)  # all of a node's
-        return each
+        return each.given(len(claim.gpus))
 
     def moved_queue(self, service: Service, view: View) -> None:
         """The job is in another queue now."""
@@ -176,11 +173,7 @@ class Admission:
         terms = self.terms(group.service_id)
         since_ns = min(t.meta.created_at_ns if t.meta else now_ns for t in group.tasks)
         if terms.job and service is not None:
-            status = service.job_status
-            if service.job_iteration and status is not None and status.queued_at_ns:
-                since_ns = status.queued_at_ns  # it runs anew
-            elif service.meta is not None:
-                since_ns = service.meta.created_at_ns
+            since_ns = job_since_ns(service)
         return Turn(
             key=(group.service_id, group.spec_version, group.node_id),
             terms=terms,
@@ -202,7 +195,7 @@ class Admission:
     def totals(self) -> None:
         """Makes the ledger know the cluster's totals."""
         if not self._totals_known:
-            self.ledger.totals = totals_of(self._table.nodes.values())
+            self.ledger.totals = totals_of(i.node for i in self._table.nodes.values())
             self._totals_known = True
 
 

@@ -18,7 +18,7 @@ from manager.control.slots import is_unplaced
 from manager.control.template import state_of
 from manager.control.tick import Tick
 from manager.control.turns import Turns
-from manager.scheduler import Group, NodeTable, account, reason
+from manager.scheduler import Group, NodeTable, account, pending_reason
 from manager.store import Draft, View
 from swarm import errors, states
 from swarm.clock import SECOND_NS
@@ -170,7 +170,7 @@ class Placer:
             return
         if not why:
             account_ = account(self._table, group.requirement, group.service_id, group.node_id)
-            why = reason(account_)
+            why = pending_reason(account_)
         now_ns = draft.now_ns
         for task in left:
             status = task.status or TaskStatus()

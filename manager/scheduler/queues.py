@@ -15,17 +15,17 @@ A quota is a bound on what a queue's jobs hold, not a promise of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from manager.scheduler.table import NodeInfo
 from swarm import errors, gpus
 from swarm.quantities import format_bytes, format_cpus
-from swarm.v1 import QueueSpec, SchedulingConfig, ServiceSpec
+from swarm.v1 import Node, QueueSpec, SchedulingConfig, ServiceSpec
 
 DEFAULT_QUEUE = "default"
 # One whole dimension of the cluster; fine enough that one task of a million shows.
 SHARE_WHOLE = 10**12
-_GPU_NANO = 1_000_000_000 // gpus.WHOLE
+_ONE_NANO = 1_000_000_000  # of one CPU, of one GPU
+_GPU_NANO = _ONE_NANO // gpus.WHOLE
 # How the dimensions of a quota are written, in order.
 _WORDS: tuple[tuple[Callable[[int], str], str], ...] = (
     (format_cpus, "CPUs"),
@@ -53,14 +53,21 @@ class Amounts:
             self.tasks + times * other.tasks,
         )
 
+    def given(self, gpus: int) -> Amounts:
+        """The same of a task that was given so many GPUs: who asked for all of a node's did not say
+        how many that are.
+        """
+        nano = gpus * _ONE_NANO
+        if nano > self.gpu_nano > 0 and self.gpu_nano % _ONE_NANO == 0:
+            return replace(self, gpu_nano=nano)
+        return self
+
 
 NOTHING_HELD = Amounts()
 
 
-def amounts_of(spec: ServiceSpec | None, *, gpus_here: int = 0) -> Amounts:
-    """What one task of the spec holds. `gpus_here`: how many it was given, which only matters where
-    it asks for all of a node's.
-    """
+def amounts_of(spec: ServiceSpec | None) -> Amounts:
+    """What one task of the spec holds; one that asks for all GPUs of a node: at least one."""
     task = spec.task if spec else None
     reserved = task.resources.reservations if task and task.resources else None
     if reserved is None:
@@ -69,13 +76,10 @@ def amounts_of(spec: ServiceSpec | None, *, gpus_here: int = 0) -> Amounts:
         ask = gpus.ask_of(reserved)
     except errors.Invalid:
         ask = None  # no node serves it either
-    pieces = 0
-    if ask is not None:
-        pieces = max(ask.wanted, gpus_here) if ask.all else ask.wanted
     return Amounts(
         cpu_nano=max(0, reserved.cpu_nano),
         memory_bytes=max(0, reserved.memory_bytes),
-        gpu_nano=pieces * ask.share * _GPU_NANO if ask is not None else 0,
+        gpu_nano=ask.wanted * ask.share * _GPU_NANO if ask is not None else 0,
         tasks=1,
     )
 
@@ -87,11 +91,11 @@ def specs_by_name(config: SchedulingConfig | None) -> dict[str, QueueSpec]:
     return {DEFAULT_QUEUE: first, **{name: named[name] for name in sorted(named)}}
 
 
-def totals_of(nodes: Iterable[NodeInfo]) -> Amounts:
+def totals_of(nodes: Iterable[Node]) -> Amounts:
     """What the nodes have; MIG instances count as GPUs, in place of the one they are parts of."""
     cpu = memory = pieces = 0
-    for info in nodes:
-        description = info.node.description
+    for node in nodes:
+        description = node.description
         if description is None:
             continue
         split = {g.parent_uuid for g in description.gpus if g.parent_uuid}

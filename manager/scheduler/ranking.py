@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from manager.scheduler.queues import DEFAULT_QUEUE, SHARE_WHOLE
-from swarm.v1 import ServiceSpec
+from swarm.v1 import Service, ServiceSpec
 
 GroupKey = tuple[str, int, str]
 """Service id, spec_version, and the node of tasks that may go to one only."""
@@ -59,6 +59,14 @@ def terms_of(spec: ServiceSpec | None) -> Terms:
         gang=job.gang,
         timeout_ns=job.timeout_ns,
     )
+
+
+def job_since_ns(service: Service) -> int:
+    """Since when a job waits: since it was made, or asked to run anew."""
+    status = service.job_status
+    if service.job_iteration and status is not None and status.queued_at_ns:
+        return status.queued_at_ns
+    return service.meta.created_at_ns if service.meta is not None else 0
 
 
 @dataclass(frozen=True, slots=True)
