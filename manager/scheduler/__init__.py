@@ -9,7 +9,14 @@ from manager.scheduler.constraints import (
     parse_constraint,
     parse_spread,
 )
-from manager.scheduler.explain import Account, account, ceiling, explain, reason
+from manager.scheduler.explain import (
+    Account,
+    account,
+    ceiling,
+    explain,
+    pending_reason,
+    reason,
+)
 from manager.scheduler.filters import FILTERS, Rejection, rejection, unavailable, unseen, unsuitable
 from manager.scheduler.nodeinfo import FAILURES_MAX, NodeInfo
 from manager.scheduler.placement import ASSIGNED_MESSAGE, Group, Placement, place
@@ -39,6 +46,7 @@ __all__ = [
     "normal_arch",
     "parse_constraint",
     "parse_spread",
+    "pending_reason",
     "place",
     "reason",
     "rejection",

@@ -1,8 +1,8 @@
 """Why a task is nowhere, or where it is: the filters' account in words.
 
-`account` counts each node once, where it falls out first (account.py). `reason` is the one line
-that stands in a pending task's status; `explain` is the whole answer for one task, worked out from
-a view on demand: of a placed task also how its node compares with the others.
+`account` counts each node once, where it falls out first (account.py). `reason` is that in one
+line, `pending_reason` what stands in a pending task's status; `explain` is the whole answer for one
+task, worked out from a view on demand: of a placed task also how its node compares with the others.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def _amount(dimension: str, value: int) -> str:
 
 
 def reason(account: Account) -> str:
-    """The account in one line, for a pending task's status.err."""
+    """The account in one line."""
     if not account.nodes_total:
         return "no suitable node (the cluster has no nodes)"
     if account.nodes_fit:
@@ -172,7 +172,24 @@ def reason(account: Account) -> str:
     parts: Iterable[FilterResult] = sorted(
         account.filters, key=lambda f: (f.filter != "resources", FILTERS.index(f.filter), -f.nodes)
     )
-    return f"no suitable node ({'; '.join(f.message for f in parts)})"
+    texts = (f.message if account.never else _with_never(f) for f in parts)
+    return f"no suitable node ({'; '.join(texts)})"
+
+
+def pending_reason(account: Account) -> str:
+    """The reason, and whether it is for ever: for a pending task's status.err."""
+    tail = "; no node could take it even if empty" if account.never else ""
+    return f"{reason(account)}{tail}"
+
+
+def _with_never(found: FilterResult) -> str:
+    """The filter's sentence, and of amounts which nodes would not suffice even if they were empty.
+    Of what a node is, the sentence says so by itself.
+    """
+    if found.filter != "resources" or not found.never_nodes:
+        return found.message
+    who = "" if found.never_nodes == found.nodes else f"{found.never_nodes} of them "
+    return f"{found.message}, {who}not even if empty"
 
 
 def _hint(account: Account, *, gone: bool) -> str:
@@ -226,8 +243,7 @@ def explain(view: View, task: Task) -> ExplainTaskResponse:
         summary = f"{subject} waits to be placed; {_nodes(result.nodes_fit)} can take it"
         hint = _hint(result, gone=True)
     else:
-        tail = "; no node could take it even if empty" if result.never else ""
-        summary = f"{subject} waits: {reason(result)}{tail}"
+        summary = f"{subject} waits: {pending_reason(result)}"
         hint = _hint(result, gone=False)
     return ExplainTaskResponse(
         summary=summary,
