@@ -192,7 +192,7 @@ class Membership:
             await self._stop()
 
     def _tell_gpus(self) -> None:
-        self._worker.use_gpus(self._gpus.gpus, self._gpus.problem)
+        self._worker.use_gpus(self._gpus.gpus, self._gpus.problem, mps=self._gpus.mps)
 
     async def _look_for_etcd(self) -> None:
         """Somebody may install it so that the node can be promoted."""

@@ -374,6 +374,8 @@ def _running(m: Machine, started: Started, now_ns: int) -> Machine:
     if m.state > state or (m.state == state and m.status.container == container):
         return m
     message = "started" if started.healthy else "waiting for the healthcheck"
+    if started.note:
+        message += f"; {started.note}"
     return _set(m, state, now_ns, message, container=container)
 
 

@@ -21,6 +21,7 @@ from msgspec import structs
 
 from agent import description, equipment, templates
 from agent import task_machine as tm
+from agent.gpus import unlimited
 from agent.hosts import Host, Looking, Snapshot
 from agent.ingress import Ingress, LocalTarget
 from agent.metrics import TASKS
@@ -64,6 +65,7 @@ STOP_GRACE_NS = 10 * SECOND_NS  # Docker's default
 ABANDON_AFTER_S = 2.0
 # The session begins at the latest after this, even if a runtime does not answer.
 LOOK_AROUND_S = 5.0
+GPU_WARNINGS_MAX = 5  # tasks whose part of a GPU does not hold; more are not named
 
 
 @dataclass(slots=True, eq=False)
@@ -136,6 +138,7 @@ class Worker:
         self._ingress_problems: tuple[str, ...] = ()
         self._gpus: tuple[Gpu, ...] = ()
         self._gpu_problem = ""
+        self._mps = ""
         # Tasks found on the host that no manager wants, being removed.
         self._strays: set[str] = set()
         # A manager has said since the start what is this node's; only then may strays go.
@@ -313,11 +316,18 @@ class Worker:
             self._about = dataclasses.replace(self._about, etcd_version=version)
             self.on_change()
 
-    def use_gpus(self, gpus: tuple[Gpu, ...], problem: str) -> None:
-        """Takes the GPUs that the node has from now on, and why these may not be all."""
-        if (gpus, problem) != (self._gpus, self._gpu_problem):
-            self._gpus, self._gpu_problem = gpus, problem
+    def use_gpus(self, gpus: tuple[Gpu, ...], problem: str, *, mps: str = "") -> None:
+        """Takes the GPUs that the node has from now on, why these may not be all, and where MPS
+        has its pipes.
+        """
+        if (gpus, problem, mps) != (self._gpus, self._gpu_problem, self._mps):
+            self._gpus, self._gpu_problem, self._mps = gpus, problem, mps
             self.on_change()
+
+    def _unlimited(self, entry: _Entry) -> str:
+        """Why the task's part of a GPU does not hold; empty: it does."""
+        spec, claimed = entry.assignment.spec, entry.task.assigned_gpus
+        return unlimited(spec, claimed, self._gpus, self._mps) if claimed else ""
 
     async def empty(self, *, timeout_s: float) -> bool:
         """Stops and removes all tasks, as when no manager wants them; whether that was done in
@@ -352,6 +362,11 @@ class Worker:
             warnings.append(self._state.problem)
         if self._gpu_problem:
             warnings.append(self._gpu_problem)
+        warnings += [
+            f"task {entry.assignment.name or task_id}: {why}"
+            for task_id, entry in sorted(self._entries.items())
+            if entry.task.assigned_gpus and (why := self._unlimited(entry))
+        ][:GPU_WARNINGS_MAX]
         return description.describe(
             self._about,
             [h.description for h in self._hosts if h.ready],
@@ -460,7 +475,8 @@ class Worker:
                     await host.prepare(await self._work(entry))
                     return tm.Prepared()
                 case tm.Doing.START:
-                    return tm.DidStart(await host.start(await self._work(entry)))
+                    started = await host.start(await self._work(entry))
+                    return tm.DidStart(dataclasses.replace(started, note=self._unlimited(entry)))
                 case tm.Doing.STOP:
                     container = _container(entry.assignment)
                     grace_ns = container.stop_grace_period_ns

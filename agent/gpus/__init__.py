@@ -2,6 +2,17 @@
 
 from agent.gpus.device import Device
 from agent.gpus.handover import HandOver, Handover, as_claimed, hand_over
+from agent.gpus.sharing import given_to, limited, unlimited
 from agent.gpus.watch import Gpus
 
-__all__ = ["Device", "Gpus", "HandOver", "Handover", "as_claimed", "hand_over"]
+__all__ = [
+    "Device",
+    "Gpus",
+    "HandOver",
+    "Handover",
+    "as_claimed",
+    "given_to",
+    "hand_over",
+    "limited",
+    "unlimited",
+]

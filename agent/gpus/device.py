@@ -29,3 +29,8 @@ class Use:
 
     memory_bytes: int | None = None
     ratio: float | None = None  # of time, 0 to 1
+
+
+def called(model: str, mig_profile: str) -> str:
+    """The model of an instance, as the driver's tools print it: claims name profiles by it."""
+    return f"{model} MIG {mig_profile}".strip() if mig_profile else model

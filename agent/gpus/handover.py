@@ -43,6 +43,10 @@ class Handover:
     engine_only: tuple[str, ...] = ()
     # There are GPUs here, so what the task did not claim must be hidden from it.
     hide: bool = False
+    # Where the control daemon of MPS has its pipes; empty: there is none (see sharing.py).
+    mps: str = ""
+    # Of the host, which a container must have at the same place.
+    shared_paths: tuple[str, ...] = ()
 
 
 # Claimed UUIDs to what the task is given.
@@ -55,11 +59,17 @@ def as_claimed(claimed: Sequence[str]) -> Handover:
 
 
 def hand_over(
-    devices: Sequence[Device], claimed: Sequence[str], *, strict: bool = True, dev: Path = DEV
+    devices: Sequence[Device],
+    claimed: Sequence[str],
+    *,
+    strict: bool = True,
+    dev: Path = DEV,
+    mps: str = "",
 ) -> Handover:
     """What a task with these claims gets of these devices, all that the node has.
 
     Not `strict`: the node's GPUs are not all known yet, and unknown ones are NVIDIA's to judge.
+    `mps`: where MPS has its pipes.
     """
     known = {d.gpu.uuid: d for d in devices}
     given = [known[uuid] for uuid in claimed if uuid in known]
@@ -86,6 +96,7 @@ def hand_over(
             d.gpu.uuid for d in given if d.gpu.driver == CDI and not d.nodes and not _is_nvidia(d)
         ),
         hide=bool(devices or claimed or (dev / "nvidiactl").exists()),
+        mps=mps if cuda or assumed else "",
     )
 
 

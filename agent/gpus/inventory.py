@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from msgspec import structs
 
-from agent.gpus.device import CDI, DRIVERS, NODES, NVIDIA, Device
+from agent.gpus.device import CDI, DRIVERS, NODES, NVIDIA, Device, called
 from swarm import errors
 from swarm.quantities import parse_bytes
 from swarm.v1 import Gpu, GpuLink, GpuProximity
@@ -42,6 +42,8 @@ class Inventory:
     devices: tuple[Device, ...] = ()
     # Whether the driver is asked too.
     discovery: bool = True
+    # Where MPS has its pipes; empty: where it has them by default.
+    mps: str = ""
 
 
 def read(path: Path) -> Inventory:
@@ -139,7 +141,7 @@ class _Reader:
         if not isinstance(content, dict):
             self._wrong("the file", content, "a mapping with the key gpus")
             return Inventory()
-        self._known("", content, ("gpus", "discovery"))
+        self._known("", content, ("gpus", "discovery", "mps"))
         discovery = content.get("discovery", "nvml")
         if discovery not in ("nvml", "none"):
             self._wrong("discovery", discovery, "nvml or none")
@@ -153,7 +155,11 @@ class _Reader:
         devices = [self._device(f"gpus[{i}]", i, entry) for i, entry in enumerate(entries)]
         found = [d for d in devices if d is not None]
         self._check_names(found)
-        return Inventory(tuple(found), discovery != "none")
+        mps = content.get("mps", "")
+        if "mps" in content and not (isinstance(mps, str) and mps.startswith("/")):
+            self._wrong("mps", mps, "the path of MPS's pipe directory")
+            mps = ""
+        return Inventory(tuple(found), discovery != "none", mps)
 
     # -------------------------------------------------------------- one GPU
 
@@ -187,7 +193,7 @@ class _Reader:
             Gpu(
                 uuid=given["uuid"],
                 index=given.get("index", number),
-                model=given.get("model", ""),
+                model=called(given.get("model", ""), given.get("mig_profile", "")),
                 memory_bytes=given.get("memory", 0),
                 compute_capability=given.get("compute_capability", ""),
                 parent_uuid=given.get("parent", ""),

@@ -20,7 +20,7 @@ from typing import Any
 import pynvml
 from msgspec import structs
 
-from agent.gpus.device import NVIDIA, Device, Use
+from agent.gpus.device import NVIDIA, Device, Use, called
 from agent.gpus.health import Signs
 from swarm.v1 import Gpu, GpuLink, GpuProcess, GpuProximity
 
@@ -483,7 +483,7 @@ def _instance(whole: _Whole, index: int, handle: Any, minors: dict[str, int]) ->
     gpu = Gpu(
         uuid=uuid,
         index=index,
-        model=whole.gpu.model,
+        model=called(whole.gpu.model, profile.group(1) if profile else ""),
         memory_bytes=int(memory.total) if memory else 0,
         compute_capability=whole.gpu.compute_capability,
         parent_uuid=whole.gpu.uuid,

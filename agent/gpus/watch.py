@@ -22,7 +22,7 @@ import structlog
 from msgspec import structs
 
 from agent.gpus import inventory as declared
-from agent.gpus import metrics
+from agent.gpus import metrics, sharing
 from agent.gpus.device import Device, Use
 from agent.gpus.handover import Handover, hand_over
 from agent.gpus.health import Faults, Signs, judge
@@ -56,6 +56,8 @@ class Look:
     # UUIDs that the driver answers for.
     driven: frozenset[str] = frozenset()
     problem: str = ""
+    # Where the control daemon of MPS has its pipes; empty: none runs.
+    mps: str = ""
 
 
 class Gpus:
@@ -99,9 +101,15 @@ class Gpus:
         """Why the table may be wrong, for people; empty: it is not."""
         return self._look.problem
 
+    @property
+    def mps(self) -> str:
+        """Where the control daemon of MPS has its pipes; empty: none runs."""
+        return self._look.mps
+
     def hand_over(self, claimed: Sequence[str]) -> Handover:
         """What a task with these claims is given."""
-        return hand_over(self._look.devices, claimed, strict=self.looked.is_set())
+        look = self._look
+        return hand_over(look.devices, claimed, strict=self.looked.is_set(), mps=look.mps)
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -142,7 +150,8 @@ class Gpus:
         self.looked.set()
         _log_changes(before, look, first=first)
         metrics.show(look.devices, look.uses)
-        if was_stale or first or (before.devices, before.problem) != (look.devices, look.problem):
+        told = (before.devices, before.problem, before.mps)
+        if was_stale or first or told != (look.devices, look.problem, look.mps):
             self.on_change()
 
 
@@ -248,11 +257,13 @@ class _Watcher:
         )
         gone = [_unhealthy(d, why) for uuid, d in self._known.items() if uuid not in found]
         devices = declared.merge((*found.values(), *gone), self._inventory.devices)
+        pipes = Path(self._inventory.mps) if self._inventory.mps else sharing.PIPES
         return Look(
             devices=devices,
             uses=uses,
             driven=frozenset(found),
             problem="; ".join(p for p in (self._inventory_problem, problem) if p),
+            mps=str(pipes) if devices and sharing.daemon_at(pipes) else "",
         )
 
     def _scan(self, now_s: float) -> tuple[nvml.Reading, ...]:

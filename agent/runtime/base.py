@@ -94,6 +94,8 @@ class Started:
     networks: tuple[NetworkAttachment, ...] = ()
     # False: it has a healthcheck that has not passed yet.
     healthy: bool = True
+    # What the node could not do for it, for its status; empty: nothing.
+    note: str = ""
 
 
 class EventKind(Enum):

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.gpus import Handover, as_claimed
+from agent.gpus import Handover, as_claimed, limited
+from agent.gpus.sharing import SHARED_MEMORY
 from agent.runtime.base import UNSUPPORTED, Rejected, Work
 from agent.runtime.docker.attach import (
     BUILT_IN,
@@ -27,6 +28,8 @@ from agent.runtime.docker.attach import (
 )
 from agent.runtime.docker.facts import Facts
 from agent.runtime.docker.mounts import Problem, plan_mounts
+from swarm.gpus import OPTIONS as GPU_OPTIONS
+from swarm.gpus import is_gpu_request
 from swarm.v1 import (
     Assignment,
     ContainerSpec,
@@ -44,11 +47,6 @@ LABEL_TASK = "com.docker.swarm.task.id"
 # The engine stops a container by itself (at its own end) with this grace; Docker's default.
 STOP_GRACE_NS = 10_000_000_000
 SECOND_NS = 1_000_000_000
-# Claims with one of these are for GPUs, as the scheduler sees them too.
-GPU_CAPABILITIES = frozenset({"gpu", "nvidia", "compute", "utility", "graphics", "video"})
-GPU_DRIVERS = frozenset({"nvidia", "amd", "cdi"})
-# Options of a claim that say which GPU is wanted; the others are the driver's.
-PLACEMENT_OPTIONS = frozenset({"capability", "fraction", "memory", "model"})
 _CDI = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_.-]+=.+")
 
 
@@ -72,7 +70,7 @@ def plan_container(
     assignment = work.assignment
     task, spec = assignment.task or Task(), assignment.spec or TaskSpec()
     container = spec.container or ContainerSpec()
-    given = as_claimed(task.assigned_gpus) if gpus is None else gpus
+    given = limited(as_claimed(task.assigned_gpus) if gpus is None else gpus, spec)
     problems: list[str] = []
     problem = problems.append
     problems += [f"GPU {uuid} is not on this node any more" for uuid in given.missing]
@@ -85,7 +83,7 @@ def plan_container(
         "Labels": _labels(assignment, container, node_id=node_id, cluster_id=cluster_id),
         "ExposedPorts": exposed_ports(container, ports, problem),
         "HostConfig": {
-            **_host_config(container, facts, problem),
+            **_host_config(container, facts, given, problem),
             **_resources(spec.resources, container, problem),
             **_devices(spec, container, facts, given, problem),
             **port_bindings(ports, attachments, problem),
@@ -238,11 +236,13 @@ def _check_policy(container: ContainerSpec, problem: Problem) -> None:
 # ------------------------------------------------------------------ host config
 
 
-def _host_config(container: ContainerSpec, facts: Facts, problem: Problem) -> dict[str, Any]:
+def _host_config(
+    container: ContainerSpec, facts: Facts, given: Handover, problem: Problem
+) -> dict[str, Any]:
     mounts = plan_mounts(container.mounts, facts, problem)
     config: dict[str, Any] = {
         "RestartPolicy": {"Name": "no"},  # the cluster restarts, not the engine
-        "Mounts": mounts.mounts,
+        "Mounts": [*mounts.mounts, *_shared(container, given)],
         "Privileged": container.privileged,
         "ReadonlyRootfs": container.read_only,
     }
@@ -379,6 +379,20 @@ def _resources(
     return out
 
 
+def _shared(container: ContainerSpec, given: Handover) -> list[dict[str, Any]]:
+    """What a task with a part of a GPU has of the host; not in place of what its spec puts there,
+    nor shared memory where it has the host's anyway.
+    """
+    taken = {mount.target for mount in container.mounts}
+    if container.ipc_mode == "host":
+        taken.add(SHARED_MEMORY)
+    return [
+        {"Type": "bind", "Source": path, "Target": path}
+        for path in given.shared_paths
+        if path not in taken
+    ]
+
+
 def _devices(
     spec: TaskSpec, container: ContainerSpec, facts: Facts, given: Handover, problem: Problem
 ) -> dict[str, Any]:
@@ -405,9 +419,10 @@ def _devices(
     capabilities: list[str] = []
     options: dict[str, str] = {}
     for claim in reservations.devices:
-        if claim.driver.lower() in GPU_DRIVERS or GPU_CAPABILITIES & set(claim.capabilities):
+        if is_gpu_request(claim):
             capabilities += [c for c in claim.capabilities if c not in capabilities]
-            options |= {k: v for k, v in claim.options.items() if k not in PLACEMENT_OPTIONS}
+            # Those that say which GPU is wanted are not the driver's.
+            options |= {k: v for k, v in claim.options.items() if k not in GPU_OPTIONS}
         else:
             requests.append(
                 {

@@ -193,9 +193,11 @@ def make(
     host_network: bool,
     files: Sequence[TaskFile],
     cgroups: Sequence[Path],
+    shared: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The plan. `hide` are folders of the host that isolated tasks do not see. `files` are shown by
-    mounts, and so given only to isolated tasks.
+    mounts, and so given only to isolated tasks. `shared` are places of the host that isolated
+    tasks see too.
     """
     spec = assignment.spec
     assert spec is not None
@@ -230,7 +232,7 @@ def make(
             "shm_size": container.shm_size_bytes,
             "read_only": container.read_only,
             "hide": [str(folder) for folder in hide],
-            "mounts": _mounts(container, layout),
+            "mounts": _mounts(container, layout, shared),
             "files": [
                 {"target": f.target, "data": f.data, "uid": f.uid, "gid": f.gid, "mode": f.mode}
                 for f in (*_name_files(container, hostname, lease), *files)
@@ -257,9 +259,13 @@ def _oom_score_adj(container: ContainerSpec, powers: Powers) -> int | None:
     return container.oom_score_adj
 
 
-def _mounts(container: ContainerSpec, layout: Layout) -> list[dict[str, Any]]:
+def _mounts(
+    container: ContainerSpec, layout: Layout, shared: Sequence[str]
+) -> list[dict[str, Any]]:
     work = str(layout.work)
     mounts = [_bind(work, work, read_only=False, recursive=False)]
+    taken = {mount.target for mount in container.mounts}
+    mounts += [_bind(p, p, read_only=False, recursive=False) for p in shared if p not in taken]
     for mount in sorted(container.mounts, key=lambda m: m.target.rstrip("/").count("/")):
         if mount.type == "tmpfs":
             mounts.append(_tmpfs(mount))

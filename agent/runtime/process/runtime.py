@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
-from agent.gpus import HandOver, Handover, as_claimed
+from agent.gpus import HandOver, Handover, as_claimed, given_to
 from agent.ingress import LocalTarget
 from agent.runtime.base import (
     UNSUPPORTED,
@@ -336,7 +336,7 @@ class ProcessRuntime:
         return _started(task)
 
     def _given(self, assignment: Assignment) -> Handover:
-        return self._gpus(assignment.task.assigned_gpus if assignment.task else ())
+        return given_to(assignment, self._gpus)
 
     async def _make_record(self, work: Work) -> Record:
         """Gives the task its address, ports and files, and writes down what must be known of it."""
@@ -359,7 +359,6 @@ class ProcessRuntime:
         if work.files and not powers.isolated:
             files_dir = str(self._files.write(task_id, work.files, uid=who.uid, gid=who.gid))
         layout = self._layout(self._folder(task_id))
-        bind = "0.0.0.0" if not shared else self._ports.bind_address
         namespaces = tuple(n for n in process_plan.NAMESPACES if not (shared and n == "net"))
         record = Record(
             task_id=task_id,
@@ -372,7 +371,7 @@ class ProcessRuntime:
             cwd=container.dir or str(layout.work),
             env=process_plan.environment(
                 assignment,
-                Ports(bind, actual),
+                Ports("0.0.0.0" if not shared else self._ports.bind_address, actual),
                 home=who.home or str(layout.work),
                 files=files_dir,
                 gpus=self._given(assignment),
@@ -390,10 +389,10 @@ class ProcessRuntime:
         """Starts the supervisor and leads it to the point where the command runs."""
         assignment, spec, container = _parts(work)
         record = task.record
+        given = self._given(assignment)
         groups: tuple[Path, ...] = ()
         if self._cgroups is not None:
-            limits = process_plan.limits(spec, self._given(assignment))
-            groups = self._cgroups.create(work.task_id, limits)
+            groups = self._cgroups.create(work.task_id, process_plan.limits(spec, given))
         plan = process_plan.make(
             assignment,
             self._layout(task.folder),
@@ -405,6 +404,7 @@ class ProcessRuntime:
             host_network=not record.isolated,
             files=work.files,
             cgroups=groups,
+            shared=given.shared_paths,
         )
         supervisor = process_spawn.Supervisor(task.folder)
         try:

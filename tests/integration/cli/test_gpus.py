@@ -142,7 +142,16 @@ def test_a_wrong_filter_value_names_the_accepted_ones(cli: Cli, gpus: Usages) ->
 
 
 def test_a_cluster_without_gpus_has_an_empty_list(cli: Cli, cluster: FakeCluster) -> None:
-    assert cli.ok("gpu", "ls").split() == ["NODE", "INDEX", "UUID", "MODEL", "MEMORY", "FREE", "HEALTH", "TASKS"]
+    assert cli.ok("gpu", "ls").split() == [
+        "NODE",
+        "INDEX",
+        "UUID",
+        "MODEL",
+        "MEMORY",
+        "FREE",
+        "HEALTH",
+        "TASKS",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ async def test_instances_are_gpus_of_their_own(machine: Machine) -> None:
             "1g.10gb",
             10 * GIB,
         )
-        assert part.model == "NVIDIA A100-SXM4-80GB"
+        assert part.model == "NVIDIA A100-SXM4-80GB MIG 1g.10gb"
         machine.xid(1, 79, instance=4)
         await watch.until(lambda: not watch.one("MIG-1").healthy)
         assert watch.one("MIG-0").healthy and watch.one(uuid(1)).healthy

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +45,12 @@ class Run:
 
 def running() -> Run:
     return Run().feed(tm.Located(None), tm.Prepared(), tm.DidStart(STARTED))
+
+
+def test_what_the_node_could_not_do_stands_in_the_status() -> None:
+    noted = replace(STARTED, note="its 0.5 of GPU G is not enforced")
+    run = Run().feed(tm.Located(None), tm.Prepared(), tm.DidStart(noted))
+    assert run.machine.status.message == "started; its 0.5 of GPU G is not enforced"
 
 
 def test_task_goes_through_all_states_to_running() -> None:

@@ -15,7 +15,18 @@ from agent.state import StateFile
 from agent.worker import Worker
 from swarm import errors
 from swarm.clock import SystemClock
-from swarm.v1 import Assignment, Assignments, ContainerSpec, Gpu, Task, TaskSpec, TaskState
+from swarm.v1 import (
+    Assignment,
+    Assignments,
+    ContainerSpec,
+    DeviceRequest,
+    Gpu,
+    ResourceRequirements,
+    Resources,
+    Task,
+    TaskSpec,
+    TaskState,
+)
 from tests.fakes.runtime import FakeIngress, FakeRuntime
 from tests.fakes.waiting import until
 
@@ -42,6 +53,19 @@ class Flaky(FakeRuntime):
         self.broken.clear()
         raise errors.Unavailable("the engine restarts")
         yield
+
+
+class Answering(FakeIngress):
+    """Tasks are connected to until the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answered = asyncio.Event()
+
+    async def finished(self, task_id: str, *, timeout_s: float) -> bool:
+        await super().finished(task_id, timeout_s=timeout_s)
+        await self.answered.wait()
+        return True
 
 
 def wanted(*names: str) -> Assignments:
@@ -105,3 +129,63 @@ def test_gpus_are_told_when_they_change_and_not_otherwise(tmp_path: Path) -> Non
         worker.use_gpus(gpus, problem)
     assert [d.gpus[0].healthy for d in told] == [True, False, False]
     assert told[-1].warnings == ("NVML cannot be used",)
+
+
+async def test_a_task_answers_before_it_is_told_to_stop(tmp_path: Path) -> None:
+    ingress = Answering()
+    runtime = FakeRuntime()
+    worker = Worker(
+        runtimes=[runtime],
+        ingress=ingress,
+        state=StateFile(tmp_path),
+        about=About("n1", "1.0"),
+        clock=SystemClock(),
+    )
+    running = asyncio.create_task(worker.run(lambda: None))
+    try:
+        await until(lambda: runtime.connected)
+        worker.assign(wanted("a"))
+        await until(lambda: states(worker).get("a") == TaskState.RUNNING)
+        worker.assign(Assignments(full=True))
+        await until(lambda: ingress.finishing == [("a", 5.0)])
+        assert "a" not in ingress.targets, "it takes no more connections"
+        assert states(worker)["a"] == TaskState.RUNNING
+        ingress.answered.set()
+        await until(lambda: "a" not in states(worker))
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_part_of_a_gpu_that_does_not_hold_is_told_with_the_task_and_with_the_node(
+    tmp_path: Path,
+) -> None:
+    worker = Worker(
+        runtimes=[FakeRuntime()],
+        ingress=FakeIngress(),
+        state=StateFile(tmp_path),
+        about=About("n1", "1.0"),
+        clock=SystemClock(),
+    )
+    half = DeviceRequest(capabilities=("gpu",), options={"fraction": "0.5"})
+    spec = TaskSpec(
+        container=ContainerSpec(image="busybox"),
+        resources=ResourceRequirements(reservations=Resources(devices=(half,))),
+    )
+    task = Task(id="t", desired_state=TaskState.RUNNING, assigned_gpus=("GPU-1",))
+    running = asyncio.create_task(worker.run(lambda: None))
+    try:
+        worker.use_gpus((Gpu(uuid="GPU-1", driver="nvidia", healthy=True),), "")
+        assignment = Assignment(task=task, spec=spec, name="half.1")
+        worker.assign(Assignments(full=True, tasks=(assignment,)))
+        await until(lambda: states(worker) == {"t": TaskState.RUNNING})
+        why = "its 0.5 of GPU GPU-1 is not enforced: no MPS control daemon runs here"
+        [report] = worker.reports()
+        assert report.status is not None
+        assert report.status.message == f"started; {why}"
+        assert worker.description().warnings == (f"task half.1: {why}",)
+        worker.use_gpus(worker.description().gpus, "", mps="/run/mps")
+        assert worker.description().warnings == ()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)

@@ -57,6 +57,17 @@ def test_every_field_reaches_the_gpu() -> None:
     assert (two.gpu.healthy, two.gpu.health_message) == (False, "fan stands still")
 
 
+def test_the_pipe_directory_of_mps_is_a_path() -> None:
+    assert parse(b"mps: /run/mps", "f").mps == "/run/mps"
+    with pytest.raises(errors.Invalid, match="mps: .*the path of MPS's pipe directory"):
+        parse(b"mps: run/mps", "f")
+
+
+def test_an_instance_is_called_by_its_profile_too() -> None:
+    text = b"gpus: [{uuid: M, parent: G, model: NVIDIA A100, mig_profile: 1g.5gb}]"
+    assert parse(text, "f").devices[0].gpu.model == "NVIDIA A100 MIG 1g.5gb"
+
+
 def test_json_is_read_too_and_discovery_can_be_turned_off() -> None:
     text = json.dumps({"discovery": "none", "gpus": [{"uuid": "GPU-1", "memory": 1024}]})
     inventory = parse(text.replace(" ", "\t").encode(), "f.json")

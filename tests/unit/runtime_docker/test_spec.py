@@ -23,6 +23,7 @@ from swarm.v1 import (
     Driver,
     GenericResource,
     HealthConfig,
+    Mount,
     Network,
     NetworkAttachment,
     NetworkAttachmentSpec,
@@ -69,8 +70,8 @@ def work(
     )
 
 
-def body(given: Work, facts: Facts = NEW) -> dict[str, Any]:
-    plan = plan_container(given, facts, node_id="n1", cluster_id="c1")
+def body(given: Work, facts: Facts = NEW, gpus: Handover | None = None) -> dict[str, Any]:
+    plan = plan_container(given, facts, node_id="n1", cluster_id="c1", gpus=gpus)
     ids = [a.built_in or f"engine-{a.network.id}" for a in plan.attachments]  # type: ignore[union-attr]
     return body_for(plan, ids, (), facts)[0]
 
@@ -339,6 +340,24 @@ def test_gpus_are_passed_by_uuid_and_in_the_environment() -> None:
             "Options": {},
         }
     ]
+
+
+def test_a_part_of_a_gpu_comes_with_what_mps_needs() -> None:
+    claim = DeviceRequest(count=1, capabilities=("gpu",), options={"fraction": "0.5"})
+    resources = ResourceRequirements(reservations=Resources(devices=(claim,)))
+    given = Handover(uuids=("G",), cuda=("G",), hide=True, mps="/run/mps")
+    task = Task(id="t1", assigned_gpus=("G",))
+    container = ContainerSpec(env=("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=100",))
+    made = body(work(container, task=task, resources=resources), gpus=given)
+    assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=50" in made["Env"]
+    assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=100" not in made["Env"]
+    assert [m["Target"] for m in made["HostConfig"]["Mounts"]] == ["/run/mps", "/dev/shm"]
+    assert made["HostConfig"]["DeviceRequests"][0]["Options"] == {}
+    own = Mount(type="tmpfs", target="/dev/shm")
+    made = body(work(ContainerSpec(mounts=(own,)), task=task, resources=resources), gpus=given)
+    assert [m["Target"] for m in made["HostConfig"]["Mounts"]].count("/dev/shm") <= 1
+    made = body(work(ContainerSpec(ipc_mode="host"), task=task, resources=resources), gpus=given)
+    assert [m["Target"] for m in made["HostConfig"]["Mounts"]] == ["/run/mps"]
 
 
 def test_a_task_without_gpus_sees_none_where_the_runtime_would_give_them() -> None:
