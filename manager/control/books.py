@@ -32,12 +32,14 @@ class Books:
     def get(self, service_id: str) -> Book | None:
         return self.by_id.get(service_id)
 
-    def note_service(self, service_id: str, view: View) -> None:
-        """The service has changed. Another spec, iteration or end: all slots are looked at anew."""
+    def note_service(self, service_id: str, view: View) -> bool:
+        """The service has changed; whether it has to be looked at whoever changed it. Another spec,
+        iteration or end: all slots are looked at anew.
+        """
         service = view.get(Service, service_id)
         if service is None or not mode_of(service.spec).job:
             self.by_id.pop(service_id, None)
-            return
+            return False
         book = self.by_id.get(service_id)
         if (
             book is None
@@ -47,6 +49,7 @@ class Books:
         ):
             book = self.by_id[service_id] = Book.of(view, service)
         book.shown = service.job_status.state if service.job_status else JobState.UNSPECIFIED
+        return self._stands_out(book)
 
     def note_task(
         self, book: Book, old: Task | None, new: Task | None, view: View, *, own: bool
@@ -72,11 +75,13 @@ class Books:
         return leaves or completed or fewer or book.hungry or self._stands_out(book)
 
     def _stands_out(self, book: Book) -> bool:
-        """Whether the job as a whole has come to something: its first task has a place, or all of
-        its gang are ready, or not all of them go on.
+        """Whether the job as a whole has come to something: its first task has a place, or none
+        has; all of its gang are ready, or not all of them go on.
         """
         counts = book.counts
         if book.shown in _QUEUED and book.has_place:
+            return True
+        if book.shown == JobState.RUNNING and book.waiting and not book.has_place:
             return True
         if not book.terms.gang:
             return False

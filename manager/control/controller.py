@@ -131,7 +131,8 @@ class Controller:
                 self._observe_node(change, view)
             case Kind.SERVICE:
                 self._placer.observe_service(change.old, change.new, view)
-                self._books.note_service(change.id, view)
+                if self._books.note_service(change.id, view):
+                    self.dirty.add(change.id)
                 if change.new is not None:
                     self._note_service(change.new)
                 else:
