@@ -40,4 +40,10 @@ class Ingress(Protocol):
         """Where a local task listens; None: it is gone."""
         ...
 
+    async def finished(self, task_id: str, *, timeout_s: float) -> bool:
+        """Waits until a task without a target has answered what came through published ports;
+        False: it had not when the time was over.
+        """
+        ...
+
     async def close(self) -> None: ...

@@ -63,6 +63,8 @@ STOP_GRACE_NS = 10 * SECOND_NS  # Docker's default
 # An operation that a stop finds under way may end by itself this long. Most do; a container that
 # was asked for and not waited for would appear after the clean-up. A pull is cancelled then.
 ABANDON_AFTER_S = 2.0
+# How long a task that is to stop may go on with answers, at most; never longer than its grace.
+ANSWERS_S_MAX = 5.0
 # The session begins at the latest after this, even if a runtime does not answer.
 LOOK_AROUND_S = 5.0
 GPU_WARNINGS_MAX = 5  # tasks whose part of a GPU does not hold; more are not named
@@ -480,6 +482,8 @@ class Worker:
                 case tm.Doing.STOP:
                     container = _container(entry.assignment)
                     grace_ns = container.stop_grace_period_ns
+                    if entry.machine.failure is None:
+                        await self._finish_answers(task_id, grace_ns)
                     code = await host.stop(
                         task_id,
                         signal=container.stop_signal,
@@ -499,6 +503,15 @@ class Worker:
             if not entry.cancelled or this is None or this.uncancel() > 0:
                 raise
             return tm.Refused("abandoned: the task is not wanted any more", rejected=False)
+
+    async def _finish_answers(self, task_id: str, grace_ns: int | None) -> None:
+        """Lets a task that is hidden already answer what it was asked through published ports,
+        before it hears that it is to stop: many programs end at once then.
+        """
+        grace_s = (STOP_GRACE_NS if grace_ns is None else grace_ns) / SECOND_NS
+        timeout_s = min(grace_s, ANSWERS_S_MAX)
+        if not await self._ingress.finished(task_id, timeout_s=timeout_s):
+            log.debug("stopped_while_answering", task_id=task_id, waited_s=timeout_s)
 
     async def _abandon(self, entry: _Entry, operation: asyncio.Task[None]) -> None:
         await asyncio.wait({operation}, timeout=ABANDON_AFTER_S)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from agent.ingress import LocalTarget
 from agent.proxy import preamble
 from agent.proxy.balance import Balancer, Slot
+from agent.proxy.guests import Guest, Guests
 from agent.proxy.metrics import Traffic
 from agent.proxy.preamble import Status
 from agent.proxy.splice import Side
@@ -34,6 +35,7 @@ class Cluster:
     # Tasks with host ports, as the runtime gave them.
     host_targets: dict[str, LocalTarget] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
+    guests: Guests = field(default_factory=Guests)
 
     def local(self, task_id: str, port: int) -> tuple[str, int] | None:
         """Where a task of this node listens."""
@@ -47,16 +49,25 @@ def actual_port(port_map: Mapping[int, int], port: int) -> int:
     return port_map.get(port, port)
 
 
-async def dial(cluster: Cluster, balancer: Balancer, port: int) -> tuple[Side, Slot]:
-    """A connection to the target port of one backend, held back until it is linked. The caller
-    calls `balancer.closed` once it is over. Raises Unavailable with the reasons.
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A connection to one backend, held back until it is linked."""
+
+    side: Side
+    slot: Slot
+    guest: Guest | None  # of a task of this node
+
+
+async def dial(cluster: Cluster, balancer: Balancer, port: int) -> Way:
+    """A connection to the target port of one backend. The caller calls `hang_up` once it is over.
+    Raises Unavailable with the reasons.
     """
     reasons: list[str] = []
     for slot in balancer.order(cluster.clock.monotonic_s())[:ATTEMPTS_MAX]:
         balancer.chosen(slot)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                side = await _connect(cluster, slot, port)
+                side, guest = await _connect(cluster, slot, port)
         except (OSError, TimeoutError, errors.SwarmError) as error:
             balancer.closed(slot)
             balancer.failed(slot, cluster.clock.monotonic_s())
@@ -66,14 +77,31 @@ async def dial(cluster: Cluster, balancer: Balancer, port: int) -> tuple[Side, S
             raise
         else:
             balancer.succeeded(slot)
-            return side, slot
+            return Way(side, slot, guest)
     raise errors.Unavailable("; ".join(reasons) or "no replica is running")
 
 
-async def _connect(cluster: Cluster, slot: Slot, port: int) -> Side:
+def hang_up(cluster: Cluster, balancer: Balancer, way: Way) -> None:
+    """The connection is over."""
+    balancer.closed(way.slot)
+    if way.guest is not None:
+        cluster.guests.leave(way.guest)
+
+
+async def visit(cluster: Cluster, task_id: str, target: tuple[str, int]) -> tuple[Side, Guest]:
+    """A connection to a task of this node, which is its guest from now on."""
+    guest = cluster.guests.enter(task_id)
+    try:
+        return await connect(cluster, *target), guest
+    except BaseException:
+        cluster.guests.leave(guest)
+        raise
+
+
+async def _connect(cluster: Cluster, slot: Slot, port: int) -> tuple[Side, Guest | None]:
     backend = slot.backend
     if (local := cluster.local(backend.task_id, port)) is not None:
-        return await connect(cluster, *local)
+        return await visit(cluster, backend.task_id, local)
     if not cluster.keys:
         raise errors.Unavailable("this node has no relay key yet")
     if not backend.relay_addr or not backend.relay_port:
@@ -100,7 +128,7 @@ async def _connect(cluster: Cluster, slot: Slot, port: int) -> Side:
     except BaseException:
         side.transport.abort()
         raise
-    return side
+    return side, None
 
 
 async def connect(cluster: Cluster, host: str, port: int) -> Side:

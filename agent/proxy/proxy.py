@@ -164,6 +164,9 @@ class Proxy:
         else:
             self._cluster.targets[task_id] = target
 
+    async def finished(self, task_id: str, *, timeout_s: float) -> bool:
+        return await self._cluster.guests.finished(task_id, timeout_s=timeout_s)
+
     async def apply(self, services: Sequence[IngressService]) -> tuple[str, ...]:
         async with self._changing:
             if self._relay is None:

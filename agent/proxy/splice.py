@@ -33,6 +33,8 @@ class Side(asyncio.Protocol):
         self._early = bytearray()
         self._ended = False  # nothing more will be received
         self._lost = False
+        self.chunks = 0  # that were received since it was linked
+        self.spoke_last = False  # of the two sides
         self._on_lost: Callable[[], None] | None = None
         self._received: Callable[[], None] | None = None
         self.transport: asyncio.Transport
@@ -123,6 +125,8 @@ class Side(asyncio.Protocol):
             else:
                 self.hold()
             return
+        self.chunks += 1
+        self.spoke_last, peer.spoke_last = True, False
         if self._client:
             self._traffic.received += len(data)
         else:

@@ -11,7 +11,7 @@ import structlog
 
 from agent.proxy import metrics, preamble
 from agent.proxy.balance import Balancer
-from agent.proxy.dial import CONNECT_TIMEOUT_S, Cluster, connect, dial
+from agent.proxy.dial import CONNECT_TIMEOUT_S, Cluster, dial, hang_up, visit
 from agent.proxy.listen import BACKLOG
 from agent.proxy.preamble import Guard, Status
 from agent.proxy.splice import Side
@@ -80,7 +80,7 @@ async def listen(
     async def serve(client: Side) -> None:
         client.hold()
         try:
-            backend, slot = await dial(connections.cluster, balancer, port)
+            way = await dial(connections.cluster, balancer, port)
         except errors.Unavailable as error:
             metrics.CONNECTIONS.labels("tcp", "no_backend").inc()
             log.debug("no_backend", port=port, reason=error.message)
@@ -89,11 +89,13 @@ async def listen(
             return
 
         def closed() -> None:
-            balancer.closed(slot)
+            hang_up(connections.cluster, balancer, way)
             connections.over(client)
 
         metrics.CONNECTIONS.labels("tcp", "ok").inc()
-        client.link(backend, closed)
+        if way.guest is not None:
+            way.guest.opened(client, way.side)
+        client.link(way.side, closed)
 
     return await _serve_socket(sock, connections, serve)
 
@@ -134,13 +136,19 @@ async def listen_relay(sock: socket.socket, connections: Connections) -> asyncio
             return
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                backend = await connect(cluster, *target)
+                backend, guest = await visit(cluster, hello.task_id, target)
         except (OSError, TimeoutError) as error:
             refuse(client, Status.REFUSED, f"task {hello.task_id}: {error or 'no answer'}")
             return
         metrics.CONNECTIONS.labels("relay", "ok").inc()
         client.transport.write(bytes((Status.OPEN,)))
-        client.link(backend, lambda: connections.over(client))
+        guest.opened(client, backend)
+
+        def closed() -> None:
+            cluster.guests.leave(guest)
+            connections.over(client)
+
+        client.link(backend, closed)
 
     return await _serve_socket(sock, connections, serve)
 

@@ -336,6 +336,7 @@ class FakeIngress:
         self.targets: dict[str, LocalTarget] = {}
         self.problems: tuple[str, ...] = ()
         self.applied = 0
+        self.finishing: list[tuple[str, float]] = []
 
     async def start(self) -> None: ...
 
@@ -353,5 +354,9 @@ class FakeIngress:
             self.targets.pop(task_id, None)
         else:
             self.targets[task_id] = target
+
+    async def finished(self, task_id: str, *, timeout_s: float) -> bool:
+        self.finishing.append((task_id, timeout_s))
+        return True
 
     async def close(self) -> None: ...

@@ -258,3 +258,37 @@ async def test_connections_are_counted_and_none_stays_open(bench: Bench) -> None
         for balancer in published.balancers.values():
             balancer.check_invariants()
             assert all(slot.open == 0 for slot in balancer.order(0.0))
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
+async def test_a_task_that_is_to_stop_finishes_its_answers(bench: Bench, remote: bool) -> None:
+    first, second = await bench.node(), await bench.node()
+    go_on = asyncio.Event()
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            if line == b"slow\n":
+                await go_on.wait()
+            writer.write(line)
+            await writer.drain()
+        writer.close()
+
+    node = second if remote else first
+    backend = await bench.task(node, "a", handler)
+    port = free_port()
+    await first.proxy.apply([service(port, backend)])
+    assert await node.proxy.finished("a", timeout_s=5), "nobody is connected"
+    reader, writer = await asyncio.open_connection(first.host, port)
+    async with asyncio.timeout(20):
+        writer.write(b"quick\n")
+        assert await reader.readline() == b"quick\n"
+        assert await node.proxy.finished("a", timeout_s=10), "it was answered, and stays open"
+        writer.write(b"slow\n")
+        node.proxy.set_target("a", None)
+        assert not await node.proxy.finished("a", timeout_s=0.5), "no answer has come"
+        waiting = asyncio.create_task(node.proxy.finished("a", timeout_s=10))
+        go_on.set()
+        assert await reader.readline() == b"slow\n"
+        assert await waiting
+        writer.close()
+        await writer.wait_closed()

@@ -143,7 +143,6 @@ async def test_a_task_answers_before_it_is_told_to_stop(tmp_path: Path) -> None:
     )
     running = asyncio.create_task(worker.run(lambda: None))
     try:
-        await until(lambda: runtime.connected)
         worker.assign(wanted("a"))
         await until(lambda: states(worker).get("a") == TaskState.RUNNING)
         worker.assign(Assignments(full=True))
