@@ -23,7 +23,7 @@ from manager.control.slots import is_live
 from manager.control.template import job_size, state_of, stop_grace_ns
 from manager.control.tick import Tick
 from manager.scheduler import Group, NodeTable, place
-from manager.scheduler.backfill import UNKNOWN_NS, soonest
+from manager.scheduler.backfill import UNKNOWN_NS, ghosts, soonest
 from manager.scheduler.preemption import Choice, Facts, Search
 from manager.scheduler.ranking import GroupKey, Ranking, Turn
 from manager.scheduler.table import Claim
@@ -323,7 +323,16 @@ class Turns:
         return choice
 
     def _search(self, turn: Turn, group: Group) -> Search:
-        a = self._a
+        """Groups with the same need and terms go on where the last one has come to: what one has
+        not found, the next does not look for.
+        """
+        a, need = self._a, group.requirement
+        only = group.service_id if need.of_service or turn.terms.gang else ""
+        key = (need, turn.terms, group.node_id, only)
+        found = self._searches.get(key)
+        if found is not None:
+            return found
+        group = replace(group, tasks=ghosts("anybody", group.tasks[0], 1))
         facts = Facts(
             self._draft,
             self._now_ns,
@@ -335,7 +344,8 @@ class Turns:
                 if h.turn.key == turn.key or h.binds(turn) or h.turn.terms == turn.terms
             ],
         )
-        return Search(self._table, facts, group, turn.terms.priority)
+        found = self._searches[key] = Search(self._table, facts, group, turn.terms.priority)
+        return found
 
     def _members(self, service_id: str) -> Sequence[Task]:
         if not self._a.terms(service_id).gang:
