@@ -32,7 +32,7 @@ from manager.control.template import (
     state_of,
     update_config,
 )
-from manager.scheduler import requirement_of, unavailable, unseen, unsuitable
+from manager.scheduler import FOR_EVER, requirement_of, unavailable, unseen, unsuitable
 from manager.store import View
 from swarm import states
 from swarm.quantities import format_duration
@@ -362,7 +362,8 @@ class _Account:
         ):
             return f"{BE} held back: the service waits {words(closed)}"
         if state < TaskState.ASSIGNED:
-            err = task.status.err if task.status else ""
+            # That it is for ever is said as a trouble.
+            err = task.status.err.removesuffix(FOR_EVER) if task.status else ""
             return f"{BE} not placed: {err}" if err else f"{BE} not placed"
         if task.desired_state == TaskState.READY:
             before = _newest([t for t in siblings if t.id != task.id])

@@ -37,7 +37,7 @@ from manager.control.template import (
     state_of,
     update_config,
 )
-from manager.scheduler import ceiling, requirement_of, unavailable, unseen, unsuitable
+from manager.scheduler import FOR_EVER, ceiling, requirement_of, unavailable, unseen, unsuitable
 from manager.store import View
 from swarm import states
 from swarm.clock import SECOND_NS
@@ -310,8 +310,8 @@ def _places(facts: Facts) -> list[Trouble]:
 
 
 def _unplaced(waiting: Iterable[Task]) -> str:
-    """What the scheduler has said about them."""
-    said = (t.status.err for t in waiting if t.status and t.status.err)
+    """What the scheduler has said about them; that it is for ever is said beside it."""
+    said = (t.status.err.removesuffix(FOR_EVER) for t in waiting if t.status and t.status.err)
     return next(said, "no node could take them even if it were empty")
 
 

@@ -10,6 +10,7 @@ from manager.scheduler.constraints import (
     parse_spread,
 )
 from manager.scheduler.explain import (
+    FOR_EVER,
     Account,
     account,
     ceiling,
@@ -27,6 +28,7 @@ __all__ = [
     "ASSIGNED_MESSAGE",
     "FAILURES_MAX",
     "FILTERS",
+    "FOR_EVER",
     "NOTHING",
     "Account",
     "Attribute",

@@ -31,6 +31,9 @@ _DIMENSION_NAMES = {
     "gpu_memory": "GPU memory",
 }
 
+FOR_EVER = "; no node could take it even if empty"
+"""What a pending task's reason ends with where waiting does not help."""
+
 
 @dataclass(frozen=True, slots=True)
 class Account:
@@ -178,8 +181,7 @@ def reason(account: Account) -> str:
 
 def pending_reason(account: Account) -> str:
     """The reason, and whether it is for ever: for a pending task's status.err."""
-    tail = "; no node could take it even if empty" if account.never else ""
-    return f"{reason(account)}{tail}"
+    return reason(account) + (FOR_EVER if account.never else "")
 
 
 def _with_never(found: FilterResult) -> str:

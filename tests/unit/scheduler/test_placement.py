@@ -301,8 +301,8 @@ def test_the_reason_names_amounts_first() -> None:
         make_node("n3", availability=Availability.DRAIN),
     ]
     assert Case(nodes, spec(memory_bytes=GIB // 2)).why() == (
-        "no suitable node (2 of 3 nodes short of memory: need 512 MiB, best free 256 MiB on n1; "
-        "1 node drained)"
+        "no suitable node (2 of 3 nodes short of memory: need 512 MiB, best free 256 MiB on n1, "
+        "not even if empty; 1 node drained)"
     )
 
 
