@@ -19,6 +19,8 @@ import heapq
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from msgspec import structs
+
 from manager.control import jobs
 from manager.control.automatic import Automatic
 from manager.control.books import Books
@@ -50,7 +52,7 @@ from manager.control.work import Budget, Work
 from manager.scheduler import NodeTable
 from manager.store import Change, Draft, View
 from swarm import errors, ids, states
-from swarm.v1 import Cluster, Kind, Node, Service, Task, TaskState
+from swarm.v1 import Cluster, Gpu, Kind, Node, Service, Task, TaskState
 
 LOOKED_MAX = 10_000  # slots of a job that one tick looks at
 CREATED_MAX = 5_000  # tasks that one tick may create: some 0.1 s of work, one commit of 2 MB
@@ -439,9 +441,14 @@ def _matters(node: Node | None) -> Any:
     return (
         node.status and (node.status.state, node.status.addr),
         s and (s.labels, s.role, s.availability),
-        d and (d.hostname, d.platform, d.resources, d.engine, d.runtimes, d.gpus),
+        d and (d.hostname, d.platform, d.resources, d.engine, d.runtimes, _devices(d.gpus)),
         node.revoked,
     )
+
+
+def _devices(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
+    """Without who uses them just now, which changes all the time and moves nothing."""
+    return tuple(structs.replace(gpu, processes=(), ecc_errors=0) for gpu in gpus)
 
 
 def _history_limit(cluster: Cluster | None) -> int | None:

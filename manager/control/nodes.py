@@ -5,6 +5,7 @@
 | object gone | ORPHANED; replaced at once |
 | down, left, or removed by force | told to stop when it is back; replaced at once, elsewhere |
 | down for 24 h | the same, and ORPHANED: given up |
+| a GPU that the task holds is sick or gone | stopped; the replacement starts when it has |
 | drained | moved within the service's budget, the new task first (moves.py) |
 | drained, and it cannot move (a job's; one a node; it does not run yet) | as the next row |
 | no longer within the constraints | stopped; the replacement starts when it has |
@@ -49,6 +50,8 @@ def follow_nodes(work: Work) -> None:
             _give_up_late(work, work.tasks.get(task.id, task), node)
         elif not states.wanted(task.desired_state):
             continue
+        elif fault := _device_fault(task, node):
+            _replace(work, task, wait=True, cause=StopCause.DEVICE, message=fault)
         elif is_drained(node):
             if _moves(work, task):
                 work.leaving.add(slot_of(task))
@@ -56,6 +59,24 @@ def follow_nodes(work: Work) -> None:
                 _replace(work, task, wait=True, cause=StopCause.MOVED, message=DRAINED)
         elif _must_leave(work, task, node):
             _replace(work, task, wait=True)
+
+
+def _device_fault(task: Task, node: Node) -> str:
+    """Why the task cannot go on with its GPUs, for people; empty: it can. A GPU that is not told
+    of at all is gone: agents keep those that they lose as unhealthy, and know them again when they
+    start anew.
+    """
+    if not task.assigned_gpus or node.description is None:
+        return ""
+    known = {gpu.uuid: gpu for gpu in node.description.gpus}
+    for uuid in task.assigned_gpus:
+        gpu = known.get(uuid)
+        if gpu is None:
+            return f"GPU {uuid} is not on its node any more"
+        if not gpu.healthy:
+            why = f": {gpu.health_message}" if gpu.health_message else ""
+            return f"GPU {uuid} is not healthy{why}"
+    return ""
 
 
 def is_drained(node: Node) -> bool:
