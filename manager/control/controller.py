@@ -248,7 +248,8 @@ class Controller:
         """When the next tick is due though nothing changes; None: never."""
         due_ns = self._next_service_ns()
         wake_ns = self._automatic.wake_ns if self._automatic is not None else None
-        return min((w for w in (due_ns, wake_ns) if w is not None), default=None)
+        told_ns = self._placer.wake_ns
+        return min((w for w in (due_ns, wake_ns, told_ns) if w is not None), default=None)
 
     def _next_service_ns(self) -> int | None:
         while self._heap and self._wake.get(self._heap[0][1]) != self._heap[0][0]:
@@ -278,12 +279,11 @@ class Controller:
             service_id = heapq.heappop(self._heap)[1]
             del self._wake[service_id]
             self.dirty.add(service_id)
-        self.table.sync_nodes(draft)
         if self._automatic is not None and (service_id := self._automatic.step(draft, self.table)):
             self.dirty.add(service_id)
         # By name: ids are drawn by lot, and a rehearsal must come to the same as the deploy.
         order = tuple(sorted(self.dirty, key=lambda i: (service_name(draft, i), i)))
-        tick = self._tick = Tick(services=order)
+        tick = self._tick = Tick(services=order, now_ns=now_ns)
         budget = Budget(self._created_max)
         waiting: list[Task] = []
         for service_id in tick.services:

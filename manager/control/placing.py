@@ -1,14 +1,19 @@
 """Who gets a node: the tasks that wait for one, and one tick's placing of them. Pure.
 
-The Placer is the Controller's: it remembers which tasks have no node, by service, and whether
-something may fit now that did not before. `observe_*` take committed changes, `run` places within a
-tick's draft; then `done` follows where the draft was committed. What `run` claims in the node table
-is taken back by the Controller where it was not.
+The Placer is the Controller's: it remembers which tasks have no node, by service. Groups that no
+node could take sleep (scheduler/sleeping.py) until a change could help them, so a tick costs what
+changed and not what waits. `observe_*` take committed changes, `run` places within a tick's draft;
+then `done` follows where the draft was committed. What `run` claims in the node table is taken back
+by the Controller where it was not.
+
+A task that waits is asleep in its group, or held back by what is named in Admission, or behind a
+gate, or its service is to be looked at in the next tick anyway.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from msgspec import structs
 
@@ -19,6 +24,7 @@ from manager.control.template import state_of
 from manager.control.tick import Tick
 from manager.control.turns import Turns
 from manager.scheduler import Group, NodeTable, account, pending_reason
+from manager.scheduler.sleeping import Sleepers
 from manager.store import Draft, View
 from swarm import errors, states
 from swarm.clock import SECOND_NS
@@ -26,6 +32,9 @@ from swarm.v1 import Cluster, Service, Task, TaskState, TaskStatus
 
 # How often the reason of a task that stays pending is written anew when only its numbers change.
 REASON_INTERVAL_NS = 5 * SECOND_NS
+# How many tasks that sleep are told anew, in one interval, why: some milliseconds of a tick.
+REFRESHED_MAX = 200
+REFRESHED_GROUPS_MAX = 20
 
 
 class Placer:
@@ -35,8 +44,10 @@ class Placer:
         """`explains` false: tasks that find no node are not told why."""
         self._table = table
         self._explains = explains
-        self._freed = True  # something may fit now that did not before
+        self._freed = True  # anything that waits may fit now
         self._pending: dict[str, set[str]] = {}  # service -> tasks without a node
+        self._sleepers = Sleepers(table)
+        self._refresh_ns = 0  # when reasons may be told anew
         self.admission = Admission(table)
 
     # -------------------------------------------------------------- taking in changes
@@ -46,6 +57,8 @@ class Placer:
         self._table = table
         self._freed = True
         self._pending = {}
+        self._sleepers = Sleepers(table)
+        self._refresh_ns = 0
         self.admission.reset(table, view)
 
     def note_task(self, task: Task, view: View) -> None:
@@ -79,26 +92,41 @@ class Placer:
             waiting.discard(task.id)
             if not waiting:
                 del self._pending[task.service_id]
+                self._sleepers.forget_service(task.service_id)
                 self.admission.forget(task.service_id)
         before = state_of(old) if old is not None else TaskState.NEW
         after = state_of(new) if new is not None else before
         held = old is not None and bool(old.node_id) and not states.ended(before)
         self.admission.enter(task.id, task.service_id, view)
         if held and (new is None or states.ended(after)):
-            self._freed = True
+            assert old is not None
+            self._sleepers.stir(old.node_id)
+            self._sleepers.stir_service(task.service_id)
             self.admission.claim_freed(task.service_id, task.node_id)
+        elif (old.node_id if old else "") != (new.node_id if new else ""):
+            self._sleepers.stir_service(task.service_id)
         if old is not None and new is not None and old.desired_state != new.desired_state:
-            self._freed |= before == after  # max_replicas counts by desired state
+            # max_replicas and conditions on services count by desired state.
+            self._sleepers.stir_service(task.service_id)
 
     def observe_node(self, node_id: str) -> None:
         """Takes a committed change of what tasks depend on of a node."""
-        self._freed = True
+        self._sleepers.stir(node_id)
         self.admission.observe_node(node_id)
 
     @property
     def has_work(self) -> bool:
         """Whether something that waits may fit now."""
-        return bool(self._pending) and (self._freed or bool(self.admission.due))
+        return bool(self._pending) and (
+            self._freed or self._sleepers.stirred or bool(self.admission.due)
+        )
+
+    @property
+    def wake_ns(self) -> int | None:
+        """When some of those that sleep are to be told anew why; None: what they know holds."""
+        if not self._explains or next(self._sleepers.untold(), None) is None:
+            return None
+        return self._refresh_ns
 
     # -------------------------------------------------------------- one tick
 
@@ -108,7 +136,10 @@ class Placer:
         """
         waiting = list(tasks)
         tick.retried = self._freed
-        again = self._pending if self._freed else {k[0] for k in self.admission.due}
+        tick.woken = self._sleepers.wake()
+        again: Iterable[str] = self._pending
+        if not self._freed:
+            again = {k[0] for k in (*self.admission.due, *tick.woken.keys)}
         if again:
             # Of a job only a part has been looked at: what else of it waits is as any other's.
             done = set(tick.services) - tick.looks.keys()
@@ -119,6 +150,34 @@ class Placer:
                     waiting.extend(t for t in still if t.id not in have)
         if waiting:
             self._place(draft, waiting, tick)
+        if (wake_ns := self.wake_ns) is not None and draft.now_ns >= wake_ns:
+            self._refresh(draft, tick)
+
+    def _refresh(self, draft: Draft, tick: Tick) -> None:
+        """Tells some of those that sleep why, as things are now."""
+        tick.told = self._table.changes
+        tasks = 0
+        for key in self._sleepers.untold():
+            if len(tick.refreshed) == REFRESHED_GROUPS_MAX or tasks >= REFRESHED_MAX:
+                break
+            service_id, version, node_id = key
+            tick.refreshed.append(key)
+            if key in tick.slept or service_id in tick.services:
+                continue
+            need = self._table.requirement_of_version(service_id, version, draft)
+            counts = account(self._table, need, service_id, node_id)
+            why = pending_reason(counts)
+            if not why or key in self.admission.held_back:
+                continue
+            for task_id in sorted(self._pending.get(service_id, ())):
+                task = draft.get(Task, task_id)
+                if task is None or task.spec_version != version or task.node_id != node_id:
+                    continue
+                tasks += 1
+                status = task.status or TaskStatus()
+                if status.err and status.err != why and is_unplaced(task):
+                    status = structs.replace(status, timestamp_ns=draft.now_ns, err=why)
+                    draft.put(structs.replace(task, status=status))
 
     def _still_pending(self, draft: Draft, service_id: str, tick: Tick) -> list[Task]:
         """The tasks of a service that need not be looked at otherwise, as far as they may run."""
@@ -156,6 +215,10 @@ class Placer:
 
         def note(group: Group, left: Sequence[Task], why: str) -> None:
             self._note_reason(draft, group, left, tick, why)
+            turn = self.admission.turn(group, draft, draft.now_ns)
+            tick.slept[turn.key] = (replace(group, tasks=left), turn, self._table.changes)
+
+        tick.tried.extend((g.service_id, g.spec_version, g.node_id) for g in groups)
 
         Turns(self.admission, self._table, draft, tick, note).run(groups)
 
@@ -190,6 +253,23 @@ class Placer:
         """The tick's draft was committed (or had nothing in it)."""
         if tick.retried:
             self._freed = False
+        for key in (*tick.tried, *tick.woken.keys):
+            if key not in tick.slept:
+                self._sleepers.forget(key)
+        for key, (group, turn, told) in tick.slept.items():
+            self._sleepers.sleep(
+                key,
+                group.requirement,
+                terms=turn.terms,
+                order=turn.place,
+                tasks=len(group.tasks),
+                told=told,
+            )
+        self._sleepers.settle(tick.woken, tick.slept)
+        for key in tick.refreshed:
+            self._sleepers.tell(key, tick.told)
+        if tick.refreshed or tick.slept:
+            self._refresh_ns = tick.now_ns + REASON_INTERVAL_NS
 
     def undo(self, tick: Tick, view: View) -> None:
         """The tick's draft came to nothing; the table is as the view again."""
@@ -209,6 +289,7 @@ class Placer:
             if is_unplaced(task):
                 unplaced.setdefault(task.service_id, set()).add(task.id)
         errors.invariant(self._pending == unplaced, "tasks that wait for a node are off")
+        self._sleepers.check_invariants()
 
 
 def service_name(view: View, service_id: str) -> str:

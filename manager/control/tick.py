@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from manager.control.job_book import Look
+from manager.scheduler import Group
+from manager.scheduler.ranking import GroupKey, Turn
+from manager.scheduler.sleeping import Woken
 
 
 @dataclass(slots=True)
@@ -23,3 +26,12 @@ class Tick:
     placed: int = 0
     created: int = 0
     retried: bool = False
+    now_ns: int = 0
+    # Groups that have had a turn, who was woken for one, and those that found no place, with the
+    # table's changes when they were told why.
+    tried: list[GroupKey] = field(default_factory=list)
+    woken: Woken = field(default_factory=Woken)
+    slept: dict[GroupKey, tuple[Group, Turn, int]] = field(default_factory=dict)
+    # Groups that were told anew why they wait, and as of which changes of the table.
+    refreshed: list[GroupKey] = field(default_factory=list)
+    told: int = -1

@@ -163,6 +163,11 @@ class NodeTable:
             self.learn(self.requirement(task, view))
 
     @property
+    def changes(self) -> int:
+        """Counts changes of claims, nodes and services: equal means that the table is the same."""
+        return self._changes
+
+    @property
     def accounts(self) -> dict[object, object]:
         """For explain.py: what it worked out of the table as it is now."""
         if self._accounts_at != self._changes:
