@@ -35,12 +35,14 @@ from manager.control.slots import is_live, slot_of
 from manager.control.template import mode_of, state_of
 from manager.control.work import Work
 from manager.scheduler import (
+    Constraint,
     Group,
     NodeInfo,
     NodeTable,
     Requirement,
     rejection,
 )
+from manager.scheduler.requirement import BINPACK
 from manager.scheduler.trial import Trial
 from manager.store import View
 from swarm.clock import SECOND_NS
@@ -126,7 +128,7 @@ class _Board:
         self._service = service
         self._now_ns = now_ns
         self._need = table.requirement_of_version(service.id, service.spec_version, view)
-        self._evens = _evens(self._need)
+        self._evens = _evens(table, self._need)
         self._free: dict[str, bool] = {}  # what is known of nodes: whether they take one more
         self._movable: dict[str, list[Task]] = {}
         slots: dict[int | str, list[Task]] = {}
@@ -203,7 +205,7 @@ class _Board:
             key = (tasks, info.active, node_id) if self._evens else (0, 0, node_id)
             path = self._paths[node_id]
             if node_id in self._movable:
-                group = path, self._affinity(info, leaves=tasks == 1)
+                group = path, self._affinity(info, leaves=True)
                 if group not in sources or sources[group] < key:
                     sources[group] = key
             if self._takes(info):
@@ -250,19 +252,37 @@ class _Board:
         known = self._free.get(info.id)
         if known is None:
             version = (self._service.id, self._service.spec_version)
-            known = self._free[info.id] = rejection(
-                info, self._need, self._service.id
-            ) is None and not info.recent_failures(version, self._now_ns)
+            known = self._free[info.id] = (
+                rejection(info, self._need, self._service.id) is None
+                and all(self._table.may_join(info, c, self._service.id) for c in self._need.among)
+                and not info.recent_failures(version, self._now_ns)
+            )
         return known
 
     def _affinity(self, info: NodeInfo, *, leaves: bool = False) -> int:
-        """The weights of the affinities that hold on the node; `leaves`: without the service."""
-        return 0
+        """The weights of the affinities that hold on the node; `leaves`: for a task of the service
+        that is there, so without itself.
+        """
+        return sum(
+            weight
+            for constraint, weight in self._need.affinities
+            if (
+                self._near(info, constraint, leaves=leaves)
+                if constraint.of_tasks
+                else constraint.matches(info.node)
+            )
+        )
+
+    def _near(self, info: NodeInfo, constraint: Constraint, *, leaves: bool) -> bool:
+        meant = self._table.meaning(constraint)
+        own = self._service.id if leaves and info.by_service.get(self._service.id) == 1 else ""
+        there = any(i in info.by_service and i != own for i in meant)
+        return there != constraint.negated
 
 
-def _evens(need: Requirement) -> bool:
+def _evens(table: NodeTable, need: Requirement) -> bool:
     """Whether the tasks are to be spread evenly over nodes."""
-    return need.gpus is None
+    return need.gpus is None and (need.strategy or table.strategy) != BINPACK
 
 
 # ------------------------------------------------------------------ the stage

@@ -277,6 +277,61 @@ def test_stop_first_is_kept_to() -> None:
     assert (status(world, sid).running, status(world, sid).moved) == (False, 4)
 
 
+# ---------------------------------------------------------------- affinities, binpack, GPUs
+
+
+def near(affinity: str, weight: int = 1) -> Placement:
+    return Placement(preferences=(PlacementPreference(affinity=affinity, weight=weight),))
+
+
+def test_tasks_move_to_where_their_affinity_holds() -> None:
+    world, sid = lopsided(replicas=4, placement=near("node.labels.disk == ssd"))
+    world.label("n3", disk="ssd")
+    ask(world, sid)
+    world.pass_time(10)
+    assert on(world, sid) == {"n3": 4}
+
+
+def test_tasks_that_avoid_their_own_kind_part() -> None:
+    world, sid = lopsided(replicas=3, placement=near("service.name == web", -10))
+    ask(world, sid)
+    world.pass_time(10)
+    assert on(world, sid) == {"n1": 1, "n2": 1, "n3": 1}
+    ask(world, sid)
+    world.pass_time(10)
+    assert status(world, sid).moved == 0
+
+
+def test_a_task_follows_the_service_that_it_wants_to_be_near() -> None:
+    world, sid = lopsided(replicas=1, placement=near("service.name == db"))
+    world.set_availability("n1", Availability.PAUSE)
+    db = world.create(make_spec(name="db"))
+    world.settle()
+    ask(world, sid)
+    world.settle()
+    assert set(on(world, sid)) == set(on(world, db))
+
+
+def test_a_node_that_a_constraint_on_services_rules_out_is_no_target() -> None:
+    placement = Placement(constraints=("service.name != db",))
+    world, sid = lopsided(replicas=4, placement=placement)
+    world.create(
+        make_spec(name="db", placement=Placement(constraints=("node.hostname == n2",))), "s-db"
+    )
+    world.settle()
+    ask(world, sid)
+    world.pass_time(10)
+    assert on(world, sid) == {"n1": 2, "n3": 2}
+
+
+def test_what_is_packed_stays_packed() -> None:
+    world, sid = lopsided(placement=Placement(strategy="binpack"))
+    ask(world, sid)
+    world.settle()
+    assert on(world, sid) == {"n1": 6}
+    assert status(world, sid).message == BALANCED
+
+
 # ---------------------------------------------------------------- by itself
 
 
