@@ -7,12 +7,13 @@ for a task that ends in time. Holds are memory alone; a new leader finds them an
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from manager.scheduler import Group, NodeTable, unavailable, unsuitable
 from manager.scheduler.backfill import UNKNOWN_NS, Spot, all_fit, ghosts
-from manager.scheduler.ranking import GroupKey, Terms, Turn
+from manager.scheduler.ranking import GroupKey, Place, Terms, Turn
 from manager.store import View
 
 
@@ -49,11 +50,9 @@ class Hold:
         """
         if turn.key == self.turn.key:
             return False
-        mine, theirs = self.turn.terms, turn.terms
-        if mine.priority != theirs.priority:
-            return theirs.priority < mine.priority
-        if mine.job or theirs.job:
-            return theirs.job
+        mine, theirs = _rank(self.turn), _rank(turn)
+        if mine != theirs or mine[1]:
+            return mine <= theirs
         return self.turn.place < turn.place
 
     def in_time(self, terms: Terms, grace_ns: int, now_ns: int) -> bool:
@@ -63,12 +62,19 @@ class Hold:
         return now_ns + terms.timeout_ns + grace_ns <= self.at_ns
 
 
+def _rank(turn: Turn) -> tuple[int, bool]:
+    """Sorts turns roughly: highest priority first, services before jobs."""
+    return (-turn.terms.priority, turn.terms.job)
+
+
 class Holds:
     """All holds, by owner and by node."""
 
     def __init__(self) -> None:
         self._of: dict[GroupKey, Hold] = {}
         self._on: dict[str, dict[GroupKey, Hold]] = {}
+        # By priority and whether the owner is a job, in order of turns.
+        self._order: dict[tuple[int, bool], list[tuple[Place, Hold]]] = {}
         # Grows whenever somebody may use what was kept before.
         self.freed = 0
 
@@ -85,9 +91,14 @@ class Holds:
         self.drop(hold.turn.key)
         if not hold.spots:
             return
-        self._of[hold.turn.key] = hold
+        self._enter(hold)
         for node_id in hold.spots:
             self._on.setdefault(node_id, {})[hold.turn.key] = hold
+
+    def _enter(self, hold: Hold) -> None:
+        if self._of.get(hold.turn.key) is not hold:
+            self._of[hold.turn.key] = hold
+            insort(self._order.setdefault(_rank(hold.turn), []), (hold.turn.place, hold))
 
     def drop(self, key: GroupKey) -> None:
         """Nothing is kept for the group any more."""
@@ -95,6 +106,10 @@ class Holds:
         if hold is None:
             return
         self.freed += 1
+        order = self._order[_rank(hold.turn)]
+        del order[bisect_left(order, (hold.turn.place,))]
+        if not order:
+            del self._order[_rank(hold.turn)]
         for node_id in list(hold.spots):
             self._leave(hold, node_id)
 
@@ -102,7 +117,7 @@ class Holds:
         """One task more on a node."""
         before = hold.spots.get(node_id, Spot(0))
         hold.spots[node_id] = Spot(before.tasks + 1, before.leaving | leaving)
-        self._of[hold.turn.key] = hold
+        self._enter(hold)
         self._on.setdefault(node_id, {})[hold.turn.key] = hold
 
     def used(self, key: GroupKey, node_id: str, tasks: int) -> None:
@@ -138,9 +153,15 @@ class Holds:
     def binding(self, turn: Turn, grace_ns: int, now_ns: int) -> frozenset[str]:
         """The nodes that the group of the turn may not simply use."""
         found: set[str] = set()
-        for hold in self._of.values():
-            if hold.binds(turn) and not hold.in_time(turn.terms, grace_ns, now_ns):
-                found.update(hold.spots)
+        mine = _rank(turn)
+        for rank, order in self._order.items():
+            if rank > mine:
+                continue
+            # Of services of one priority those that come first go first, whoever has a hold.
+            end = bisect_left(order, (turn.place,)) if rank == mine and not mine[1] else len(order)
+            for _, hold in order[:end]:
+                if hold.turn.key != turn.key and not hold.in_time(turn.terms, grace_ns, now_ns):
+                    found.update(hold.spots)
         return frozenset(found)
 
     def room_beside(

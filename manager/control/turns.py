@@ -175,7 +175,8 @@ class Turns:
         grace_ns = self._grace_ns(group.service_id)
         kept = a.holds.binding(turn, grace_ns, self._now_ns)
         placed += self._place(turn, replace(group, tasks=group.tasks[len(placed) :], without=kept))
-        if len(placed) == len(group.tasks) or not kept:
+        left = replace(group, tasks=group.tasks[len(placed) :])
+        if not left.tasks or not kept or not self._any_room(left):
             return placed, ""
         waits = ""
         for node_id in sorted(kept):
@@ -187,6 +188,11 @@ class Turns:
             if short and not waits:
                 waits = self._words(turn, node_id)
         return placed, waits
+
+    def _any_room(self, group: Group) -> bool:
+        """Whether one of the tasks would find a place if none were kept for others."""
+        with Trial(self._table, self._draft, self._now_ns) as trial:
+            return bool(trial.place(replace(group, tasks=ghosts("any", group.tasks[0], 1))))
 
     def _place(self, turn: Turn, group: Group) -> list[Task]:
         if not group.tasks:

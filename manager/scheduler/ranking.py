@@ -25,6 +25,8 @@ from swarm.v1 import Service, ServiceSpec
 GroupKey = tuple[str, int, str]
 """Service id, spec_version, and the node of tasks that may go to one only."""
 
+Place = tuple[int, bool, int, str, GroupKey]
+
 STEP = SHARE_WHOLE // 100
 
 
@@ -81,7 +83,7 @@ class Turn:
     name: str
 
     @property
-    def place(self) -> tuple[int, bool, int, str, GroupKey]:
+    def place(self) -> Place:
         """Sorts turns, fair shares aside; no two are equal. Names come before ids, which are drawn
         by lot.
         """
