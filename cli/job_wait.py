@@ -56,14 +56,15 @@ async def wait_and_report(
     timed_out = False
     try:
         async with asyncio.timeout(timeout_ns / SECOND_NS if timeout_ns else None):
-            await _wait(connection, tuple(names), ended, display)
+            try:
+                await _wait(connection, tuple(names), ended, display)
+            finally:
+                display.close()  # before anything is said below it
     except TimeoutError:
         timed_out = True
     except asyncio.CancelledError:
         click.echo(f"\n{_goes_on([n for i, n in names.items() if i not in ended])}", err=True)
         raise
-    finally:
-        display.close()
     codes = [
         await _tell(connection, names[id_], job, settings, lines=number < LOGS_MAX)
         for number, (id_, job) in enumerate((i, ended[i]) for i in names if i in ended)

@@ -6,11 +6,11 @@ iteration stands (`Service.job_status`). A status of an earlier iteration says n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cli.connection import Connection
-from cli.format import Record, short_id
+from cli.format import Column, Record, short_id
 from cli.objects import get_each, name_of
 from cli.tasks import natural, shown_image
 from cli.times import age
@@ -29,7 +29,6 @@ from swarm.v1 import (
 __all__ = [
     "EXIT_NEVER_RAN",
     "EXIT_TIMED_OUT",
-    "JOB_COLUMNS",
     "JOB_MODES",
     "Ending",
     "ending",
@@ -38,6 +37,7 @@ __all__ = [
     "has_ended",
     "is_cancelled",
     "is_job",
+    "job_columns",
     "job_row",
     "job_state",
     "queue_of",
@@ -49,15 +49,16 @@ DEFAULT_QUEUE = "default"
 EXIT_TIMED_OUT = 124  # as of timeout(1)
 # It failed without a program that ended with a code: it could not be started, as of `docker run`.
 EXIT_NEVER_RAN = 125
+# What tasks that have not ended do, in the order of `job ls`.
+_SHOWN = ("running", "starting", "ready", "preparing", "accepted", "assigned", "pending", "new")
 ENDED = frozenset({JobState.COMPLETE, JobState.FAILED, JobState.CANCELLED})
 JOB_COLUMNS = (
     ("ID", "ID"),
     ("NAME", "Name"),
     ("QUEUE", "Queue"),
-    ("PRIORITY", "Priority"),
     ("TASKS", "Tasks"),
     ("STATE", "CurrentState"),
-    ("REASON", "Reason"),
+    ("DETAILS", "Details"),
 )
 
 
@@ -172,15 +173,19 @@ async def fetch_jobs(
 # ------------------------------------------------------------------ as rows
 
 
+def job_columns(rows: Iterable[Record]) -> tuple[Column, ...]:
+    """Those of `job ls`; with priorities where a job has one."""
+    if any(row["Priority"] for row in rows):
+        return (*JOB_COLUMNS[:3], ("PRIO", "Priority"), *JOB_COLUMNS[3:])
+    return JOB_COLUMNS
+
+
 def job_row(service: Service, status: ServiceStatus, *, now_ns: int, no_trunc: bool) -> Record:
     """A line of `job ls`."""
     spec = service.spec or ServiceSpec()
     container = spec.task.container if spec.task else None
     state, at = job_state(service), status_of(service)
     since_ns = at.ended_at_ns or at.started_at_ns or at.queued_at_ns
-    reason = at.message if at.message != state else ""
-    if state == "queued":
-        reason = reason or next(iter(status.reasons), "")
     return Record(
         ID=short_id(service.id, whole=no_trunc),
         Name=spec.name,
@@ -190,7 +195,7 @@ def job_row(service: Service, status: ServiceStatus, *, now_ns: int, no_trunc: b
         Running=status.running,
         State=state,
         CurrentState=f"{_worded(state, at)} {age(since_ns, now_ns)}".rstrip(),
-        Reason=reason,
+        Details=_details(state, status, at),
         ExitCode="" if at.exit_code is None else at.exit_code,
         Image=shown_image(container.image if container else "", whole=no_trunc),
         Labels=",".join(f"{key}={value}" for key, value in sorted(spec.labels.items())),
@@ -205,7 +210,7 @@ def _worded(state: str, status: JobStatus) -> str:
 
 
 def _tasks(spec: ServiceSpec, status: ServiceStatus, at: JobStatus) -> str:
-    """ "2 running, 3/10": of those that must complete."""
+    """ "3/10": those that completed, of all that must."""
     mode = spec.mode
     if mode is not None and mode.replicated_job is not None:
         job = mode.replicated_job
@@ -213,5 +218,14 @@ def _tasks(spec: ServiceSpec, status: ServiceStatus, at: JobStatus) -> str:
         total = (job.max_concurrent or 1) if total is None else total
     else:
         total = status.desired
-    completed = max(status.completed, at.completed)
-    return f"{completed}/{total}" + (f" ({status.running} running)" if status.running else "")
+    return f"{max(status.completed, at.completed)}/{total}"
+
+
+def _details(state: str, status: ServiceStatus, at: JobStatus) -> str:
+    """Why it failed or waits; of one that runs, what its tasks do."""
+    if state == "queued":
+        return at.message or next(iter(status.reasons), "")
+    if state in ("running", "cancelling"):
+        shown = (name for name in _SHOWN if status.states.get(name))
+        return ", ".join(f"{status.states[name]} {name}" for name in shown)
+    return at.message if at.message != state else ""

@@ -115,7 +115,7 @@ def replicas(spec: ServiceSpec, status: ServiceStatus) -> str:
         total = concurrent if job.total_completions is None else job.total_completions
         return f"{text} ({status.completed}/{total} completed)"
     if mode and mode.global_job is not None:
-        return f"{text} ({status.completed}/{status.desired + status.completed} completed)"
+        return f"{text} ({status.completed}/{status.desired} completed)"
     most = spec.task.placement.max_replicas if spec.task and spec.task.placement else 0
     return f"{text} (max {most} per node)" if most else text
 

@@ -6,7 +6,7 @@ import click
 
 from cli.connection import Connection, call
 from cli.format import print_inspected, print_rows
-from cli.jobs import JOB_COLUMNS, fetch_jobs, get_jobs, job_row, job_state, queue_of
+from cli.jobs import fetch_jobs, get_jobs, job_columns, job_row, job_state, queue_of
 from cli.lazy import Command
 from cli.objects import raise_all
 from cli.options import (
@@ -49,11 +49,11 @@ def ls(filters: tuple[tuple[str, str], ...], form: str, *, quiet: bool, no_trunc
         ]
         print_rows(
             rows,
-            JOB_COLUMNS,
+            job_columns(rows),
             form=form,
             quiet=quiet,
             terminal=settings().terminal(),
-            sentences="Reason",
+            sentences="Details",
         )
 
     call(work)

@@ -100,7 +100,13 @@ def _of(used: int, quota: int, shown: Callable[[int], str]) -> str:
 @click.option("--weight", type=click.IntRange(min=1), help="Its share, against the others' (1).")
 @click.option("--cpus", "cpu_nano", type=CPUS, help="Most CPUs its jobs hold; 0: no limit.")
 @click.option("--memory", "memory_bytes", type=BYTES, help="Most memory; 0: no limit.")
-@click.option("--gpus", "gpu_nano", type=CPUS, help="Most GPUs, in parts as well; 0: no limit.")
+@click.option(
+    "--gpus",
+    "gpu_nano",
+    type=CPUS,
+    metavar="GPUS",
+    help="Most GPUs, in parts as well; 0: no limit.",
+)
 @click.option("--tasks", type=click.IntRange(min=0), help="Most tasks; 0: no limit.")
 def set_queue(name: str, **given: Any) -> None:
     """Make a queue, or change one: only what is given changes."""

@@ -37,8 +37,9 @@ from swarm.v1 import (
     UpdateRequest,
     WatchServicesRequest,
 )
-from tests.integration.cli.conftest import Cli
+from tests.integration.cli.conftest import COMMAND, Cli
 from tests.integration.cli.fake import FakeCluster
+from tests.integration.cli.pty_process import PtyProcess
 from tests.integration.cli.samples import ago_ns, service, status, task
 
 SECOND_NS = 1_000_000_000
@@ -333,6 +334,41 @@ def test_run_with_wait_ends_as_the_job_does(cli: Cli, cluster: FakeCluster) -> N
     assert (answer.code, answer.out) == (4, "new101\n")
 
 
+def test_ctrl_c_ends_the_wait_and_not_the_job(cli: Cli, cluster: FakeCluster) -> None:
+    found = cluster.add(job("train", JobState.RUNNING, total=4))
+    cluster.watch_script = [[status(found, 2, 4, job=True, states={"running": 2})]]
+    command = [*COMMAND, "job", "wait", "train"]
+    with PtyProcess(command, cli.environment(NO_COLOR="1")) as process:
+        process.expect(b"2 running")
+        process.interrupt()
+        assert process.wait() == 130
+        last = process.screen.decode().rsplit("0/4", 1)[1]
+    assert "The job goes on; `swarmctl job wait train` waits for it" in last, last
+
+
+def test_a_narrow_terminal_shows_jobs_whole(cli: Cli, cluster: FakeCluster) -> None:
+    found = cluster.add(job("train-resnet", JobState.QUEUED, priority=50, total=4))
+    why = "4 of 4 tasks are not placed: no suitable node (2 of 2 nodes short of GPUs: need 8)"
+    cluster.statuses[found.id] = status(found, 0, 4, reasons=(why,))
+    cluster.add(job("evaluate", JobState.FAILED, exit_code=3, message="task 1: " + "why " * 30))
+    for columns in (80, 120):
+        command = [*COMMAND, "job", "ls"]
+        with PtyProcess(command, cli.environment(NO_COLOR="1"), columns=columns) as process:
+            assert process.wait() == 0
+            lines = process.screen.decode().split("\r\n")
+        assert max(map(len, lines)) <= columns, lines
+        assert why in " ".join(" ".join(lines).split())
+
+
+def test_the_queues_of_a_narrow_terminal_fit(cli: Cli, cluster: FakeCluster) -> None:
+    spec = QueueSpec(name="nightly", weight=2, cpu_nano=64 * 10**9, memory_bytes=64 * GIB)
+    cluster.queues = ListQueuesResponse(queues=(QueueUsage(spec=spec),))
+    with PtyProcess([*COMMAND, "queue", "ls"], cli.environment(NO_COLOR="1")) as process:
+        assert process.wait() == 0
+        lines = process.screen.decode().split("\r\n")
+    assert max(map(len, lines)) <= 80, lines
+
+
 # ------------------------------------------------------------------ ls, ps, inspect
 
 
@@ -344,19 +380,22 @@ def test_ls_shows_where_jobs_stand(cli: Cli, cluster: FakeCluster) -> None:
     cluster.add(job("c", JobState.CANCELLED, spec=JobSpec(cancelled=True)))
     cluster.add(job("d", JobState.RUNNING, spec=JobSpec(cancelled=True)))
     cluster.statuses[waits.id] = status(waits, 0, 4, reasons=("the queue's quota is used up",))
-    cluster.statuses[runs.id] = status(runs, 3, 10, completed=4)
+    states = {"running": 3, "pending": 2, "complete": 4}
+    cluster.statuses[runs.id] = status(runs, 3, 10, completed=4, states=states)
     cluster.statuses[failed.id] = status(failed, 0, 1)
     lines = cli.ok("job", "ls").splitlines()
-    assert lines[0].split() == ["ID", "NAME", "QUEUE", "PRIORITY", "TASKS", "STATE", "REASON"]
+    assert lines[0].split() == ["ID", "NAME", "QUEUE", "PRIO", "TASKS", "STATE", "DETAILS"]
     assert [line.split()[1] for line in lines[1:]] == ["a2", "a10", "b", "c", "d"]
     assert "batch" in lines[1] and "Queued 2 minutes ago" in lines[1]
     assert lines[1].endswith("the queue's quota is used up")
-    assert "4/10 (3 running)" in lines[2] and "Running about a minute ago" in lines[2]
+    assert " 4/10 " in lines[2] and "Running about a minute ago" in lines[2]
+    assert lines[2].endswith(" 3 running, 2 pending")
     assert "Failed (3) about a minute ago" in lines[3] and "task b.1 failed" in lines[3]
     assert "Cancelled" in lines[4] and "Cancelling" in lines[5]
     assert cli.ok("job", "ls", "-f", "queue=batch", "--format", "{{.Name}}") == "a2\n"
     assert cli.ok("job", "ls", "-f", "state=failed", "--format", "{{.ExitCode}}") == "3\n"
     assert cli.ok("job", "ls", "-q").splitlines()[0] == waits.id[:12]
+    assert "PRIO" not in cli.ok("job", "ls", "-f", "name=b")
 
 
 def test_ps_inspect_and_the_others_take_jobs_only(cli: Cli, cluster: FakeCluster) -> None:
