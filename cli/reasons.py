@@ -20,6 +20,8 @@ __all__ = ["brief", "explain_lines", "parts"]
 _ACCOUNT = re.compile(
     r"(?P<before>.*?\bno suitable node[^(]*)\((?P<parts>.*)\)(?P<after>[^()]*)", re.S
 )
+# Filters whose detail is a text of the user's, which the reason repeats.
+_IN_WORDS = frozenset({"constraint", "affinity", "platform"})
 # Each filter's part begins with a number of nodes; there may be a "; " within one.
 _NEXT = re.compile(r"; (?=\d+ (?:of \d+ )?nodes?\b)")
 
@@ -45,7 +47,7 @@ def brief(text: str) -> str:
 
 def explain_lines(answer: ExplainTaskResponse, *, width: int | None) -> list[str]:
     """The whole answer on one task."""
-    lines = _wrap(answer.summary, width)
+    lines = _wrap(_lead(answer.summary) if answer.filters else answer.summary, width)
     if answer.decision:
         lines += ["", *_wrap(f"Placed: {answer.decision}", width)]
     if answer.queue:
@@ -57,8 +59,6 @@ def explain_lines(answer: ExplainTaskResponse, *, width: int | None) -> list[str
         lines += ["", *_table(answer, width)]
     if answer.nodes_total:
         lines += ["", *_wrap(_sum(answer), width)]
-    if answer.never and "even if" not in answer.summary:
-        lines.append("No node could take it, even if it were empty.")
     if answer.hint:
         lines += ["", *_wrap(answer.hint, width)]
     return lines
@@ -81,6 +81,8 @@ def _table(answer: ExplainTaskResponse, width: int | None) -> list[str]:
 
 def _sum(answer: ExplainTaskResponse) -> str:
     text = f"{answer.nodes_fit} of {answer.nodes_total} nodes fit now"
+    if answer.never:
+        return f"{text}, and none could later: not even if it were empty and ready."
     never = sum(result.never_nodes for result in answer.filters)
     if not never:
         return f"{text}."
@@ -88,8 +90,15 @@ def _sum(answer: ExplainTaskResponse) -> str:
     return f"{text}; {later} could later, {never} never (not even if empty and ready)."
 
 
+def _lead(text: str) -> str:
+    """The text without an account's parts, which the table shows."""
+    match = _ACCOUNT.fullmatch(text)
+    return f"{match['before'].strip()}{match['after']}" if match is not None else text
+
+
 def _filter_row(result: FilterResult) -> list[str]:
-    name = f"{result.filter} ({result.detail})" if result.detail else result.filter
+    in_words = result.filter in _IN_WORDS or not result.detail
+    name = result.filter if in_words else f"{result.filter} ({result.detail})"
     amounts = ["", ""]
     if result.needed or result.best:
         amounts = [_amount(result.detail, result.needed), _amount(result.detail, result.best)]

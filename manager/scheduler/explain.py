@@ -208,11 +208,17 @@ def _hint(account: Account, *, gone: bool) -> str:
         "constraint": "label a node so that it satisfies the constraints, or relax them",
         "platform": "join a node of the platform, or use an image for several platforms",
         "runtime": "join a node that offers the runtime, or choose another",
-        "resources": f"lower reservations of {worst.detail}, free some, or add a node",
+        "resources": _more_of(worst, never=account.never),
         "host_port": "publish the port in ingress mode, choose another, or add a node",
         "max_replicas": "raise max_replicas_per_node, lower the replicas, or add a node",
         "affinity": "start the service that is asked for, move the one that is not, or relax it",
     }[worst.filter]
+
+
+def _more_of(worst: FilterResult, *, never: bool) -> str:
+    if never:
+        return f"lower reservations of {worst.detail}, or add a node that has as much"
+    return f"lower reservations of {worst.detail}, free some, or add a node"
 
 
 def explain(view: View, task: Task) -> ExplainTaskResponse:

@@ -204,7 +204,7 @@ def test_explain_shows_each_filter(cli: Cli, cluster: FakeCluster) -> None:
         "FILTER               NODES OUT   NEEDED    BEST FREE       REASON\n"
         "resources (memory)   2           512 MiB   384 MiB on n3   2 nodes short of memory\n"
         "availability         1                                     1 node drained\n\n"
-        "0 of 3 nodes fit now.\nNo node could take it, even if it were empty.\n\n"
+        "0 of 3 nodes fit now, and none could later: not even if it were empty and ready.\n\n"
         "Lower reservations.memory, or add a node.\n"
     )
     assert cli.ok("task", "explain", "t1", "--format", "{{.NodesTotal}}") == "3\n"

@@ -101,6 +101,34 @@ def test_the_whole_answer_on_a_job_that_waits() -> None:
     assert all(len(line) <= 80 for line in explain_lines(answer, width=80))
 
 
+def test_what_can_never_be_says_so_once() -> None:
+    why = "1 of 1 node short of CPU: need 8, best free 4 on n1"
+    answer = ExplainTaskResponse(
+        summary=f"task web.1 waits: no suitable node ({why}); no node could take it even if empty",
+        nodes_total=2,
+        never=True,
+        filters=(
+            FilterResult(
+                filter="constraint",
+                detail="node.labels.zone in (a, b)",
+                nodes=1,
+                never_nodes=1,
+                message=LABEL,
+            ),
+            FilterResult(filter="resources", detail="cpu", nodes=1, never_nodes=1, message=why),
+        ),
+    )
+    assert explain_lines(answer, width=None) == [
+        "task web.1 waits: no suitable node; no node could take it even if empty",
+        "",
+        "FILTER            NODES OUT   NEVER     NEEDED    BEST FREE   REASON",
+        f"constraint        1           1                               {LABEL}",
+        f"resources (cpu)   1           1                               {why}",
+        "",
+        "0 of 2 nodes fit now, and none could later: not even if it were empty and ready.",
+    ]
+
+
 def test_why_a_placed_task_is_where_it_is() -> None:
     answer = ExplainTaskResponse(
         summary="task web.1 is on node n1: running",
