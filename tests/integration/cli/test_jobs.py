@@ -32,6 +32,7 @@ from swarm.v1 import (
     Service,
     ServiceMode,
     ServiceSpec,
+    StopCause,
     TaskState,
     TaskStatus,
     UpdateRequest,
@@ -573,3 +574,102 @@ def test_priority_of_a_service(cli: Cli, cluster: FakeCluster) -> None:
     cli.ok("service", "update", "-d", "--priority", "7", "web")
     spec = cluster.last(UpdateRequest).spec
     assert spec is not None and spec.service is not None and spec.service.priority == 7
+
+
+def test_priorities_stand_in_service_ls_where_there_are_any(cli: Cli, cluster: FakeCluster) -> None:
+    web = cluster.add(service("web"))
+    assert "PRIORITY" not in cli.ok("service", "ls")
+    assert web.spec is not None
+    spec = msgspec.structs.replace(web.spec, name="db", priority=-7)
+    cluster.add(msgspec.structs.replace(web, id="d" * 25, spec=spec))
+    lines = cli.ok("service", "ls").splitlines()
+    assert lines[0].split()[:4] == ["ID", "NAME", "MODE", "PRIORITY"]
+    assert lines[1].split()[3] == "-7" and lines[2].split()[3] == "0"
+    assert json.loads(cli.ok("service", "inspect", "db"))[0]["Spec"]["Priority"] == -7
+    assert "Priority:       -7" in cli.ok("service", "inspect", "--pretty", "db").splitlines()
+    assert "Priority" not in cli.ok("service", "inspect", "--pretty", "web")
+
+
+# ------------------------------------------------------------------ what inspect and ps tell
+
+
+def test_inspect_tells_all_of_a_job(cli: Cli, cluster: FakeCluster) -> None:
+    spec = JobSpec(queue="batch", gang=True, timeout_ns=90 * SECOND_NS, keep_ns=0)
+    found = job("train", total=2, spec=spec, priority=5, iteration=3)
+    ended = with_state(
+        found,
+        JobState.FAILED,
+        iteration=3,
+        queued_at_ns=1,
+        started_at_ns=2,
+        ended_at_ns=3,
+        exit_code=3,
+        message="task 1: exited with code 3",
+        completed=1,
+        failed=1,
+    )
+    cluster.add(ended)
+    document = json.loads(cli.ok("job", "inspect", "train"))[0]
+    assert document["Spec"]["Job"] == {
+        "Queue": "batch",
+        "Gang": True,
+        "Timeout": 90 * SECOND_NS,
+        "Keep": 0,
+    }
+    time = "1970-01-01T00:00:00.00000000"
+    assert document["JobStatus"] == {
+        "JobIteration": {"Index": 3},
+        "State": "failed",
+        "QueuedAt": f"{time}1Z",
+        "StartedAt": f"{time}2Z",
+        "EndedAt": f"{time}3Z",
+        "Message": "task 1: exited with code 3",
+        "ExitCode": 3,
+        "Completed": 1,
+        "Failed": 1,
+    }
+    assert cli.ok("job", "inspect", "--format", "{{.JobStatus.State}}", "train") == "failed\n"
+    pretty = cli.ok("job", "inspect", "--pretty", "train").splitlines()
+    assert pretty[2:20] == [
+        "Service Mode:   ReplicatedJob",
+        " Max Concurrent: 2",
+        " Total Completions: 2",
+        "Priority:       5",
+        "Queue:          batch",
+        "Gang:           true",
+        "Timeout:        1m30s",
+        "Keep:           0s",
+        "Job State:      Failed",
+        f" Queued:        {time}1Z",
+        f" Started:       {time}2Z",
+        f" Ended:         {time}3Z",
+        " Exit Code:     3",
+        " Completed:     1",
+        " Failed:        1",
+        " Message:       task 1: exited with code 3",
+        "ContainerSpec:",
+        " Image:         nginx:1.27@sha256:" + "a" * 64,
+    ]
+
+
+def test_ps_tells_why_the_cluster_stopped_a_task(cli: Cli, cluster: FakeCluster) -> None:
+    found = cluster.add(job("train", JobState.RUNNING))
+    ended = {"slot": 1, "state": TaskState.SHUTDOWN, "desired": TaskState.SHUTDOWN}
+    taken = msgspec.structs.replace(
+        task(found, "t" * 25, **ended, seconds=20),
+        stop_cause=StopCause.PREEMPTED,
+        stop_message="preempted by web (priority 9)",
+    )
+    cluster.add(taken)
+    both = msgspec.structs.replace(
+        task(found, "u" * 25, **ended, seconds=30, err="exit (1)"),
+        stop_cause=StopCause.GANG,
+        stop_message="task 2 of its gang failed",
+    )
+    cluster.add(both)
+    out = cli.ok("service", "ps", "train")
+    assert '"preempted by web (priority 9)"' in out
+    assert '"task 2 of its gang failed; exit (1)"' in out
+    document = json.loads(cli.ok("task", "inspect", "t" * 25))[0]
+    assert document["StopCause"] == "preempted"
+    assert document["StopMessage"] == "preempted by web (priority 9)"
