@@ -24,7 +24,7 @@ from swarm.v1 import (
     Task,
 )
 
-__all__ = ["print_last_lines"]
+__all__ = ["print_last_lines", "printable"]
 
 LINES = 10
 LOGS_S = 5.0  # for one task; its node may be the thing that is broken

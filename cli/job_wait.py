@@ -14,7 +14,7 @@ import click
 
 from cli.connection import Connection
 from cli.converge import LOGS_MAX, Display
-from cli.failures import print_last_lines
+from cli.failures import print_last_lines, printable
 from cli.following import Patience
 from cli.jobs import ending, has_ended
 from cli.objects import name_of
@@ -155,7 +155,8 @@ async def _tell(
     found = ending(job)
     if not found.exit_code:
         return 0
-    for piece in wrapped(f"Error: {found.message}", settings.terminal("stderr").width):
+    message = printable(found.message.encode())
+    for piece in wrapped(f"Error: {message}", settings.terminal("stderr").width):
         click.echo(piece, err=True)
     if lines and (failing := await _failing(connection, job)):
         await print_last_lines(connection, failing, told=(found.message,), indent="  ")
