@@ -106,4 +106,5 @@ def _check(option: str, text: str, subject: str) -> None:
         else:
             parse_condition(text, subject)
     except Invalid as error:
-        raise click.BadParameter(f"{error.message}.", param_hint=f"'{option}'") from None
+        end = "" if error.message.endswith("?") else "."
+        raise click.BadParameter(f"{error.message}{end}", param_hint=f"'{option}'") from None

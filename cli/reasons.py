@@ -87,7 +87,8 @@ def _sum(answer: ExplainTaskResponse) -> str:
     if not never:
         return f"{text}."
     later = sum(result.nodes for result in answer.filters) - never
-    return f"{text}; {later} could later, {never} never (not even if empty and ready)."
+    could = f"{later} could later, " if later else ""
+    return f"{text}; {could}{never} never (not even if empty and ready)."
 
 
 def _lead(text: str) -> str:

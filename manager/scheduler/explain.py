@@ -171,12 +171,16 @@ def reason(account: Account) -> str:
         return "no suitable node (the cluster has no nodes)"
     if account.nodes_fit:
         return ""
-    # What an operator can most likely do something about comes first: amounts, then the rest.
-    parts: Iterable[FilterResult] = sorted(
-        account.filters, key=lambda f: (f.filter != "resources", FILTERS.index(f.filter), -f.nodes)
-    )
+    # What an operator can most likely do something about comes first: amounts, then what may change
+    # by itself, then what nodes are.
+    parts = sorted(account.filters, key=_actionable)
     texts = (f.message if account.never else _with_never(f) for f in parts)
     return f"no suitable node ({'; '.join(texts)})"
+
+
+def _actionable(found: FilterResult) -> tuple[bool, bool, int, int]:
+    never = found.never_nodes == found.nodes
+    return (found.filter != "resources", never, FILTERS.index(found.filter), -found.nodes)
 
 
 def pending_reason(account: Account) -> str:
