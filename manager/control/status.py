@@ -391,7 +391,7 @@ def _ended(task: Task) -> str:
         return f"ended and will not be restarted: {failure(task)}"
     if state_of(task) in BY_ITSELF:
         return f"{BE} waiting to be restarted: {failure(task)}"
-    return f"ended: {failure(task)}"
+    return f"ended: {task.stop_message or failure(task)}"
 
 
 def _says(trouble: str, reason: str) -> bool:

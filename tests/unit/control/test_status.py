@@ -11,6 +11,7 @@ from swarm.v1 import (
     ContainerStatus,
     Dependency,
     HealthConfig,
+    JobSpec,
     Node,
     NodeDescription,
     NodeState,
@@ -597,3 +598,15 @@ def test_a_status_says_whether_it_is_of_a_job() -> None:
     world = World(1)
     assert world.status(world.create(make_spec("once", mode=job(2)))).job
     assert not world.status(world.create(make_spec())).job
+
+
+def test_a_task_that_the_cluster_stopped_is_told_with_the_reason_for_that() -> None:
+    world = World(1)
+    spec = structs.replace(make_spec(mode=job(1)), job=JobSpec(timeout_ns=SECOND))
+    sid = world.create(spec)
+    world.settle()
+    world.pass_time(3, step=0.5)
+    world.settle()
+    assert world.status(sid).reasons[0] == (
+        "1 of 1 task ended: ran for longer than 1s, which is all that its job allows"
+    )
