@@ -48,11 +48,24 @@ PROCESS_RUNTIME = "process"
 
 
 def complete(spec: ServiceSpec) -> ServiceSpec:
-    """The spec with the defaults filled in that Docker shows as given: one replica."""
+    """The spec with the defaults filled in that Docker shows as given: one replica; and an
+    affinity's weight.
+    """
     mode = spec.mode or ServiceMode(replicated=Replicated())
     if mode.replicated is not None and mode.replicated.replicas is None:
         mode = structs.replace(mode, replicated=Replicated(replicas=1))
-    return structs.replace(spec, mode=mode, task=spec.task or TaskSpec())
+    return structs.replace(spec, mode=mode, task=_complete_task(spec.task or TaskSpec()))
+
+
+def _complete_task(task: TaskSpec) -> TaskSpec:
+    """With the weight of affinities that have none."""
+    placement = task.placement
+    if placement is None or all(p.weight or not p.affinity for p in placement.preferences):
+        return task
+    preferences = tuple(
+        structs.replace(p, weight=p.weight or 1) if p.affinity else p for p in placement.preferences
+    )
+    return structs.replace(task, placement=structs.replace(placement, preferences=preferences))
 
 
 def check_service(find: Finder, spec: ServiceSpec) -> None:
