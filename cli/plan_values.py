@@ -10,10 +10,16 @@ import shlex
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
+from swarm import gpus
+from swarm.errors import Invalid
 from swarm.quantities import format_cpus, format_duration
+from swarm.v1 import DeviceRequest, Resources
 
 __all__ = [
     "Format",
+    "claim",
     "dependency",
     "device",
     "file",
@@ -145,6 +151,16 @@ def device(value: Any) -> str:
         return plain(value)
     names = ("source", "target", "permissions")
     return ":".join(str(value[name]) for name in names if value.get(name))
+
+
+def claim(value: Any) -> str:
+    """Of devices: GPUs in words, anything else as it is."""
+    try:
+        request = msgspec.convert(value, DeviceRequest)
+        ask = gpus.ask_of(Resources(devices=(request,)))
+    except (msgspec.ValidationError, Invalid):
+        return plain(value)
+    return str(ask) if ask is not None else plain(value)
 
 
 def dependency(value: Any) -> str:

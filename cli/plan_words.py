@@ -17,6 +17,7 @@ from typing import Any
 
 from cli.plan_values import (
     Format,
+    claim,
     dependency,
     device,
     file,
@@ -171,6 +172,8 @@ SERVICE = _table(
     task.resources                        deploy.resources
     task.resources.limits.generic         deploy.resources.limits.generic_resources
     task.resources.reservations.generic   deploy.resources.reservations.generic_resources
+    task.resources.reservations.devices   deploy.resources.reservations.devices
+    task.resources.reservations.devices[] deploy.resources.reservations.devices[*] claim
     task.resources.swap_bytes             memswap_limit
     task.resources.memory_swappiness      mem_swappiness
     task.restart                          deploy.restart_policy
@@ -204,6 +207,7 @@ SERVICE = _table(
     file=file,
     limit=limit,
     device=device,
+    claim=claim,
     dependency=dependency,
 )
 # Networks, volumes, secrets and configs.

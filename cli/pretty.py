@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec import structs
+
 from cli.jobs import is_job, job_state, queue_of, status_of
 from cli.pretty_gpu import gpu_lines
 from cli.times import rfc3339
+from swarm.errors import Invalid
+from swarm.gpus import ask_of
 from swarm.quantities import format_bytes, format_cpus, format_duration
 from swarm.v1 import (
     ContainerSpec,
@@ -108,11 +112,11 @@ def _resources(resources: Resources, *, width: int) -> list[str]:
     for generic in resources.generic:
         amount = generic.name or generic.count
         lines.append(_line(generic.kind, amount, width=width, indent=1))
-    for device in resources.devices:
-        claim = ",".join(device.device_ids) or device.count or 1
-        lines.append(
-            _line(f"Devices ({','.join(device.capabilities)})", claim, width=width, indent=1)
-        )
+    try:
+        if resources.devices and (ask := ask_of(structs.replace(resources, generic=()))):
+            lines.append(_line("GPUs", ask, width=width, indent=1))
+    except Invalid as error:  # stored by another version
+        lines.append(_line("GPUs", error.message, width=width, indent=1))
     return lines
 
 

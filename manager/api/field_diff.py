@@ -65,6 +65,7 @@ _KEYS: dict[Field, Key] = {
     ("TaskSpec", "networks"): lambda n: str(n.target),
     ("EndpointSpec", "ports"): lambda p: f"{p.target_port}/{p.protocol or 'tcp'}",
     ("Resources", "generic"): _generic_key,
+    ("Resources", "devices"): lambda d: ",".join(d.capabilities) or str(d.driver),
     ("ServiceSpec", "depends_on"): lambda d: str(d.service),
 }
 # What is put behind the name where two elements have the same.

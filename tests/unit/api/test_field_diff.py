@@ -15,6 +15,7 @@ from swarm.v1 import (
     ContainerSpec,
     Dependency,
     DeviceMapping,
+    DeviceRequest,
     EndpointSpec,
     FileTarget,
     GenericResource,
@@ -43,6 +44,11 @@ def spec(container: dict[str, Any] | None = None, **fields: Any) -> ServiceSpec:
 
 def ports(*given: PortConfig) -> dict[str, Any]:
     return {"endpoint": EndpointSpec(ports=given)}
+
+
+def claims(*requests: DeviceRequest) -> dict[str, Any]:
+    reserved = Resources(devices=requests)
+    return {"resources": ResourceRequirements(reservations=reserved)}
 
 
 def replicas(count: int | None) -> dict[str, Any]:
@@ -139,6 +145,14 @@ CASES: dict[str, tuple[ServiceSpec, ServiceSpec, list[tuple[str, str | None, str
             ),
             ("task.container.ulimits[nofile].hard", "2", "3"),
             ("task.networks[front]", None, '{"target":"front","aliases":["w"]}'),
+        ],
+    ),
+    "claims on devices by their capabilities": (
+        spec(task=claims(DeviceRequest(count=1, capabilities=("gpu",)))),
+        spec(task=claims(DeviceRequest(count=2, capabilities=("gpu",), options={"model": "L4"}))),
+        [
+            ("task.resources.reservations.devices[gpu].count", "1", "2"),
+            ("task.resources.reservations.devices[gpu].options[model]", None, '"L4"'),
         ],
     ),
     "constraints as a set": (

@@ -46,6 +46,20 @@ def one(path: str, before: Any = None, after: Any = None, kind: Kind = Kind.SERV
     [
         ("task.container.image", "a:1", "a:2", "image", ("a:1", "a:2")),
         ("task.container.env[DEBUG]", None, "1", "environment.DEBUG", (None, "1")),
+        (
+            "task.resources.reservations.devices[gpu]",
+            None,
+            {"count": 2, "capabilities": ["gpu"], "options": {"model": "A100"}},
+            "deploy.resources.reservations.devices[gpu]",
+            (None, "2 GPUs of model A100"),
+        ),
+        (
+            "task.resources.reservations.devices[gpu].options[fraction]",
+            "0.5",
+            "0.25",
+            "deploy.resources.reservations.devices[gpu].options[fraction]",
+            ("0.5", "0.25"),
+        ),
         ("task.container.env[A.B]", "x", "", "environment.A.B", ("x", '""')),
         ("task.container.env[GONE]", "x", None, "environment.GONE", ("x", None)),
         ("task.container.labels[a.b/c]", None, "1", "labels.a.b/c", (None, "1")),
