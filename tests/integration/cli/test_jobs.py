@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import msgspec
 import pytest
@@ -58,6 +59,7 @@ def job(
     **ended,
 ) -> Service:
     found = service(name)
+    assert found.spec is not None
     mode = ServiceMode(replicated_job=ReplicatedJob(total_completions=total, max_concurrent=total))
     found = msgspec.structs.replace(
         found,
@@ -226,7 +228,7 @@ def ends_as(cluster: FakeCluster, before: Service, *after: Service) -> None:
     ],
 )
 def test_wait_ends_with_the_jobs_exit_code(
-    cli: Cli, cluster: FakeCluster, after: dict[str, object], code: int, said: str
+    cli: Cli, cluster: FakeCluster, after: dict[str, Any], code: int, said: str
 ) -> None:
     before = job("train", JobState.RUNNING)
     ends_as(cluster, before, with_state(before, **after))
@@ -654,7 +656,11 @@ def test_inspect_tells_all_of_a_job(cli: Cli, cluster: FakeCluster) -> None:
 
 def test_ps_tells_why_the_cluster_stopped_a_task(cli: Cli, cluster: FakeCluster) -> None:
     found = cluster.add(job("train", JobState.RUNNING))
-    ended = {"slot": 1, "state": TaskState.SHUTDOWN, "desired": TaskState.SHUTDOWN}
+    ended: dict[str, Any] = {
+        "slot": 1,
+        "state": TaskState.SHUTDOWN,
+        "desired": TaskState.SHUTDOWN,
+    }
     taken = msgspec.structs.replace(
         task(found, "t" * 25, **ended, seconds=20),
         stop_cause=StopCause.PREEMPTED,

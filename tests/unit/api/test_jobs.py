@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
+from manager.api.objects import update_cluster
 from swarm import errors
 from swarm.v1 import (
     Cluster,
@@ -35,6 +36,7 @@ def job(name: str = "web", *, mode: ServiceMode = JOB, **fields):
 
 async def set_queues(api: Api, *queues: QueueSpec) -> None:
     cluster = next(iter(api.store.all(Cluster)))
+    assert cluster.spec is not None
     spec = structs.replace(cluster.spec, scheduling=SchedulingConfig(queues=queues))
     await api.update(cluster, cluster=spec)
 
@@ -145,9 +147,8 @@ async def test_a_queue_goes_when_its_jobs_have_ended_or_are_removed(api: Api, ho
 async def test_a_queue_does_not_go_from_under_a_job_that_is_made_meanwhile(api: Api):
     await set_queues(api, QueueSpec(name="batch"))
     draft = api.store.draft()
-    from manager.api.objects import update_cluster
-
     cluster = next(iter(draft.all(Cluster)))
+    assert cluster.spec is not None
     update_cluster(draft, cluster, structs.replace(cluster.spec, scheduling=None))
     await api.create(service=job(queue="batch"))
     with pytest.raises(errors.Conflict):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from msgspec import structs
 
@@ -32,7 +34,7 @@ async def crowded(api: Api, *names: str) -> None:
         await api.put(*(task(f"{name}-{slot}", made, slot) for slot in range(1, 5)))
 
 
-async def ask(api: Api, **fields: object) -> RebalanceResponse:
+async def ask(api: Api, **fields: Any) -> RebalanceResponse:
     return await api.control.rebalance(RebalanceRequest(**fields), CONTEXT)
 
 
