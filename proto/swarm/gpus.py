@@ -13,6 +13,7 @@ does, and its GPUs are not touched; `GpuAsk.served_by` says what is left for GPU
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -312,6 +313,7 @@ def is_named(name: str, gpu: Gpu) -> bool:
     return not gpu.parent_uuid and name == str(gpu.index)
 
 
+@functools.lru_cache(maxsize=4096)  # few models, asked of every GPU
 def model_matches(asked: str, model: str) -> bool:
     """Whether the asked words stand in the model's name one after another, without case: "A100"
     matches "NVIDIA A100-SXM4-40GB", "A10" does not.
@@ -326,6 +328,7 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
+@functools.lru_cache(maxsize=4096)
 def capability_holds(asked: str, capability: str) -> bool:
     """Whether a compute capability ("9.0") meets the condition; one that is not known never."""
     condition, found = _CAPABILITY.fullmatch(asked), _VERSION.fullmatch(capability)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from msgspec.structs import replace
 
 from agent.gpus import Device, Handover, hand_over
 from agent.runtime.base import Rejected, Work
-from swarm.v1 import ContainerSpec, Gpu
+from swarm.v1 import ContainerSpec, DeviceRequest, Gpu, ResourceRequirements, Resources
 from tests.integration.runtime_process.conftest import Harness, harness, work
 
 pytestmark = pytest.mark.root
@@ -78,6 +79,38 @@ async def test_exec_is_held_to_the_same(node: Harness) -> None:
     task = claiming("GPU-zero", command=("sleep", "100"))
     await node.run(task)
     assert await node.execute(task, *LOOK) == (0, "cuda=GPU-zero nvidia=GPU-zero\nzero\n")
+
+
+async def test_a_part_of_a_gpu_comes_with_the_pipes_of_mps_also_behind_its_own_tmp(
+    tmp_path: Path,
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    with tempfile.TemporaryDirectory(prefix="mps", dir="/tmp") as pipes:
+        os.mkfifo(f"{pipes}/control")
+        with tempfile.NamedTemporaryFile(prefix="mps", dir="/dev/shm") as shared:
+            look = (
+                f"test -p {pipes}/control && test -f {shared.name} && env | grep ^CUDA_MPS | sort"
+            )
+            request = DeviceRequest(capabilities=("gpu",), options={"fraction": "0.5"})
+            reserved = Resources(devices=(request,))
+            made = claiming("GPU-zero", command=("sh", "-c", look))
+            assert made.assignment.spec is not None
+            spec = replace(
+                made.assignment.spec, resources=ResourceRequirements(reservations=reserved)
+            )
+            asked = Work(replace(made.assignment, spec=spec))
+
+            def with_mps(claimed: Sequence[str]) -> Handover:
+                return hand_over(DEVICES, claimed, mps=pipes)
+
+            async with harness(tmp_path / "p", isolate=True, gpus=with_mps) as node:
+                if not node.runtime._powers.isolated:
+                    pytest.skip("needs namespaces")
+                assert await node.finish(asked) == (
+                    0,
+                    f"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=50\nCUDA_MPS_PIPE_DIRECTORY={pipes}",
+                )
 
 
 async def test_what_cannot_be_given_is_rejected_with_the_reason(node: Harness) -> None:
