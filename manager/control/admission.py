@@ -184,7 +184,13 @@ class Admission:
     # -------------------------------------------------------------- one tick
 
     def undo(self, tick: Tick, view: View) -> None:
-        """What was entered in the tick is not so; holds are checked anew before they count."""
+        """What was entered in the tick is not so. What is held may be so because of it: all of it
+        is found anew.
+        """
+        for hold in list(self.holds.all()):
+            self.due.add(hold.turn.key)
+            self.holds.drop(hold.turn.key)
+        self.wake_held()
         for task_id in tick.touched:
             task = view.get(Task, task_id)
             if task is not None:

@@ -40,7 +40,12 @@ class Trial:
         self.back(reversed(list(self._touched)))
 
     def out(self, task_id: str) -> None:
-        """The task claims nothing any more."""
+        """The task claims nothing any more. One that the view does not have there yet, for it has
+        just been given its place, stays: nobody could put it back.
+        """
+        task = self._view.get(Task, task_id)
+        if task is None or not task.node_id:
+            return
         self._touched[task_id] = None
         self._table.sync_task(task_id, None, self._view)
 

@@ -492,3 +492,21 @@ def test_a_gang_that_is_first_is_not_starved_by_small_jobs() -> None:
         world.settle()
     assert len(placed(world, "s-gang")) == 4
     assert Counter(len(placed(world, f"s-small{i}")) for i in range(6)) == {0: 6}
+
+
+def test_what_an_undone_tick_kept_for_somebody_counts_for_nothing() -> None:
+    """A hold of a tick that was not committed named a task as leaving that never had its place; in
+    the next tick the task's new claim was lost for it.
+    """
+    world = cluster(1, 2, 2, a=QueueSpec())
+    run_job(world, "low", 2, cpu=2, gang=True)
+    world.tick()
+    run_job(world, "gang", 2, cpu=2, gang=True, priority=1)
+    run_job(world, "single", 1, cpu=2, queue="a", priority=1)
+    world.tick()
+    world.agents()
+    world.controller.tick(world.draft())
+    world.controller.undo(world.tables)
+    world.tick()
+    used = Counter(t.node_id for s in ("s-low", "s-gang", "s-single") for t in placed(world, s))
+    assert max(used.values()) == 1
