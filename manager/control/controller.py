@@ -49,7 +49,7 @@ from manager.control.template import (
 from manager.control.tick import Tick
 from manager.control.update import update
 from manager.control.work import Budget, Work
-from manager.scheduler import NodeTable
+from manager.scheduler import NodeTable, unsuitable
 from manager.store import Change, Draft, View
 from swarm import errors, ids, states
 from swarm.v1 import Cluster, Gpu, Kind, Node, Service, Task, TaskState
@@ -229,13 +229,23 @@ class Controller:
             self._automatic.stir()
         self._placer.observe_node(change.id)
         self._books.note_node(change.id, view)
-        here = {t.service_id for t in view.by(Task, "node", change.id)}
-        self.dirty |= self._per_node
-        self.dirty |= here
+        concerned = {t.service_id for t in view.by(Task, "node", change.id)} | self._per_node
+        if _condition(change.old) == _condition(change.new):
+            # Only what services ask of the node itself can have changed.
+            concerned = {i for i in concerned if self._suits_otherwise(change, i, view)}
+        self.dirty |= concerned
         if self._gates:
             # How many tasks a service should have, and which of them count, depends on nodes.
-            for service_id in self._per_node | here:
+            for service_id in concerned:
                 self._wake_waiting(view.get(Service, service_id))
+
+    def _suits_otherwise(self, change: Change, service_id: str, view: View) -> bool:
+        """Whether the node suits the service and did not, or the other way round."""
+        service = view.get(Service, service_id)
+        if service is None:
+            return True
+        need = self.table.requirement_of_spec(service.spec)
+        return (unsuitable(change.old, need) is None) != (unsuitable(change.new, need) is None)
 
     def _wake_waiting(self, service: Service | None) -> None:
         """The services that wait for this one have to be looked at."""
@@ -431,6 +441,19 @@ class Controller:
 def _rolling(service: Service) -> bool:
     status = service.update_status
     return status is not None and (status.state in UPDATING or status.state in PAUSED)
+
+
+def _condition(node: Node | None) -> Any:
+    """What of a node concerns all tasks on it, whatever they ask for."""
+    if node is None:
+        return None
+    gpus = node.description.gpus if node.description else ()
+    return (
+        node.status and node.status.state,
+        node.spec and node.spec.availability,
+        node.revoked,
+        [(g.uuid, g.healthy) for g in gpus],
+    )
 
 
 def _matters(node: Node | None) -> Any:

@@ -23,7 +23,7 @@ from manager.control.slots import is_unplaced
 from manager.control.template import state_of
 from manager.control.tick import Tick
 from manager.control.turns import Turns
-from manager.scheduler import Group, NodeTable, account, pending_reason
+from manager.scheduler import Group, NodeTable, Requirement, account, pending_reason
 from manager.scheduler.sleeping import Sleepers
 from manager.store import Draft, View
 from swarm import errors, states
@@ -165,8 +165,7 @@ class Placer:
             if key in tick.slept or service_id in tick.services:
                 continue
             need = self._table.requirement_of_version(service_id, version, draft)
-            counts = account(self._table, need, service_id, node_id)
-            why = pending_reason(counts)
+            why = self._why(need, service_id, node_id, self._sleepers.tasks(key))
             if not why or key in self.admission.held_back:
                 continue
             for task_id in sorted(self._pending.get(service_id, ())):
@@ -222,6 +221,14 @@ class Placer:
 
         Turns(self.admission, self._table, draft, tick, note).run(groups)
 
+    def _why(self, need: Requirement, service_id: str, node_id: str, tasks: int) -> str:
+        """What stands in the status of tasks that no node can take."""
+        counts = account(self._table, need, service_id, node_id)
+        if counts.nodes_fit and self.admission.terms(service_id).gang:
+            nodes = f"{counts.nodes_fit} node{'' if counts.nodes_fit == 1 else 's'}"
+            return f"no room for its gang of {tasks} at once ({nodes} could take a task)"
+        return pending_reason(counts)
+
     def _note_reason(
         self, draft: Draft, group: Group, left: Sequence[Task], tick: Tick, why: str
     ) -> None:
@@ -232,8 +239,7 @@ class Placer:
                     draft.put(task)
             return
         if not why:
-            account_ = account(self._table, group.requirement, group.service_id, group.node_id)
-            why = pending_reason(account_)
+            why = self._why(group.requirement, group.service_id, group.node_id, len(left))
         now_ns = draft.now_ns
         for task in left:
             status = task.status or TaskStatus()

@@ -12,7 +12,7 @@ from enum import Enum
 
 from msgspec import structs
 
-from manager.scheduler import requirement_of, unsuitable
+from manager.scheduler import Requirement, requirement_of, unsuitable
 from manager.store import View
 from swarm.clock import SECOND_NS
 from swarm.v1 import (
@@ -145,7 +145,7 @@ class Templates:
         self._service = service
         self._same: dict[int, bool] = {}
         self._placement_only: dict[int, bool] = {}
-        self._need = requirement_of(service.spec)
+        self._need: Requirement | None = None  # worked out when it is asked for
 
     def up_to_date(self, task: Task) -> bool:
         """Whether a task made now would be the same."""
@@ -158,6 +158,8 @@ class Templates:
         if same or not self._placement_only[version]:
             return same
         node = self._view.get(Node, task.node_id) if task.node_id else None
+        if self._need is None:
+            self._need = requirement_of(self._service.spec)
         return node is not None and unsuitable(node, self._need) is None
 
     def _compare(self, version: int) -> bool:

@@ -27,7 +27,7 @@ from manager.control.template import (
     spec_of_version,
     state_of,
 )
-from manager.scheduler import NodeTable, Requirement, requirement_of, unavailable, unsuitable
+from manager.scheduler import NodeTable, Requirement, unavailable, unsuitable
 from manager.store import Draft
 from swarm import ids
 from swarm.v1 import (
@@ -108,7 +108,7 @@ class Work:
         self.target = TaskState.COMPLETE if self.mode.job else TaskState.RUNNING
         self.templates = Templates(self.draft, service)
         self.gates = Gates(self.draft, service)
-        self.need: Requirement = requirement_of(service.spec)
+        self.need: Requirement = self.table.requirement_of_spec(service.spec)
 
     def _age(self, task: Task) -> tuple[int, str]:
         return (task.meta.created_at_ns if task.meta else self.now_ns, task.id)

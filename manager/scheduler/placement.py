@@ -230,6 +230,8 @@ class _Work:
 
     def _about_itself(self, need: Requirement) -> bool:
         """Whether placing a task changes which nodes the next may go to, or come first."""
+        if not need.among and not need.affinities:
+            return False
         conditions = (*need.among, *(c for c, _ in need.affinities))
         return any(self._means_itself(c) for c in conditions)
 

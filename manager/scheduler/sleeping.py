@@ -167,6 +167,10 @@ class Sleepers:
         for key in list(self._by_service.get(service_id, ())):
             self.forget(key)
 
+    def tasks(self, key: GroupKey) -> int:
+        """For how many tasks the group that sleeps found no place."""
+        return self._of[key].tasks
+
     def untold(self) -> Iterator[GroupKey]:
         """Who was told why before the table changed, longest ago first."""
         now = self._table.changes

@@ -49,6 +49,7 @@ from swarm.v1 import (
     Node,
     Service,
     ServiceRevision,
+    ServiceSpec,
     Task,
     TaskState,
 )
@@ -57,6 +58,7 @@ __all__ = ["FAILURES_MAX", "Claim", "NodeInfo", "NodeTable"]
 
 _FAILED = frozenset({TaskState.FAILED, TaskState.REJECTED})
 _INTERNED_SPARE = 1_000  # requirements that no version has any more, before they are dropped
+_SPECS_MAX = 20_000  # whose requirement is kept beside those of versions
 _MEANINGS_MAX = 4_096  # conditions on services whose meaning is kept
 
 
@@ -107,6 +109,7 @@ class NodeTable:
         # By node and task; also of nodes that are not (yet) there: counted when the node comes.
         self._on: dict[str, dict[str, Claim]] = {}
         self._requirements: dict[Version, Requirement] = {}
+        self._by_spec: dict[int, tuple[ServiceSpec | None, Requirement]] = {}
         self._interned: dict[Requirement, Requirement] = {}
         self._neighbours: dict[str, Neighbour] = {}
         self._meanings: dict[Constraint, frozenset[str]] = {}
@@ -434,9 +437,18 @@ class NodeTable:
             if service is None or service.spec_version != spec_version:
                 return NOTHING
             spec = service.spec
-        found = self._intern(requirement_of(spec))
-        self._requirements[key] = found
+        found = self._requirements[key] = self.requirement_of_spec(spec)
         return found
+
+    def requirement_of_spec(self, spec: ServiceSpec | None) -> Requirement:
+        """As requirement_of; remembered for the very object."""
+        found = self._by_spec.get(id(spec))
+        # The spec is kept beside, so that nothing else can have its identity.
+        if found is None or found[0] is not spec:
+            if len(self._by_spec) >= _SPECS_MAX:
+                self._by_spec.clear()
+            found = self._by_spec[id(spec)] = (spec, self._intern(requirement_of(spec)))
+        return found[1]
 
     def _intern(self, need: Requirement) -> Requirement:
         """The one object for all equal requirements: groups that are alike are then found by

@@ -1,26 +1,49 @@
-"""Placement: how many tasks a second get a node, and how long one whole tick of the control loop takes.
+"""Placement: how many tasks a second get a node, what it takes of memory, and what a tick costs.
 
     python -m tests.bench.placement --nodes 1000 --tasks 100000 --services 1
+    python -m tests.bench.placement --nodes 1000 --tasks 8000 --services 8000 --gpus-per-node 8
+    python -m tests.bench.placement --tasks 100000 --commit
 
-`tasks_per_s`: the decision alone (the groups placed on a fresh node table, explanations not needed).
-`tick_ms`: one tick that makes, places and writes into its draft all the tasks; nothing is committed.
+The last line is `tasks_per_s=… rss_mib=… tick_ms=…`:
+
+- `tasks_per_s`: the decisions alone, groups placed on a fresh node table (median of the rounds).
+  With --commit: made by ticks of the control loop and committed to an embedded store on this disk;
+  the clock runs from the first tick until the last commit was answered and observed.
+- `rss_mib`: the most memory the process had, the cluster and both states of all tasks included.
+- `tick_ms`: one tick of the control loop after one node has changed (a label; what was observed of it
+  included), on the cluster where all the tasks are placed: the larger of the medians with nothing
+  waiting and with as many services waiting as there are. Lines before tell of other changes.
+
+With --gpus-per-node each task asks for one GPU, and there are as many GPUs as given.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
+import resource
 import statistics
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec import structs
 
 from manager.control import Controller
-from manager.scheduler import Group, NodeTable, place, requirement_of
-from manager.store import Draft, Tables
+from manager.scheduler import Group, NodeTable, place
+from manager.store import Draft, Store, Tables
+from manager.store.engines.embedded import EmbeddedEngine
+from swarm.clock import SystemClock
 from swarm.ids import seeded_rng
 from swarm.v1 import (
     Availability,
     ContainerSpec,
+    DeviceRequest,
+    Gpu,
     Kind,
+    Message,
     Node,
     NodeDescription,
     NodeRole,
@@ -44,15 +67,14 @@ from swarm.v1 import (
 CPU = 1_000_000_000
 MIB = 1 << 20
 NOW_NS = 1_700_000_000 * CPU
+Rows = list[tuple[Kind, str, Message | None]]
 
 
-def cluster(nodes: int, tasks: int, services: int) -> Tables:
-    """Nodes with room for all tasks and a tenth more, and services that share the tasks."""
-    each = tasks // services
+def make_nodes(nodes: int, tasks: int, gpus: int) -> list[Node]:
+    """Nodes with room for all tasks and a tenth more."""
     room = (tasks * 11 // 10) // nodes + 2
-    rows: list[tuple[Kind, str, object]] = []
-    for i in range(nodes):
-        node = Node(
+    return [
+        Node(
             id=f"node{i:06}",
             spec=NodeSpec(
                 role=NodeRole.WORKER,
@@ -64,17 +86,37 @@ def cluster(nodes: int, tasks: int, services: int) -> Tables:
                 platform=Platform(os="linux", architecture="x86_64"),
                 resources=Resources(cpu_nano=room * CPU // 10, memory_bytes=room * 64 * MIB),
                 runtimes=("docker",),
+                gpus=tuple(
+                    Gpu(
+                        uuid=f"GPU-{i:06}-{k}",
+                        index=k,
+                        model="NVIDIA A100-SXM4-40GB",
+                        memory_bytes=40 << 30,
+                        numa_node=k // 4,
+                        healthy=True,
+                    )
+                    for k in range(gpus)
+                ),
             ),
             status=NodeStatus(state=NodeState.READY),
         )
-        rows.append((Kind.NODE, node.id, node))
-    for i in range(services):
+        for i in range(nodes)
+    ]
+
+
+def make_services(first: int, services: int, each: int, gpus: int) -> Rows:
+    """Services that are alike, with their first versions."""
+    devices = (DeviceRequest(capabilities=("gpu",), count=1),) if gpus else ()
+    rows: Rows = []
+    for i in range(first, first + services):
         spec = ServiceSpec(
             name=f"service{i:05}",
             task=TaskSpec(
                 container=ContainerSpec(image="image"),
                 resources=ResourceRequirements(
-                    reservations=Resources(cpu_nano=CPU // 10, memory_bytes=64 * MIB)
+                    reservations=Resources(
+                        cpu_nano=CPU // 10, memory_bytes=64 * MIB, devices=devices
+                    )
                 ),
             ),
             mode=ServiceMode(replicated=Replicated(replicas=each)),
@@ -87,18 +129,29 @@ def cluster(nodes: int, tasks: int, services: int) -> Tables:
             (Kind.SERVICE, service.id, service),
             (Kind.SERVICE_REVISION, revision.id, revision),
         ]
+    return rows
+
+
+def make_tables(given: argparse.Namespace) -> Tables:
+    """The cluster before anything is placed."""
     tables = Tables()
-    tables.apply(1, rows)  # type: ignore[arg-type]  # each row has its kind's object
+    nodes = make_nodes(given.nodes, given.tasks, given.gpus_per_node)
+    each = given.tasks // given.services
+    rows: Rows = [(Kind.NODE, n.id, n) for n in nodes]
+    tables.apply(1, rows + make_services(0, given.services, each, given.gpus_per_node))
     return tables
 
 
-def decide(tables: Tables) -> tuple[int, float]:
-    """Tasks placed, and the seconds it took."""
+# ------------------------------------------------------------------ decisions
+
+
+def decide(tables: Tables) -> tuple[list[Task], float]:
+    """The placed tasks, and the seconds it took."""
     table = NodeTable.build(tables)
+    status = TaskStatus(state=TaskState.PENDING)
     groups = []
     for service in sorted(tables.all(Service), key=lambda s: s.id):
         assert service.spec and service.spec.mode and service.spec.mode.replicated
-        status = TaskStatus(state=TaskState.PENDING)
         tasks = [
             Task(
                 id=f"{service.id}.{slot}",
@@ -110,47 +163,199 @@ def decide(tables: Tables) -> tuple[int, float]:
             )
             for slot in range(1, (service.spec.mode.replicated.replicas or 0) + 1)
         ]
-        need = requirement_of(service.spec)
+        need = table.requirement_of_version(service.id, 1, tables)
         groups.append(Group(service_id=service.id, spec_version=1, requirement=need, tasks=tasks))
+    placed: list[Task] = []
     started = time.perf_counter()
-    placed = sum(len(place(table, group, tables, NOW_NS).placed) for group in groups)
+    for group in groups:
+        placed.extend(place(table, group, tables, NOW_NS).placed)
     return placed, time.perf_counter() - started
 
 
-def tick(tables: Tables, tasks: int) -> tuple[int, float]:
-    """Tasks placed by one tick of the control loop, and its seconds."""
-    controller = Controller(seeded_rng(1), created_max=tasks)
-    controller.reset(tables)
-    draft = Draft(tables, now_ns=NOW_NS)
-    started = time.perf_counter()
-    result = controller.tick(draft)
-    return result.placed, time.perf_counter() - started
+# ------------------------------------------------------------------ ticks
+
+
+class Loop:
+    """The control loop's pure part on tables in memory."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.controller = Controller(seeded_rng(1), created_max=1 << 30)
+        self.controller.reset(tables)
+        self.now_ns = NOW_NS
+
+    def change(self, rows: Rows, *, own: bool = False) -> None:
+        """Commits and observes."""
+        for change in self.tables.apply(self.tables.revision + 1, rows):
+            self.controller.observe(change, self.tables, own=own)
+
+    def tick(self) -> tuple[int, float]:
+        """One tick; the tasks it placed and its seconds. Its commit is not in them."""
+        self.now_ns += CPU // 1000
+        started = time.perf_counter()
+        draft = Draft(self.tables, now_ns=self.now_ns)
+        placed = self.controller.tick(draft).placed
+        seconds = time.perf_counter() - started
+        rows = [(c.kind, c.id, c.new) for c in draft.changes()]
+        self.controller.done()
+        self.change(rows, own=True)
+        return placed, seconds
+
+    def settle(self) -> None:
+        while self.controller.has_work(self.now_ns):
+            self.tick()
+
+    def changed(self, node_id: str, edit: Callable[[Node], Node]) -> float:
+        """Milliseconds of observing one changed node and of the tick after it."""
+        node = self.tables.get(Node, node_id)
+        assert node is not None
+        new = edit(node)
+        (change,) = self.tables.apply(self.tables.revision + 1, [(Kind.NODE, node_id, new)])
+        gc.collect()
+        started = time.perf_counter()
+        self.controller.observe(change, self.tables)
+        observed = time.perf_counter() - started
+        _, seconds = self.tick()
+        self.settle()
+        return (observed + seconds) * 1000
+
+
+def _labelled(node: Node) -> Node:
+    assert node.spec is not None
+    labels = {**node.spec.labels, "round": str(int(node.spec.labels.get("round", "0")) + 1)}
+    return structs.replace(node, spec=structs.replace(node.spec, labels=labels))
+
+
+def _shrunk(node: Node) -> Node:
+    assert node.description is not None and node.description.resources is not None
+    less = structs.replace(
+        node.description.resources, memory_bytes=node.description.resources.memory_bytes - MIB
+    )
+    return structs.replace(node, description=structs.replace(node.description, resources=less))
+
+
+def _turned(node: Node) -> Node:
+    down = node.status is not None and node.status.state == NodeState.READY
+    state = NodeState.DOWN if down else NodeState.READY
+    return structs.replace(node, status=NodeStatus(state=state))
+
+
+def ticks(tables: Tables, placed: list[Task], given: argparse.Namespace) -> float:
+    """The cost of a changed node once all is placed, with nothing waiting and with much."""
+    tables.apply(tables.revision + 1, [(Kind.TASK, t.id, t) for t in placed])
+    loop = Loop(tables)
+    loop.settle()
+    worst = 0.0
+    for waiting in (False, True):
+        if waiting:
+            each = max(1, given.tasks // given.services)
+            rows = make_services(given.services, given.services, each, given.gpus_per_node)
+            # A need that nothing has room for, as far as the nodes go.
+            loop.change([_huge(row) for row in rows] if not given.gpus_per_node else rows)
+            placed_now, seconds = loop.tick()
+            loop.settle()
+            print(
+                f"{given.services} services more: placed {placed_now}, waiting "
+                f"{loop.controller.pending}, first tick {seconds * 1000:.0f} ms"
+            )
+        found = {}
+        pending = loop.controller.pending
+        for name, edit in (("label", _labelled), ("memory", _shrunk), ("down and up", _turned)):
+            rounds = 30 if name == "down and up" else 15
+            some = [f"node{(7 * (i % 15)) % given.nodes:06}" for i in range(rounds)]
+            found[name] = statistics.median(loop.changed(node_id, edit) for node_id in some)
+        what = ", ".join(f"{name} {ms:.2f} ms" for name, ms in found.items())
+        print(f"a node changed while {pending} tasks wait: {what}", flush=True)
+        worst = max(worst, found["label"])
+    return worst
+
+
+def _huge(row: tuple[Kind, str, Message | None]) -> tuple[Kind, str, Message | None]:
+    kind, id_, value = row
+    assert isinstance(value, Service | ServiceRevision)
+    assert value.spec is not None and value.spec.task is not None
+    huge = ResourceRequirements(reservations=Resources(cpu_nano=1 << 50))
+    spec = structs.replace(value.spec, task=structs.replace(value.spec.task, resources=huge))
+    return kind, id_, structs.replace(value, spec=spec)
+
+
+# ------------------------------------------------------------------ commits
+
+
+async def committed(given: argparse.Namespace) -> float:
+    """Tasks a second made, placed, committed to an embedded store and observed."""
+    clock = SystemClock()
+    with tempfile.TemporaryDirectory() as folder:
+        engine = EmbeddedEngine(Path(folder) / "store.db", clock)
+        store = Store(engine, clock)
+        await store.open()
+        try:
+            base = make_tables(given)
+            draft = store.draft()
+            for cls in (Node, Service, ServiceRevision):
+                for o in base.all(cls):
+                    draft.put(o)
+            await store.commit(draft)
+            controller = Controller(seeded_rng(1))
+            controller.reset(store)
+            placed = 0
+            started = time.perf_counter()
+            while controller.has_work(clock.now_ns()):
+                draft = store.draft()
+                tick = controller.tick(draft)
+                with store.watch(("all",)) as watch:
+                    await store.commit(draft)
+                    controller.done()
+                    while watch.pending:
+                        batch = await anext(watch)
+                        for change in batch.changes:
+                            controller.observe(change, store, own=True)
+                placed += tick.placed
+            seconds = time.perf_counter() - started
+        finally:
+            await store.close()
+    expected = given.tasks // given.services * given.services
+    if placed != expected:
+        raise SystemExit(f"{placed} of {expected} tasks placed and committed")
+    return placed / seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--nodes", type=int, default=1000)
     parser.add_argument("--tasks", type=int, default=100_000)
     parser.add_argument("--services", type=int, default=1)
+    parser.add_argument("--gpus-per-node", type=int, default=0)
+    parser.add_argument("--commit", action="store_true", help="commit to an embedded store")
     parser.add_argument("--repeat", type=int, default=3)
     given = parser.parse_args()
-    tables = cluster(given.nodes, given.tasks, given.services)
     expected = given.tasks // given.services * given.services
-    rates, ticks = [], []
+    rates = []
+    placed: list[Task] = []
+    tables = make_tables(given)
     for _ in range(given.repeat):
+        placed = []
         gc.collect()
         placed, seconds = decide(tables)
-        if placed != expected:
-            raise SystemExit(f"{placed} of {expected} tasks placed")
-        rates.append(placed / seconds)
-        gc.collect()
-        placed, seconds = tick(tables, given.tasks)
-        if placed != expected:
-            raise SystemExit(f"{placed} of {expected} tasks placed by the tick")
-        ticks.append(seconds * 1000)
-    spread = f"{min(rates):.0f}..{max(rates):.0f} tasks/s, {min(ticks):.0f}..{max(ticks):.0f} ms"
-    print(f"{given.repeat} runs: {spread}")
-    print(f"tasks_per_s={statistics.median(rates):.0f} tick_ms={statistics.median(ticks):.0f}")
+        if len(placed) != expected:
+            raise SystemExit(f"{len(placed)} of {expected} tasks placed")
+        rates.append(expected / seconds)
+    print(
+        f"decisions, {given.repeat} rounds: {min(rates):.0f}..{max(rates):.0f} tasks/s", flush=True
+    )
+    rate = statistics.median(rates)
+    if given.commit:
+        rates = []
+        for _ in range(given.repeat):
+            gc.collect()
+            rates.append(asyncio.run(committed(given)))
+        low, high = min(rates), max(rates)
+        print(f"committed, {given.repeat} rounds: {low:.0f}..{high:.0f} tasks/s", flush=True)
+        rate = statistics.median(rates)
+    gc.collect()
+    tick_ms = ticks(tables, placed, given)
+    rss_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(f"tasks_per_s={rate:.0f} rss_mib={rss_mib} tick_ms={tick_ms:.2f}")
 
 
 if __name__ == "__main__":

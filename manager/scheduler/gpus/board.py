@@ -73,13 +73,14 @@ class GpuDecision:
 class _Scores:
     """Scores of one need by row, as of a place in the log of changes."""
 
-    __slots__ = ("at", "gpu", "memo", "score")
+    __slots__ = ("at", "gpu", "memo", "score", "taken")
 
     def __init__(self, rows: int) -> None:
         self.at = -1
         self.score = np.full(rows, FAR, np.int64)
         self.gpu = np.full(rows, NOT_ONE, np.int64)
         self.memo: dict[bytes, tuple[int, int]] = {}
+        self.taken: dict[bytes, tuple[int, ...]] = {}  # whole GPUs, by state
 
 
 class GpuBoard:
@@ -393,6 +394,7 @@ class GpuBoard:
             return
         if len(memo) > _MEMO_MAX:
             memo.clear()
+            scores.taken.clear()
         score, gpu = self._rated(need, state[[same[0] for same in unknown.values()]])
         for (key, same), s, g in zip(unknown.items(), score.tolist(), gpu.tolist(), strict=True):
             memo[key] = (s, g)
@@ -443,12 +445,17 @@ class GpuBoard:
     def chosen(self, row: int, need: GpuNeed) -> tuple[str, ...]:
         """The GPUs of the node that the task gets, where it fits."""
         gpus = self.nodes[self.ids[row]].gpus
-        one = int(self._scores(need).gpu[row])
+        scores = self._scores(need)
+        one = int(scores.gpu[row])
         if one != NOT_ONE:
             return (gpus[one].uuid,)
         state = self._state[row : row + 1]
-        taken = self._whole(need, state, self._suits(need, state))[0][0]
-        return tuple(gpus[i].uuid for i in np.flatnonzero(taken))
+        key = state.tobytes()
+        taken = scores.taken.get(key)
+        if taken is None:
+            whole = self._whole(need, state, self._suits(need, state))[0][0]
+            taken = scores.taken[key] = tuple(np.flatnonzero(whole).tolist())
+        return tuple(gpus[i].uuid for i in taken)
 
     def rejected(self, need: GpuNeed, chosen: set[str] | None = None) -> dict[str, int]:
         """How many nodes fall out at each of DIMENSIONS, each counted once, at the first; with
