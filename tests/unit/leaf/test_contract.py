@@ -74,7 +74,7 @@ def test_structs_are_frozen():
 # What changes nothing and gives no key away. Everything else is on record, whatever comes of it.
 NOT_AUDITED = {
     "GetInfo", "Get", "List", "PlanStack", "GetStackHistory", "WatchServices", "Watch", "ExplainTask",
-    "Logs", "ListAudit", "GetNodeInfo", "Session", "Relay",
+    "Logs", "ListAudit", "ListGpus", "ListQueues", "GetNodeInfo", "Session", "Relay",
     "Forward",  # what it carries was on record where it was asked for
 }  # fmt: skip
 
