@@ -119,7 +119,7 @@ def plan(
         revision=stack.revision if stack is not None else 0,
         version=version,
         changes=tuple(compared.of(c) for c in done.changes),
-        warnings=done.warnings,
+        warnings=(*done.warnings, *rehearsal.preempted()),
         differs=any(c.action != UNCHANGED for c in done.changes),
         settled=rehearsal.settled,
     )

@@ -50,6 +50,7 @@ from swarm.v1 import (
     Service,
     ServiceMode,
     ServicePlacement,
+    StopCause,
     Task,
     TaskState,
     TaskStatus,
@@ -66,17 +67,36 @@ HORIZON_NS = 7 * 24 * 3600 * SECOND_NS
 # of 1,000 goes in 40 steps, one of 10,000 in four.
 STEPS_TASKS_MAX = 40_000
 _STEPS_MIN = 3
+_FOR_OTHERS = frozenset({StopCause.PREEMPTED, StopCause.GANG})
 _TURN_NS = MILLISECOND_NS  # what each round of loop and nodes takes
 
 
 class Rehearsal:
     """How it ended. `placement` says what became of one service."""
 
-    def __init__(self, before: View, after: View, controller: Controller, *, settled: bool) -> None:
+    def __init__(
+        self, before: View, after: _Stage, controller: Controller, *, settled: bool
+    ) -> None:
         self.settled = settled
+        self._victims = after.victims
         self._before = before
         self._after = after
         self._table = controller.table
+
+    def preempted(self) -> tuple[str, ...]:
+        """Whose tasks would be stopped for others of a higher priority, in sentences."""
+        counts: Counter[tuple[str, int, str]] = Counter()
+        for (service_id, message), tasks in self._victims.items():
+            service = self._before.get(Service, service_id)
+            spec = service.spec if service is not None else None
+            counts[spec.name if spec else service_id, spec.priority if spec else 0, message] += (
+                tasks
+            )
+        return tuple(
+            f"{tasks} task{'s' if tasks != 1 else ''} of {name} (priority {priority}) would be "
+            f"stopped: {message}"
+            for (name, priority, message), tasks in sorted(counts.items())
+        )
 
     def placement(self, service_id: str) -> ServicePlacement:
         """What became of the service's tasks. Kept and stopped are counted over the tasks that were
@@ -321,6 +341,8 @@ class _Stage(Draft):
     def __init__(self, base: View, *, now_ns: int) -> None:
         super().__init__(base, now_ns=now_ns)
         self._before: dict[tuple[type[Message], str], Message | None] = {}
+        # Tasks stopped for others of a higher priority, by service and message.
+        self.victims: Counter[tuple[str, str]] = Counter()
 
     def put(self, o: T, *, unseen: bool = False) -> T:
         self._note(type(o), cast("Any", o).id)
@@ -344,9 +366,19 @@ class _Stage(Draft):
             if old is not None and new is not None and _same(old, new):
                 self._over[cls].set(id_, old)  # a commit leaves it out as well
                 continue
+            if _is_victim(old, new):
+                assert isinstance(new, Task)
+                self.victims[new.service_id, new.stop_message] += 1
             out.append(Change(BY_CLASS[cls].kind, id_, old, new))
         self._before = {}
         return out
+
+
+def _is_victim(old: object, new: object) -> bool:
+    """Whether a task is stopped for others of a higher priority."""
+    if not isinstance(old, Task) or not isinstance(new, Task):
+        return False
+    return new.stop_cause in _FOR_OTHERS and old.stop_cause != new.stop_cause
 
 
 def _same(old: Any, new: Any) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from manager.control import standing, usage
+from manager.control import rehearse, standing, usage
+from swarm.ids import seeded_rng
 from swarm.v1 import QueueSpec
 from tests.unit.control.test_admission import cluster, complete, run_job
 from tests.unit.control.world import CPU, GIB, S, make_spec, state_of
@@ -68,3 +69,18 @@ def test_a_task_that_preempts_says_what_it_waits_for() -> None:
     assert state_of(task) < S.ASSIGNED
     found = standing(world.tables, task, now_ns=world.clock.now_ns())
     assert found.held_back == ("waits for tasks of lower priority to stop on n1",)
+
+
+def test_a_rehearsal_tells_whose_tasks_would_be_stopped() -> None:
+    world = cluster(2, 2)
+    world.create(make_spec("low", replicas=4, cpu=CPU))
+    world.settle()
+    world.create(make_spec("high", cpu=2 * CPU, priority=7))
+    found = rehearse(
+        world.tables, now_ns=world.clock.now_ns(), rng=seeded_rng(5), services=["s-high"]
+    )
+    assert found.preempted() == (
+        "2 tasks of low (priority 0) would be stopped: preempted by high (priority 7)",
+    )
+    assert found.placement("s-high").nodes[0].tasks == 1
+    assert len(world.running("s-low")) == 4
