@@ -47,6 +47,7 @@ class Placer:
         self._freed = True  # anything that waits may fit now
         self._pending: dict[str, set[str]] = {}  # service -> tasks without a node
         self._sleepers = Sleepers(table)
+        self._emptied: set[str] = set()  # services of which nothing waits any more
         self._refresh_ns = 0  # when reasons may be told anew
         self.admission = Admission(table)
 
@@ -58,6 +59,7 @@ class Placer:
         self._freed = True
         self._pending = {}
         self._sleepers = Sleepers(table)
+        self._emptied = set()
         self._refresh_ns = 0
         self.admission.reset(table, view)
 
@@ -92,7 +94,7 @@ class Placer:
             waiting.discard(task.id)
             if not waiting:
                 del self._pending[task.service_id]
-                self._sleepers.forget_service(task.service_id)
+                self._emptied.add(task.service_id)
                 self.admission.forget(task.service_id)
         before = state_of(old) if old is not None else TaskState.NEW
         after = state_of(new) if new is not None else before
@@ -118,7 +120,7 @@ class Placer:
     def has_work(self) -> bool:
         """Whether something that waits may fit now."""
         return bool(self._pending) and (
-            self._freed or self._sleepers.stirred or bool(self.admission.due)
+            self._freed or self._sleepers.stirred or bool(self.admission.due) or bool(self._emptied)
         )
 
     @property
@@ -136,6 +138,11 @@ class Placer:
         """
         waiting = list(tasks)
         tick.retried = self._freed
+        for service_id in sorted(self._emptied):
+            # Not before: another task of it may have begun to wait in the same commit.
+            if service_id not in self._pending:
+                self._sleepers.forget_service(service_id)
+        self._emptied.clear()
         tick.woken = self._sleepers.wake()
         again: Iterable[str] = self._pending
         if not self._freed:
