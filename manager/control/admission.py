@@ -42,6 +42,8 @@ class Admission:
         self.by_hold: set[GroupKey] = set()
         # Groups that may take places of others, but have not found enough of them.
         self.preemptors: dict[GroupKey, Terms] = {}
+        # Service -> its groups that any of the above may name.
+        self._known: dict[str, set[GroupKey]] = {}
         self._amounts: dict[tuple[str, int], Amounts] = {}
 
     # -------------------------------------------------------------- taking in changes
@@ -130,18 +132,38 @@ class Admission:
             if lowest < terms.priority <= priority:
                 self.due.add(key)
 
-    def forget(self, service_id: str) -> None:
+    def note(self, key: GroupKey) -> None:
+        """Something will be remembered of the group, until it is forgotten."""
+        self._known.setdefault(key[0], set()).add(key)
+
+    def known(self, service_id: str) -> frozenset[GroupKey]:
+        """The groups of the service of which something is remembered."""
+        return frozenset(self._known.get(service_id, ()))
+
+    def forget_service(self, service_id: str) -> None:
         """Nothing of the service waits any more."""
-        for key in [k for k in self.blocked if k[0] == service_id]:
-            del self.blocked[key]
-        for held in (self.held_back, self.by_quota, self.preemptors):
-            for key in [k for k in held if k[0] == service_id]:
-                del held[key]
-        for hold in [h for h in self.holds.all() if h.turn.key[0] == service_id]:
-            self.holds.drop(hold.turn.key)
-        for keys in (self.by_hold, self.hopeless, self.due):
-            keys.difference_update([k for k in keys if k[0] == service_id])
+        for key in self.known(service_id):
+            self.forget(key)
+
+    def forget(self, key: GroupKey) -> None:
+        """The group does not wait any more."""
+        keys = self._known.get(key[0], set())
+        keys.discard(key)
+        if not keys:
+            self._known.pop(key[0], None)
+        self.clear(key)
+        self.due.discard(key)
+        self.holds.drop(key)
         self.wake_held()
+
+    def clear(self, key: GroupKey) -> None:
+        """What was found out about the group at its last turn does not count any more."""
+        self.blocked.pop(key, None)
+        self.held_back.pop(key, None)
+        self.by_quota.pop(key, None)
+        self.preemptors.pop(key, None)
+        self.by_hold.discard(key)
+        self.hopeless.discard(key)
 
     def wake_held(self) -> None:
         if self.holds.freed:

@@ -95,7 +95,6 @@ class Placer:
             if not waiting:
                 del self._pending[task.service_id]
                 self._emptied.add(task.service_id)
-                self.admission.forget(task.service_id)
         before = state_of(old) if old is not None else TaskState.NEW
         after = state_of(new) if new is not None else before
         held = old is not None and bool(old.node_id) and not states.ended(before)
@@ -142,6 +141,7 @@ class Placer:
             # Not before: another task of it may have begun to wait in the same commit.
             if service_id not in self._pending:
                 self._sleepers.forget_service(service_id)
+                self.admission.forget_service(service_id)
         self._emptied.clear()
         tick.woken = self._sleepers.wake()
         again: Iterable[str] = self._pending

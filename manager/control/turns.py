@@ -12,14 +12,14 @@ other's parts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from msgspec import structs
 
 from manager.control.admission import Admission
 from manager.control.holds import Hold
-from manager.control.slots import is_live
+from manager.control.slots import is_live, is_unplaced
 from manager.control.template import job_size, state_of, stop_grace_ns
 from manager.control.tick import Tick
 from manager.scheduler import Group, NodeTable, place
@@ -66,6 +66,7 @@ class Turns:
             turns.append(turn)
             jobs = jobs or turn.terms.job
             a.due.discard(turn.key)
+        self._forget_stale(left)
         if jobs:
             a.totals()
         ranking = Ranking(turns, a.ledger.share)
@@ -81,6 +82,16 @@ class Turns:
                     left[turn_.key] = rest
                     ranking.again(turn_)
         a.wake_held()
+
+    def _forget_stale(self, groups: Collection[GroupKey]) -> None:
+        """Of the services at hand, groups whose tasks were replaced by ones of another version."""
+        for service_id in {key[0] for key in groups}:
+            for key in sorted(self._a.known(service_id).difference(groups)):
+                tasks = self._draft.by(Task, "service", service_id)
+                if not any(
+                    is_unplaced(t) and (t.spec_version, t.node_id) == key[1:] for t in tasks
+                ):
+                    self._a.forget(key)
 
     # -------------------------------------------------------------- services and jobs
 
@@ -104,7 +115,7 @@ class Turns:
         placed, waits = self._put(turn, replace(group, tasks=now))
         if len(placed) == len(now):
             if not later:
-                self._clear(turn.key)
+                a.clear(turn.key)
                 return None
             return replace(group, tasks=later)
         rest = _without(group, placed)
@@ -133,7 +144,7 @@ class Turns:
             self._tick.placed -= len(placed)
             self._settle(turn, group, waits)
         else:
-            self._clear(turn.key)
+            a.clear(turn.key)
             a.holds.drop(turn.key)
 
     def _incomplete(self, group: Group) -> str:
@@ -243,7 +254,8 @@ class Turns:
         at the expense of others.
         """
         a, key = self._a, turn.key
-        self._clear(key)
+        a.clear(key)
+        a.note(key)
         if not group.tasks:
             return
         tasks = group.tasks
@@ -270,19 +282,13 @@ class Turns:
     def _hold_back(self, turn: Turn, group: Group, why: str, *, by_quota: bool = False) -> None:
         """The group is not to be placed now, whatever room there is; it keeps nothing."""
         a, key = self._a, turn.key
-        self._clear(key)
+        a.clear(key)
+        a.note(key)
         a.holds.drop(key)
         a.held_back[key] = why
         if by_quota:
             a.by_quota[key] = turn.terms.queue
         self._note(group, group.tasks, why)
-
-    def _clear(self, key: GroupKey) -> None:
-        a = self._a
-        for held in (a.blocked, a.held_back, a.by_quota, a.preemptors):
-            held.pop(key, None)
-        a.by_hold.discard(key)
-        a.hopeless.discard(key)
 
     def _name(self, node_id: str) -> str:
         info = self._table.nodes.get(node_id)
