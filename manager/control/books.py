@@ -22,10 +22,12 @@ class Books:
 
     def __init__(self) -> None:
         self.by_id: dict[str, Book] = {}
+        # Names of services that others wait for.
+        self._watched: set[str] = set()
 
     def reset(self, view: View) -> None:
         """Forgets everything and begins with this view."""
-        self.by_id = {}
+        self.by_id, self._watched = {}, set()
         for service in view.all(Service):
             self.note_service(service.id, view)
 
@@ -47,9 +49,32 @@ class Books:
             or book.terms.iteration != service.job_iteration
             or book.deleting != service.pending_delete
         ):
-            book = self.by_id[service_id] = Book.of(view, service)
+            book = self.by_id[service_id] = self._make(service, view)
         book.shown = service.job_status.state if service.job_status else JobState.UNSPECIFIED
         return self._stands_out(book)
+
+    def _make(self, service: Service, view: View) -> Book:
+        name = service.spec.name if service.spec is not None else ""
+        return Book.of(view, service, fine=name in self._watched)
+
+    def watches(self, name: str) -> bool:
+        """Whether it is known that others wait for the service of that name."""
+        return name in self._watched
+
+    def watch(self, name: str, view: View) -> bool:
+        """Others wait for the service of that name; whether this is new. To be called while the
+        books agree with the view.
+        """
+        if name in self._watched:
+            return False
+        self._watched.add(name)
+        for service in view.by(Service, "name", name):
+            book = self.by_id.get(service.id)
+            if book is not None:
+                shown = book.shown
+                book = self.by_id[service.id] = self._make(service, view)
+                book.shown = shown
+        return True
 
     def note_task(
         self, book: Book, old: Task | None, new: Task | None, view: View, *, own: bool
@@ -57,12 +82,15 @@ class Books:
         """A task of the job has changed; whether the job has to be looked at."""
         task = new or old
         assert task is not None
-        same = old is not None and new is not None and _rank(old) == _rank(new)
-        if same and not book.terms.timeout_ns:
-            return False
-        versions = len(book.versions)
         slot = slot_of(task)
-        before, after = book.note(slot, view)
+        before = book.entries.get(slot)
+        versions = len(book.versions)
+        if before is not None and _only_stepped(book, before, old, new):
+            after: Entry | None = book.step(slot, before, task)
+        else:
+            before, after = book.note(slot, view)
+        if before is after:
+            return False
         if book.deleting:
             return not own
         leaves = not own and _leaves_work(before, after)
@@ -116,12 +144,19 @@ class Books:
             self.by_id[service_id].check_invariants(view, service)
 
 
-def _rank(task: Task) -> tuple[int, int, int, str, int]:
-    """What of a task a slot's entry depends on; states between two phases count as one."""
-    state = state_of(task)
-    if TaskState.ASSIGNED < state < TaskState.READY:
-        state = TaskState.ASSIGNED
-    return (state, task.desired_state, task.stop_cause, task.node_id, len(task.restarts_ns))
+def _only_stepped(book: Book, entry: Entry, old: Task | None, new: Task | None) -> bool:
+    """Whether the slot's only task has changed and nothing but its state, in which a slot's entry
+    follows without a look at its other tasks.
+    """
+    return (
+        old is not None
+        and new is not None
+        and entry.phase is not None
+        and len(entry.tasks) == 1
+        and old.node_id == new.node_id
+        and old.desired_state == new.desired_state != TaskState.REMOVE
+        and new.job_iteration == book.terms.iteration
+    )
 
 
 def _leaves_work(before: Entry | None, after: Entry | None) -> bool:

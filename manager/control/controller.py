@@ -38,6 +38,7 @@ from manager.control.placing import Placer, service_name
 from manager.control.rebalance import rebalance
 from manager.control.restart import promote, restart
 from manager.control.scale import scale
+from manager.control.slots import goes_on
 from manager.control.template import (
     PAUSED,
     UPDATING,
@@ -123,6 +124,11 @@ class Controller:
         """Takes one committed change, in order. `own`: the tick itself made it, so it leaves
         nothing to do.
         """
+        if change.kind == Kind.TASK and goes_on(change.old, change.new):
+            book = self._books.get(change.new.service_id)
+            if book is None or book.heeds(change.new):
+                self._observe_step(change.old, change.new, view, own=own)
+            return
         self.table.apply(change, view)
         if self._automatic is not None and change.kind != Kind.TASK:
             self._automatic.observe(change)
@@ -159,6 +165,12 @@ class Controller:
         task = new or old
         assert task is not None
         self._placer.observe_task(old, new, view)
+        self._observe_step(old, new, view, own=own)
+
+    def _observe_step(self, old: Task | None, new: Task | None, view: View, *, own: bool) -> None:
+        """What a change of a task leaves to do for its service."""
+        task = new or old
+        assert task is not None
         book = self._books.get(task.service_id)
         if book is not None:
             self._observe_job(book, old, new, view, own=own)
@@ -289,6 +301,10 @@ class Controller:
             service_id = heapq.heappop(self._heap)[1]
             del self._wake[service_id]
             self.dirty.add(service_id)
+        for name, waiters in self._gates.items():
+            if self._books.watch(name, draft):
+                # Until now nobody has noted how far its tasks came.
+                self.dirty |= waiters
         if self._automatic is not None and (service_id := self._automatic.step(draft, self.table)):
             self.dirty.add(service_id)
         # By name: ids are drawn by lot, and a rehearsal must come to the same as the deploy.
@@ -411,6 +427,8 @@ class Controller:
             waiting.difference_update(tick.services)
         for name, waiting in tick.gates.items():
             self._gates.setdefault(name, set()).update(waiting)
+            if not self._books.watches(name):
+                self.dirty |= waiting  # until the next tick begins nobody looks at that service
         self._gates = {name: waiting for name, waiting in self._gates.items() if waiting}
 
     def undo(self, view: View) -> None:

@@ -11,7 +11,8 @@ A slot is in one phase, told by its tasks of the present iteration that are not 
 |---|---|
 | (absent) | none |
 | WAITING | one that should run has no node |
-| PLACED, READY, STARTING, RUNNING | one that should run has one; READY: it waits to be told to |
+| PLACED, READY, STARTING, RUNNING | one that should run has one; READY: it waits to be told to;
+  the last two only where somebody looks at them (`Terms.fine`), else PLACED |
 | STOPPING | the last was told to stop and has not ended |
 | RETRY | the last has ended, and the next may be made when it is due |
 | FAILED | the last has failed for good |
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TypeVar
@@ -92,14 +93,26 @@ class Terms:
     cancelled: bool = False
     backs_off: bool = False
     gated: bool = False  # it depends on other services
+    # Whether STARTING and RUNNING are told apart from PLACED: where tasks have limited time, or
+    # other services wait for the job. Else most changes of its tasks make no difference.
+    fine: bool = False
 
     @classmethod
-    def of(cls, service: Service) -> Terms:
+    def of(cls, service: Service, *, fine: bool = False) -> Terms:
+        """`fine`: other services wait for the job."""
         spec = service.spec
         mode = mode_of(spec)
         total, at_once = job_size(spec)
         gated = spec is not None and bool(spec.depends_on)
-        terms = cls(mode, service.job_iteration, total, at_once, restart_policy(spec), gated=gated)
+        terms = cls(
+            mode,
+            service.job_iteration,
+            total,
+            at_once,
+            restart_policy(spec),
+            gated=gated,
+            fine=fine,
+        )
         job = spec.job if spec is not None else None
         if job is None:
             return terms
@@ -116,6 +129,7 @@ class Terms:
             cancelled=job.cancelled,
             backs_off=True,
             gated=gated,
+            fine=fine or job.timeout_ns > 0,
         )
 
     def delay_ns(self, attempts: int) -> int:
@@ -167,20 +181,22 @@ def ended_by_itself(task: Task) -> bool:
     return state in _OWN_END or (states.ended(state) and states.wanted(task.desired_state))
 
 
-def phase_of(tasks: list[Task], terms: Terms) -> tuple[Phase, int]:
+def phase_of(tasks: Sequence[Task], terms: Terms) -> tuple[Phase, int]:
     """The phase of a slot with these tasks (of the iteration, not to be forgotten, oldest first; at
     least one); and when the next attempt is due, or the task has run for long enough.
     """
     newest = tasks[-1]
     state = state_of(newest)
-    if any(state_of(t) == TaskState.COMPLETE for t in tasks):
+    if state == TaskState.COMPLETE or (
+        len(tasks) > 1 and any(state_of(t) == TaskState.COMPLETE for t in tasks)
+    ):
         return Phase.COMPLETE, 0
     if is_live(newest):
         if state < TaskState.ASSIGNED:
             return Phase.WAITING, 0
         if state == TaskState.READY and newest.desired_state == TaskState.READY:
             return Phase.READY, 0
-        if state < TaskState.STARTING:
+        if state < TaskState.STARTING or not terms.fine:
             return Phase.PLACED, 0
         until_ns = _changed_ns(newest) + terms.timeout_ns if terms.timeout_ns else 0
         return (Phase.STARTING if state == TaskState.STARTING else Phase.RUNNING), until_ns
@@ -221,7 +237,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     """One slot. `phase` None: no task of it counts (any more)."""
 
     phase: Phase | None
-    due_ns: int
+    due_ns: int  # see phase_of
     # Spec version and node of each of its tasks, those to be forgotten included.
     tasks: tuple[tuple[int, str], ...]
     # Tasks that nobody has been told to forget yet and that do not count: of an earlier iteration.
@@ -249,10 +265,11 @@ class Book:
     and errs on the side of looking.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, *, fine: bool = False) -> None:
         self.service_id = service.id
         self.version = service.spec_version
-        self.terms = Terms.of(service)
+        self.watched = fine
+        self.terms = Terms.of(service, fine=fine)
         self.deleting = service.pending_delete
         # What Service.job_status says.
         self.shown = JobState.UNSPECIFIED
@@ -273,9 +290,9 @@ class Book:
         self._due: list[tuple[tuple[int, str], Slot]] = []
 
     @classmethod
-    def of(cls, view: View, service: Service) -> Book:
-        """The book of a view; all slots are to be looked at."""
-        book = cls(service)
+    def of(cls, view: View, service: Service, *, fine: bool = False) -> Book:
+        """The book of a view; all slots are to be looked at. `fine`: other services wait for it."""
+        book = cls(service, fine=fine)
         slots: dict[Slot, list[Task]] = {}
         for task in view.by(Task, "service", service.id):
             slots.setdefault(slot_of(task), []).append(task)
@@ -291,6 +308,22 @@ class Book:
         before = self.entries.get(slot)
         self._set(slot, view.by(Task, "slot", (self.service_id, slot)))
         return before, self.entries.get(slot)
+
+    def step(self, slot: Slot, entry: Entry, task: Task) -> Entry:
+        """The slot's only task, which is not to be forgotten and of the iteration, is in another
+        state: as `note`, without a look at the view.
+        """
+        phase, due_ns = phase_of((task,), self.terms)
+        if phase is entry.phase and due_ns == entry.due_ns:
+            return entry
+        new = Entry(phase, due_ns, entry.tasks, leftover=False, leaving=False)
+        assert entry.phase is not None
+        self.entries[slot] = new
+        self._count_phase(slot, entry.phase, -1)
+        self._count_phase(slot, phase, 1)
+        if (due_ns or phase is Phase.RETRY) and not self.deleting:
+            self._later(slot, due_ns)
+        return new
 
     def _set(self, slot: Slot, tasks: list[Task]) -> None:
         old = self.entries.get(slot)
@@ -328,23 +361,34 @@ class Book:
         )
 
     def _count(self, slot: Slot, entry: Entry, sign: int) -> None:
-        phase = entry.phase
-        if phase is not None:
-            self.counts[phase] += sign
-            self.used += sign
-            for which, phases in (
-                (self.stopping, (Phase.STOPPING,)),
-                (self.failed, (Phase.FAILED,)),
-                (self.held, (Phase.WAITING, Phase.READY)),
-            ):
-                if phase in phases:
-                    (which.add if sign > 0 else which.discard)(slot)
+        if entry.phase is not None:
+            self._count_phase(slot, entry.phase, sign)
         for version, node_id in entry.tasks:
             _add(self.versions, version, sign)
             _add(self.nodes, node_id, sign)
 
+    def _count_phase(self, slot: Slot, phase: Phase, sign: int) -> None:
+        self.counts[phase] += sign
+        self.used += sign
+        if phase is Phase.STOPPING:
+            which = self.stopping
+        elif phase is Phase.FAILED:
+            which = self.failed
+        elif phase is Phase.WAITING or phase is Phase.READY:
+            which = self.held
+        else:
+            return
+        if sign > 0:
+            which.add(slot)
+        else:
+            which.discard(slot)
+
     def _later(self, slot: Slot, at_ns: int) -> None:
         heapq.heappush(self._timers, (at_ns, slot_order(slot), slot))
+
+    def heeds(self, task: Task) -> bool:
+        """Whether it makes a difference when a task comes a step further at its node."""
+        return self.terms.fine or task.desired_state == TaskState.READY
 
     # -------------------------------------------------------------- sums
 
@@ -460,7 +504,7 @@ class Book:
 
     def check_invariants(self, view: View, service: Service) -> None:
         """The book is what `of` makes of the view."""
-        fresh = Book.of(view, service)
+        fresh = Book.of(view, service, fine=self.watched)
         errors.invariant(self.terms == fresh.terms, f"terms of job {self.service_id} are off")
         for slot in self.entries.keys() | fresh.entries.keys():
             a, b = self.entries.get(slot), fresh.entries.get(slot)

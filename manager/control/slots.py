@@ -32,6 +32,22 @@ def is_unplaced(task: Task) -> bool:
     return states.wanted(task.desired_state) and state_of(task) < TaskState.ASSIGNED
 
 
+def goes_on(old: Task | None, new: Task | None) -> bool:
+    """Whether the task keeps its place and what it holds there, and only comes a step further: most
+    changes are of this kind, and concern nobody else.
+    """
+    return (
+        old is not None
+        and new is not None
+        and old.node_id == new.node_id
+        and old.desired_state == new.desired_state
+        and state_of(old) >= TaskState.ASSIGNED
+        and not states.ended(state_of(new))
+        and old.assigned_gpus == new.assigned_gpus
+        and old.assigned_generic == new.assigned_generic
+    )
+
+
 def is_lost(node: Node) -> bool:
     """Whether what runs on the node counts as lost."""
     return node.revoked or (node.status is not None and node.status.state in LOST_STATES)

@@ -61,9 +61,38 @@ def concerns_node(old: Task | None, new: Task | None) -> bool:
     """Whether a node has to be told of a change of one of its tasks."""
     if old is None or new is None or old.node_id != new.node_id:
         return True
+    if only_reported(old, new):
+        return False
     if assigned(old, new.node_id) != assigned(new, new.node_id):
         return True
     return is_active(old) != is_active(new) or key_of(old) != key_of(new)
+
+
+def only_reported(old: Task, new: Task) -> bool:
+    """Whether the task goes on at its node, which has told so: most changes are of this kind."""
+    before, after = old.status, new.status
+    return (
+        before is not None
+        and after is not None
+        and before.state >= TaskState.ASSIGNED
+        and not ended(after.state)
+        and key_of(old) == key_of(new)
+    )
+
+
+def only_ended(old: Task, new: Task) -> bool:
+    """Whether the task has ended at its node, which has told so."""
+    before, after = old.status, new.status
+    return (
+        before is not None
+        and after is not None
+        and before.state >= TaskState.ASSIGNED
+        and not ended(before.state)
+        and ended(after.state)
+        and after.state < TaskState.ORPHANED
+        and old.node_id == new.node_id
+        and key_of(old) == key_of(new)
+    )
 
 
 def assigned(task: Task | None, node_id: str) -> bool:
@@ -153,6 +182,11 @@ class Ledger:
             removed_ingress=removed_ingress,
         )
         return None if message == Assignments() else self._numbered(message)
+
+    def uses(self, task_id: str) -> bool:
+        """Whether the agent holds anything for the task that it needs only while it runs."""
+        sent = self._sent.get(task_id)
+        return sent is None or bool(sent[1].secrets or sent[1].configs)
 
     def known(self) -> set[str]:
         """The tasks that the agent holds for this session."""

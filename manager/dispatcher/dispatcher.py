@@ -18,7 +18,7 @@ import structlog
 from msgspec import structs
 
 from manager.ca import Sealer, manager_addrs, objects, serving_role
-from manager.dispatcher.assignments import concerns_node
+from manager.dispatcher.assignments import concerns_node, only_ended
 from manager.dispatcher.custody import Custody
 from manager.dispatcher.forward import Connect, Forwarding, serve, unreachable
 from manager.dispatcher.ingress import IngressTable, data_path, published, serves
@@ -328,7 +328,10 @@ class Dispatcher:
                     session.mark_cluster()
 
     def _take_task(self, task_id: str, old: Task | None, new: Task | None) -> None:
-        if concerns_node(old, new):
+        if old is not None and new is not None and only_ended(old, new):
+            if (session := self._sessions.get(new.node_id)) is not None:
+                session.mark_ended(task_id)
+        elif concerns_node(old, new):
             for node_id in {t.node_id for t in (old, new) if t is not None and t.node_id}:
                 if (session := self._sessions.get(node_id)) is not None:
                     session.mark(tasks=(task_id,))

@@ -225,6 +225,8 @@ def _attached(
     before: tuple[NetworkAttachment, ...], told: tuple[NetworkAttachment, ...]
 ) -> tuple[NetworkAttachment, ...]:
     """The task's networks with the addresses that the node gave it."""
+    if not told:
+        return before
     addresses = {n.network_id: n.addresses for n in told}
     if not before:
         return told

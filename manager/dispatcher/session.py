@@ -107,6 +107,11 @@ class Session:
         self._services.update(services)
         self._wake.set()
 
+    def mark_ended(self, task_id: str) -> None:
+        """The task has ended, as its node has told: it may not need its secrets any more."""
+        if self._ledger.uses(task_id):
+            self.mark(tasks=(task_id,))
+
     def mark_all(self) -> None:
         """Anything may have changed."""
         ours = (t.id for t in self._view.by(Task, "node", self.node_id))

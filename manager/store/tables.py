@@ -138,18 +138,21 @@ class _Table(Generic[T]):
 
     __slots__ = ("indexes", "objects", "schema")
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, *, lazy: bool = False) -> None:
+        """`lazy`: an index is made when it is first asked for; most drafts never ask."""
         self.schema = schema
         self.objects: dict[str, T] = {}
-        self.indexes: dict[str, dict[Hashable, dict[str, T]]] = {n: {} for n in schema.indexes}
+        self.indexes: dict[str, dict[Hashable, dict[str, T]]] = {}
+        if not lazy:
+            self.indexes = {n: {} for n in schema.indexes}
 
     def set(self, id_: str, new: T | None) -> T | None:
         """Puts or removes an object; returns what was there."""
         old = self.objects.get(id_)
-        for name, keys_of in self.schema.indexes.items():
-            index = self.indexes[name]
+        for name, index in self.indexes.items():
+            keys_of = self.schema.indexes[name]
             after = keys_of(new) if new is not None else ()
-            if old is not None:
+            if old is not None and (new is None or keys_of(old) != after):
                 for key in keys_of(old):
                     if key not in after and (entry := index.get(key)) is not None:
                         entry.pop(id_, None)
@@ -168,7 +171,14 @@ class _Table(Generic[T]):
         return old
 
     def by(self, index: str, key: Hashable) -> dict[str, T]:
-        return self.indexes[index].get(key, {})
+        entries = self.indexes.get(index)
+        if entries is None:
+            keys_of = self.schema.indexes[index]
+            entries = self.indexes[index] = {}
+            for id_, o in self.objects.items():
+                for found in keys_of(o):
+                    entries.setdefault(found, {})[id_] = o
+        return entries.get(key, {})
 
 
 class Tables:
@@ -377,7 +387,7 @@ class Draft:
         o = structs.replace(o, meta=meta)
         over = self._over.get(cls)
         if over is None:
-            over = self._over[cls] = _Table(schema)
+            over = self._over[cls] = _Table(schema, lazy=True)
         over.set(id_, o)
         if (gone := self._gone.get(cls)) is not None:
             gone.discard(id_)

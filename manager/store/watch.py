@@ -239,8 +239,12 @@ class Hub:
             return
         chosen: dict[Watch, list[Change]] = {}
         by_topic = self._by_topic
+        # Watches of single services and nodes are few; where there are none, nobody works out which
+        # of them a change is of.
+        narrow = any(topic != ALL and topic[0] != "kind" for topic in by_topic)
         for change in batch.changes:
-            for topic in topics_of(change):
+            topics = topics_of(change) if narrow else (("kind", change.kind),)
+            for topic in topics:
                 for watch in by_topic.get(topic, ()):
                     changes = chosen.setdefault(watch, [])
                     # A watch of several topics gets the change once.
