@@ -52,6 +52,7 @@ class Turns:
         self._tick = tick
         self._note = note
         self._asked = 0
+        self._sound: Hold | None = None  # the reservation, once it was looked at in this round
         self._searches: dict[tuple[object, ...], Search] = {}
 
     def run(self, groups: Iterable[Group]) -> None:
@@ -181,6 +182,8 @@ class Turns:
                 placed += self._place(turn, here)
         if len(placed) == len(group.tasks):
             return placed, ""
+        if turn.terms.gang and not self._all_fit(group):
+            return [], ""
         if turn.terms.job:
             self._reserve(turn)
         grace_ns = self._grace_ns(group.service_id)
@@ -199,6 +202,11 @@ class Turns:
             if short and not waits:
                 waits = self._words(turn, node_id)
         return placed, waits
+
+    def _all_fit(self, group: Group) -> bool:
+        """Whether all of the tasks would find places if none were kept for others."""
+        with Trial(self._table, self._draft, self._now_ns) as trial:
+            return len(trial.place(group)) == len(group.tasks)
 
     def _any_room(self, group: Group) -> bool:
         """Whether one of the tasks would find a place if none were kept for others."""
@@ -442,6 +450,8 @@ class Turns:
         a = self._a
         best = max((t.terms.priority for t, _ in a.blocked.values()), default=0)
         kept = next((h for h in a.holds.all() if not h.preempts), None)
+        if kept is not None and kept is self._sound:
+            return a.blocked.get(kept.turn.key)
         if kept is not None:
             blocked = a.blocked.get(kept.turn.key)
             if (
@@ -450,6 +460,7 @@ class Turns:
                 and kept.at_ns > self._now_ns
                 and a.holds.check(self._table, self._draft, self._now_ns, kept)
             ):
+                self._sound = kept
                 return blocked
         order = sorted(
             (b for b in a.blocked.values() if b[0].key not in a.hopeless),
@@ -465,7 +476,8 @@ class Turns:
                 a.hopeless.add(turn.key)
                 continue
             one = replace(group, tasks=group.tasks[:1])
-            a.holds.put(Hold(turn, one, dict(found.spots), found.at_ns))
+            self._sound = Hold(turn, one, dict(found.spots), found.at_ns)
+            a.holds.put(self._sound)
             return turn, group
         return None
 
