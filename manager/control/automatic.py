@@ -23,8 +23,8 @@ from swarm.v1 import Cluster, Kind, RebalanceConfig, RebalanceStatus, Service
 QUIET_NS = 300 * SECOND_NS  # where the config says nothing
 PASSES_MAX = 3
 # How many nodes one tick looks at, at least one service: some 20 ms. Then others have their turn.
-LOOKS_MAX = 10_000
-_TURN_NS = 10_000_000
+LOOKS_MAX = 5_000
+_TURN_NS = 50_000_000
 
 
 class Automatic:

@@ -201,9 +201,11 @@ def room(work: Work) -> int:
     busy = 0
     for slot in work.used_slots():
         live = work.live(slot)
-        placed = [t for t in live if state_of(t) >= TaskState.ASSIGNED]
-        starting = rolls and placed and not any(state_of(t) == TaskState.RUNNING for t in live)
-        busy += len(live) > 1 or bool(starting)
+        if len(live) > 1:
+            # Where the newest runs, the old one only waits for nodes to hear of it.
+            busy += state_of(live[-1]) != TaskState.RUNNING
+        elif rolls and live:
+            busy += TaskState.ASSIGNED <= state_of(live[0]) < TaskState.RUNNING
     return parallelism(work) - busy
 
 
