@@ -213,7 +213,7 @@ def _note(into: Fallen, table: NodeTable, row: int, needed: int, best: int) -> N
     info = table.columns.infos[row]
     if info is None:
         return
-    if not into.best_node or best > into.best:
+    if not into.best_node or (best, info.name) > (into.best, into.best_node):
         into.needed, into.best, into.best_node = needed, best, info.name
 
 
@@ -233,14 +233,16 @@ class _Things:
         return np.array([r is not None and r.detail == detail for r in self.found], np.bool_)
 
     def measure(self, table: NodeTable, rows: Ints, which: Bools, into: Fallen) -> None:
-        best: tuple[int, int] | None = None
-        for i in np.flatnonzero(which).tolist():
+        ranks = table.columns.rank
+
+        def worth(i: int) -> tuple[int, int]:
             found = self.found[i]
-            assert found is not None
-            key = (found.best, int(table.columns.rank[rows[i]]))
-            if best is None or key > best:
-                best = key
-                _note(into, table, int(rows[i]), found.needed, found.best)
+            return (found.best if found is not None else -1, int(ranks[rows[i]]))
+
+        i = max(np.flatnonzero(which).tolist(), key=worth)
+        found = self.found[i]
+        if found is not None:
+            _note(into, table, int(rows[i]), found.needed, found.best)
 
 
 def _also(table: NodeTable, rows: Ints, mine: Bools, other: _Short | _Things, into: Fallen) -> None:

@@ -7,7 +7,7 @@ were not met before: nodes that are alike are scored once.
 The same nodes with the same free amounts give the same decision, whatever the order in which they
 came: equal scores are decided by what is free there, and by node id last. A task with several whole
 GPUs goes where they are joined by NVLink before one NUMA node before anywhere else, before the
-score decides; where nodes do not say how their GPUs are joined, that makes no difference.
+score decides; a node that does not say how its GPUs are joined counts as the last of these.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from manager.scheduler.gpus.fragmentation import SCALE, Ints, Models, Valuation
-from manager.scheduler.gpus.links import choose
+from manager.scheduler.gpus.links import APART, JOINED, choose
 from manager.scheduler.gpus.needs import GpuNeed, GpuNode, Links
 from manager.scheduler.gpus.policies import (
     FGD,
@@ -432,7 +432,7 @@ class GpuBoard:
     def _whole(self, need: GpuNeed, state: Ints, suits: Bools) -> tuple[Bools, Ints]:
         """By state the GPUs that a task with whole ones takes, and how far apart they are."""
         whole = first_whole(suits, need.count)
-        apart = np.zeros(len(state), np.int64)
+        apart = np.full(len(state), APART if need.count > 1 else JOINED, np.int64)
         if need.count and need.share == WHOLE:
             for i in np.flatnonzero(state[:, 5]).tolist():
                 free = tuple(np.flatnonzero(suits[i]).tolist())

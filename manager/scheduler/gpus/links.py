@@ -20,6 +20,7 @@ from math import comb
 from manager.scheduler.gpus.needs import Links
 from swarm.v1 import Gpu, GpuProximity
 
+APART_VALUE = 1  # of a pair of which it is known that it is joined in no such way
 NVLINK = 1_000
 NUMA = 100
 _NEAR = {
@@ -32,7 +33,7 @@ _NEAR = {
 _NVLINKS_MAX = 32  # that tell one joined pair from another
 CHOICES_MAX = 2_000
 
-# How well a set is joined, by its worst pair; lower is better.
+# How well a set is joined, by its worst pair; lower is better. Of a node that says nothing: APART.
 JOINED, ONE_NUMA, APART = 0, 1, 2
 
 
@@ -55,7 +56,8 @@ def _joined(a: Gpu, b: Gpu) -> int:
     # -1: not known. On a machine with one CPU all GPUs are on node 0.
     if a.numa_node >= 0 and a.numa_node == b.numa_node:
         value += NUMA
-    return value + near
+    known = (a.numa_node >= 0 and b.numa_node >= 0) or link is not None
+    return value + near or (APART_VALUE if known else 0)
 
 
 @lru_cache(maxsize=8_192)
