@@ -16,13 +16,13 @@ never waits for it.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from msgspec import structs
 
+from manager.api.aside import Aside
 from manager.api.field_diff import DIGEST_DIGITS, TEXT_BYTES_MAX, change, changes
 from manager.api.lookup import CLASSES, spec_of, task_of
 from manager.api.plan_version import check_expected, plan_version
@@ -31,7 +31,7 @@ from manager.api.stack_request import resolve_request
 from manager.api.stacks import UNCHANGED, UPDATED, deploy
 from manager.ca import Sealer
 from manager.control import Rehearsal, Templates, rehearse
-from manager.store import Draft, Store, View
+from manager.store import Draft, View
 from swarm import ids, states
 from swarm.clock import Clock
 from swarm.v1 import (
@@ -57,30 +57,21 @@ RECREATED, SCALED, KEPT, REPLACED = "recreated", "scaled", "kept", "replaced"
 # large ones stays far below the limit of a message.
 TEXTS_BYTES_MAX = 4 * 1024 * 1024
 
-# How many plans are worked on at a time; others wait. They share the interpreter with the event
-# loop, so more of them would only be slower.
-PLANS_MAX = 2
-
 
 class Planner:
     """Makes plans beside the event loop."""
 
-    def __init__(self, store: Store, clock: Clock, rng: ids.Rng, *, sealer: Sealer) -> None:
-        self._store = store
+    def __init__(self, aside: Aside, clock: Clock, rng: ids.Rng, *, sealer: Sealer) -> None:
+        self._aside = aside
         self._clock = clock
         self._rng = rng
         self._sealer = sealer
-        self._room = asyncio.Semaphore(PLANS_MAX)
 
     async def plan(self, request: DeployStackRequest) -> PlanStackResponse:
-        """As `plan`, of the store as it is when the call's turn comes. A cancelled call leaves its
-        thread to come to its end; nobody hears of it.
-        """
-        async with self._room:
-            view = self._store.freeze()
-            rng = ids.seeded_rng(self._rng.getrandbits(64))
-            return await asyncio.to_thread(
-                plan,
+        """As `plan`, of the store as it is when the call's turn comes."""
+        rng = ids.seeded_rng(self._rng.getrandbits(64))
+        return await self._aside.ask(
+            lambda view: plan(
                 view,
                 request,
                 now_ns=self._clock.now_ns(),
@@ -88,6 +79,7 @@ class Planner:
                 sealer=self._sealer,
                 rng=rng,
             )
+        )
 
 
 def plan(

@@ -8,7 +8,6 @@ by the same functions, on a frozen copy of the tables and in a thread.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 from msgspec import structs
@@ -18,9 +17,8 @@ from manager.api.services import RemovalPending
 from manager.api.validate import mode_name
 from manager.control import can_move, plan_moves
 from manager.scheduler import NodeTable
-from manager.store import Draft, Store, View
+from manager.store import Draft, View
 from swarm import errors, states
-from swarm.clock import Clock
 from swarm.v1 import (
     Kind,
     Node,
@@ -32,7 +30,6 @@ from swarm.v1 import (
     Task,
 )
 
-PLANS_MAX = 2  # made at the same time; each holds a table of all nodes and tasks
 _WHY_NOT = {
     "global": "it has one task on each node, where it belongs",
     "replicated-job": "tasks of jobs run to their end where they are",
@@ -53,23 +50,6 @@ class Asked:
     def node_id(self) -> str:
         """The node whose tasks may move away; empty: those of all nodes."""
         return self.id if self.kind is Kind.NODE else ""
-
-
-class MovePlanner:
-    """Says what a rebalance would move."""
-
-    def __init__(self, store: Store, clock: Clock) -> None:
-        self._store = store
-        self._clock = clock
-        self._room = asyncio.Semaphore(PLANS_MAX)
-
-    async def plan(self, request: RebalanceRequest) -> RebalanceResponse:
-        """As `plan`, of the store as it is when the call's turn comes. A cancelled call leaves its
-        thread to come to its end; nobody hears of it.
-        """
-        async with self._room:
-            view = self._store.freeze()
-            return await asyncio.to_thread(plan, view, request, now_ns=self._clock.now_ns())
 
 
 def plan(view: View, request: RebalanceRequest, *, now_ns: int) -> RebalanceResponse:

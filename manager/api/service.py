@@ -18,6 +18,7 @@ import structlog
 from msgspec import structs
 
 from manager.api import gpus, history, mutations, queries, scheduling
+from manager.api.aside import Aside
 from manager.api.auditing import audit_query
 from manager.api.backup import Backups, Source
 from manager.api.leftovers import finish, unfinished
@@ -172,8 +173,8 @@ class ControlService:
         self._backups = Backups(
             store, clock, Source(sealer, facts.node_id, facts.advertise_addr, facts.version)
         )
-        self._planner = Planner(store, clock, rng, sealer=sealer)
-        self._moves = scheduling.MovePlanner(store, clock)
+        self._aside = Aside(store)
+        self._planner = Planner(self._aside, clock, rng, sealer=sealer)
         self._removal_wait_s = removal_wait_s
         # Held around a draft and its commit where names, ports or subnets are given out.
         self._giving_out = asyncio.Lock()
@@ -237,17 +238,19 @@ class ControlService:
         async with measured(self._clock, "ExplainTask"):
             await self._catch_up(context)
             now_ns = self._clock.now_ns()
-            return queries.explain_task(self._store, request.task, now_ns=now_ns)
+            return await self._aside.ask(
+                lambda view: queries.explain_task(view, request.task, now_ns=now_ns)
+            )
 
     async def list_gpus(self, request: ListGpusRequest, context: Context) -> ListGpusResponse:
         async with measured(self._clock, "ListGpus"):
             await self._catch_up(context)
-            return gpus.list_gpus(self._store)
+            return await self._aside.ask(gpus.list_gpus)
 
     async def list_queues(self, request: ListQueuesRequest, context: Context) -> ListQueuesResponse:
         async with measured(self._clock, "ListQueues"):
             await self._catch_up(context)
-            return ListQueuesResponse(queues=usage(self._store))
+            return ListQueuesResponse(queues=await self._aside.ask(usage))
 
     async def plan_stack(self, request: DeployStackRequest, context: Context) -> PlanStackResponse:
         async with measured(self._clock, "PlanStack"):
@@ -343,7 +346,10 @@ class ControlService:
     async def rebalance(self, request: RebalanceRequest, context: Context) -> RebalanceResponse:
         async with measured(self._clock, "Rebalance"):
             await self._catch_up(context)
-            response = await self._moves.plan(request)
+            now_ns = self._clock.now_ns()
+            response = await self._aside.ask(
+                lambda view: scheduling.plan(view, request, now_ns=now_ns)
+            )
             if request.dry_run:
                 return response
             asked = await self._apply(context, lambda draft: scheduling.ask(draft, request))
