@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cryptography import x509
 from msgspec import structs
@@ -25,6 +26,8 @@ class About:
     data_path_port: int = 0
     # Labels that constraints see as engine.labels.
     engine_labels: Mapping[str, str] = field(default_factory=dict)
+    # Processes and threads that the machine can have; 0: not known.
+    pids: int = 0
     # Of the etcd found on the machine; empty: there is none.
     etcd_version: str = ""
 
@@ -60,7 +63,7 @@ def describe(
     return NodeDescription(
         hostname=about.hostname,
         platform=platform_of_host(),
-        resources=_resources([r.resources for r in runtimes]),
+        resources=structs.replace(_resources([r.resources for r in runtimes]), pids=about.pids),
         engine=_engine(about, [r.engine for r in runtimes if r.engine is not None]),
         runtimes=tuple(names),
         agent_version=about.version,
@@ -72,6 +75,17 @@ def describe(
         cert_issuer_public_key=issuer.public_key,
         etcd_version=about.etcd_version,
     )
+
+
+def pids_of_host(proc: Path = Path("/proc")) -> int:
+    """How many processes and threads the kernel lets the machine have; 0: it does not say."""
+    found = []
+    for name in ("pid_max", "threads-max"):
+        try:
+            found.append(int((proc / "sys/kernel" / name).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(found, default=0)
 
 
 def platform_of_host() -> Platform:

@@ -17,7 +17,7 @@ from msgspec import structs
 
 from agent import identity as ids
 from agent import metrics
-from agent.description import About, Issuer
+from agent.description import About, Issuer, pids_of_host
 from agent.gpus import Gpus
 from agent.managing import FOLDER, Managing, Part, etcd_version, save
 from agent.options import Settings
@@ -118,6 +118,7 @@ class Membership:
                 data_path_addr=identity.data_path_addr,
                 data_path_port=settings.relay_port,
                 engine_labels=settings.engine_labels,
+                pids=pids_of_host(),
             ),
             clock=clock,
             issuer=Issuer.of(identity.issuer),

@@ -113,6 +113,7 @@ SCALARS: tuple[Scalar, ...] = (
     Scalar("limit-pids", _LIMITS + "pids", COUNT, "Most processes a task may have."),
     Scalar("reserve-cpu", _RESERVED + "cpu_nano", CPUS, "CPUs set aside for a task."),
     Scalar("reserve-memory", _RESERVED + "memory_bytes", BYTES, "Memory set aside for a task."),
+    Scalar("reserve-pids", _RESERVED + "pids", COUNT, "Processes set aside for a task."),
     Scalar(
         "restart-condition",
         _RESTART + "condition",

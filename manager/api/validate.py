@@ -215,8 +215,6 @@ def _check_resources(find: Finder, resources: ResourceRequirements) -> None:
     if reservations is not None:
         at = find.at("reservations")
         _check_amounts(at, reservations)
-        if reservations.pids:
-            at.add("pids", "processes can be limited, not reserved; use limits.pids")
         _check_generic(at, reservations.generic)
         check_devices(at, reservations)
     if limits is not None and reservations is not None:
@@ -250,6 +248,10 @@ def _check_within(find: Finder, limits: Resources, reservations: Resources) -> N
             "reservations.memory",
             f"{format_bytes(reservations.memory_bytes)} is more than limits.memory "
             f"({format_bytes(limits.memory_bytes)})",
+        )
+    if limits.pids and reservations.pids > limits.pids:
+        find.add(
+            "reservations.pids", f"{reservations.pids} is more than limits.pids ({limits.pids})"
         )
 
 

@@ -137,13 +137,11 @@ def make_services(first: int, services: int, each: int, gpus: int) -> Rows:
     return rows
 
 
-def make_tables(given: argparse.Namespace) -> Tables:
-    """The cluster before anything is placed."""
+def cluster(nodes: int, tasks: int, services: int, gpus: int = 0) -> Tables:
+    """The cluster before anything is placed; the services share the tasks."""
     tables = Tables()
-    nodes = make_nodes(given.nodes, given.tasks, given.gpus_per_node)
-    each = given.tasks // given.services
-    rows: Rows = [(Kind.NODE, n.id, n) for n in nodes]
-    tables.apply(1, rows + make_services(0, given.services, each, given.gpus_per_node))
+    rows: Rows = [(Kind.NODE, n.id, n) for n in make_nodes(nodes, tasks, gpus)]
+    tables.apply(1, rows + make_services(0, services, tasks // services, gpus))
     return tables
 
 
@@ -312,7 +310,7 @@ async def committed(given: argparse.Namespace, *, whole: bool) -> float:
         store = Store(engine, clock)
         await store.open()
         try:
-            base = make_tables(given)
+            base = cluster(given.nodes, given.tasks, given.services, given.gpus_per_node)
             draft = store.draft()
             for cls in (Node, Service, ServiceRevision):
                 for o in base.all(cls):
@@ -390,7 +388,7 @@ def main() -> None:
     expected = given.tasks // given.services * given.services
     rates = []
     placed: list[Task] = []
-    tables = make_tables(given)
+    tables = cluster(given.nodes, given.tasks, given.services, given.gpus_per_node)
     for _ in range(given.repeat):
         placed = []
         gc.collect()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from agent.description import About, describe
+from pathlib import Path
+
+from agent.description import About, describe, pids_of_host
 from agent.runtime.base import Description
 from swarm.v1 import EngineDescription, Gpu, Resources
 
@@ -19,6 +21,18 @@ PROCESS = Description(("process",), Resources(cpu_nano=4, memory_bytes=12), warn
 def test_amounts_of_one_machine_are_not_added_up() -> None:
     resources = describe(ABOUT, [DOCKER, PROCESS]).resources
     assert resources == Resources(cpu_nano=4, memory_bytes=12)
+
+
+def test_processes_are_the_machines_limit(tmp_path: Path) -> None:
+    assert pids_of_host() > 0
+    assert pids_of_host(tmp_path) == 0, "a kernel that does not say is no limit"
+    (tmp_path / "sys/kernel").mkdir(parents=True)
+    (tmp_path / "sys/kernel/pid_max").write_text("32768\n")
+    (tmp_path / "sys/kernel/threads-max").write_text("1000\n")
+    assert pids_of_host(tmp_path) == 1000
+    resources = describe(About("h", "1", pids=7), [DOCKER]).resources
+    assert resources is not None
+    assert resources.pids == 7
 
 
 def test_first_runtime_is_the_default() -> None:

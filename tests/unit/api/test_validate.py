@@ -171,9 +171,9 @@ BAD: dict[str, tuple[ServiceSpec, str]] = {
         "reservations.memory: 5 B is too little",
     ),
     "pids negative": (limits(pids=-1), "limits.pids: a number of processes cannot be negative"),
-    "pids reserved": (
-        reserved(pids=5),
-        "reservations.pids: processes can be limited, not reserved",
+    "reserved pids negative": (
+        reserved(pids=-5),
+        "reservations.pids: a number of processes cannot be negative",
     ),
     "devices limited": (
         limits(generic=(GenericResource(kind="gpu", count=1),)),
