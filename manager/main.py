@@ -18,7 +18,7 @@ import structlog
 from msgspec import structs
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from manager import founding
+from manager import founding, garbage
 from manager import place as places
 from manager.admission import Admissions
 from manager.api import ControlService, NodeFacts
@@ -259,6 +259,7 @@ class Manager:
                 )
                 log.warning("state_not_loaded", reason=error.message, retry_s=delay_s)
             else:
+                garbage.settle()
                 return
             await asyncio.sleep(delay_s)
             delay_s = min(CAMPAIGN_S_MAX, delay_s * 2)

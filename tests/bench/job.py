@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import re
 import resource
 import sys
@@ -30,6 +29,7 @@ from agent.outbox import Outbox
 from manager.ca import Sealer
 from manager.control import ControlLoop
 from manager.dispatcher import Dispatcher
+from manager.garbage import settle
 from manager.store import Draft, Store
 from manager.store.engines.embedded import EmbeddedEngine
 from swarm import logs, rpc
@@ -104,8 +104,15 @@ class PlayedAgent:
         self._something = asyncio.Event()
         self._steps: dict[str, int] = {}
         self._under_way: tuple[TaskReport, ...] = ()
+        self._beats = 0
+        self._beat = False
 
     def _wake(self) -> None:
+        self._something.set()
+
+    def beat(self) -> None:
+        """Lets the manager hear that the node is there."""
+        self._beat = True
         self._something.set()
 
     async def run(self) -> None:
@@ -118,15 +125,12 @@ class PlayedAgent:
 
     async def _says(self) -> AsyncIterator[AgentMessage]:
         yield AgentMessage(hello=Hello(protocol=1, description=description(self._node_id)))
-        beats = 0
         while True:
-            try:
-                async with asyncio.timeout(HEARTBEAT_S):
-                    await self._something.wait()
-            except TimeoutError:
-                beats += 1
-                yield AgentMessage(heartbeat=Heartbeat(sequence=beats))
-                continue
+            await self._something.wait()
+            if self._beat:
+                self._beat = False
+                self._beats += 1
+                yield AgentMessage(heartbeat=Heartbeat(sequence=self._beats))
             begun_s = time.thread_time()
             self._something.clear()
             batch = self._outbox.take()
@@ -169,6 +173,13 @@ class PlayedAgent:
             container=container,
         )
         self._outbox.put(TaskReport(task_id=task_id, status=status))
+
+
+async def beat(agents: list[PlayedAgent]) -> None:
+    while True:
+        await asyncio.sleep(HEARTBEAT_S)
+        for agent in agents:
+            agent.beat()
 
 
 def description(node_id: str, *, cores: int = 16) -> NodeDescription:
@@ -227,13 +238,13 @@ async def measure(tasks: int, nodes: int) -> None:
         running = [asyncio.create_task(dispatcher.run()), asyncio.create_task(loop.run())]
         await asyncio.sleep(0)
         running += [asyncio.create_task(agent.run()) for agent in agents]
+        running.append(asyncio.create_task(beat(agents)))
         ready = lambda: sum(  # noqa: E731
             1 for n in store.all(Node) if n.status and n.status.state == NodeState.READY
         )
         await until(lambda: ready() == nodes, timeout_s=CONNECT_S, what=ready)
         await asyncio.sleep(0.5)
-        gc.collect()
-        gc.freeze()
+        settle()
         await job(store, tasks, nodes, played)
         for task in running:
             task.cancel()
