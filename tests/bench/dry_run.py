@@ -37,7 +37,7 @@ from swarm.v1 import (
     TaskState,
     TaskStatus,
 )
-from tests.bench.placement import NOW_NS, cluster
+from tests.bench.placement import NOW_NS, Rows, make_nodes, make_services
 
 SEALER = Sealer(b"k" * 32)
 STACK = "shop"
@@ -149,7 +149,9 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=30_000)
     parser.add_argument("--repeat", type=int, default=3)
     given = parser.parse_args()
-    tables = cluster(given.nodes, given.tasks, 300)
+    tables = Tables()
+    rows: Rows = [(Kind.NODE, n.id, n) for n in make_nodes(given.nodes, given.tasks, 0)]
+    tables.apply(1, rows + make_services(0, 300, given.tasks // 300, 0))
     run_all(tables)
     tasks = given.services * given.replicas
     times: dict[str, list[float]] = {"load": [], "first": [], "edit": []}
