@@ -14,8 +14,8 @@ leaver holds is of no use to the comer. Jobs, and services with one task a node,
 (nodes.py).
 
 The budget is that of the service's update_config: so many slots are on the move as `parallelism`
-says, at least one; and with stop first a task is told to stop only while no more than parallelism
-of the slots that have a place do not run then. `delay` is not kept: it is for watching a new
+says, at least one, and start first a quarter of them; with stop first a task is told to stop only
+while no more than parallelism of the slots that have a place do not run then. `delay` is not kept: it is for watching a new
 version. A roll-out has the right of way: it decides about tasks that are out of date, and what it
 has under way counts. One that is paused, or held back by a gate, lets tasks move with the version
 that they have.
@@ -40,6 +40,7 @@ from swarm.clock import SECOND_NS
 from swarm.v1 import StopCause, Task, TaskState, UpdateConfig
 
 RETRY_NS_MAX = 300 * SECOND_NS
+MOVING_SHARE = 4  # one in so many slots of a service may be on the move, start first
 _BY_ITSELF = frozenset({TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED})
 _NO_UPDATE = UpdateConfig(parallelism=1)
 
@@ -192,7 +193,10 @@ def parallelism(work: Work) -> int:
     """How many slots may be on the move at once."""
     spec = work.service.spec
     config = (spec.update if spec else None) or _NO_UPDATE
-    return config.parallelism or max(1, len(work.slots))
+    own = config.parallelism or max(1, len(work.slots))
+    # With start first never fewer run, whatever the number: it only bounds what they take in
+    # addition while they move.
+    return own if stop_first(work) else max(own, len(work.slots) // MOVING_SHARE)
 
 
 def room(work: Work) -> int:

@@ -71,10 +71,14 @@ def test_a_task_runs_on_until_another_runs_in_its_place() -> None:
     assert (gone.stop_cause, gone.stop_message) == (StopCause.MOVED, "moved to n2")
 
 
-@pytest.mark.parametrize(("parallelism", "at_once"), [(1, 1), (2, 2), (0, 4)])
-def test_so_many_slots_move_at_once_as_parallelism_says(parallelism: int, at_once: int) -> None:
+@pytest.mark.parametrize(
+    ("replicas", "parallelism", "at_once"), [(4, 1, 1), (4, 2, 2), (4, 0, 4), (12, 1, 3)]
+)
+def test_so_many_slots_move_at_once_as_parallelism_says_or_a_quarter(
+    replicas: int, parallelism: int, at_once: int
+) -> None:
     world = World(1)
-    sid = world.create(make_spec(replicas=4, update=UpdateConfig(parallelism=parallelism)))
+    sid = world.create(make_spec(replicas=replicas, update=UpdateConfig(parallelism=parallelism)))
     world.settle()
     world.put(make_node("n2"))
     world.set_availability("n1", DRAIN)
@@ -83,9 +87,9 @@ def test_so_many_slots_move_at_once_as_parallelism_says(parallelism: int, at_onc
         step(world)
         per_slot = Counter(t.slot for t in world.live(sid))
         seen = max(seen, sum(1 for n in per_slot.values() if n > 1))
-        assert len({t.slot for t in world.running(sid)}) == 4
+        assert len({t.slot for t in world.running(sid)}) == replicas
     assert seen == at_once
-    assert on(world, sid) == {"n2": 4}
+    assert on(world, sid) == {"n2": replicas}
 
 
 def test_stop_first_prepares_the_new_task_and_keeps_the_budget() -> None:
