@@ -13,7 +13,7 @@ from manager.api.filters import merge, spec_labels, task_labels
 from manager.api.lookup import CLASSES, find, name_of, served
 from manager.api.present import present
 from manager.api.problems import nearest
-from manager.control import Causes, service_status
+from manager.control import Causes, Tally, service_status
 from manager.store import STACK_LABEL, Batch, Change, Store, Topic, Watch, WatchLost
 from swarm import errors
 from swarm.clock import SECOND_NS, Clock
@@ -203,7 +203,7 @@ class _Services:
     A change makes the statuses anew that it can be about: those of the changed service, or of the
     service of a changed task; of the services that look at it (`_reads`: depends_on); and with a
     change of a node, of those that wait or have a task on each node. So a change costs the services
-    concerned, however many are watched.
+    concerned, however many are watched; of jobs not even that, but what changed (Tally).
     """
 
     def __init__(self, store: Store, request: WatchServicesRequest) -> None:
@@ -212,6 +212,7 @@ class _Services:
         self._names: dict[str, str] = {}  # by id
         self._known: dict[str, ServiceStatus] = {}
         self._settles_ns: dict[str, int] = {}  # when time makes a difference
+        self._tallies: dict[str, Tally] = {}  # of jobs
         # Names of the services that it depends on, and those on.
         self._reads: dict[str, frozenset[str]] = {}
         self._topics: tuple[Topic, ...] | None = None  # None: to be worked out
@@ -252,6 +253,7 @@ class _Services:
                 for service in self._store.by(Service, "stack", self._stack):
                     self._names.setdefault(service.id, name_of(service))
             self._topics = None
+            self._tallies = {}
             concerned = set(self._names)
         else:
             concerned = due | self._concerned(changes)
@@ -273,6 +275,8 @@ class _Services:
             o = change.new if change.new is not None else change.old
             if isinstance(o, Task):
                 found.add(o.service_id)
+                if (tally := self._tallies.get(o.service_id)) is not None:
+                    tally.note(o, self._store)
             elif isinstance(o, Service):
                 found.add(o.id)
                 self._topics = None
@@ -306,7 +310,10 @@ class _Services:
             return ServiceStatus(
                 service_id=service_id, name=self._names[service_id], removed=True, converged=True
             )
-        status = service_status(self._store, service, now_ns, causes)
+        tally = Tally.of(self._store, service, self._tallies.pop(service_id, None))
+        if tally is not None:
+            self._tallies[service_id] = tally
+        status = service_status(self._store, service, now_ns, causes, tally)
         if status.settles_in_ns:
             self._settles_ns[service_id] = now_ns + status.settles_in_ns
         return status

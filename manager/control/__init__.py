@@ -6,6 +6,7 @@ from manager.control.queues import Standing, standing, usage
 from manager.control.rebalance import Move, can_move, plan_moves
 from manager.control.rehearse import Rehearsal, rehearse
 from manager.control.status import Causes, service_status, up_to_date
+from manager.control.tally import Tally
 from manager.control.template import Templates
 from manager.control.tick import Tick
 
@@ -16,6 +17,7 @@ __all__ = [
     "Move",
     "Rehearsal",
     "Standing",
+    "Tally",
     "Templates",
     "Tick",
     "can_move",

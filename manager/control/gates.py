@@ -27,7 +27,7 @@ What follows from that:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from manager.control.slots import Slot, is_live, is_lost, is_unplaced, slot_of
@@ -159,11 +159,15 @@ def closed_gates(view: View, service: Service) -> list[str]:
     return [sentence((c,), progress=True) for c in holding(view, service, Gates(view, service))]
 
 
-def holding(view: View, service: Service, gates: Gates) -> tuple[Closed, ...]:
+def holding(
+    view: View, service: Service, gates: Gates, tasks: Sequence[Task] | None = None
+) -> tuple[Closed, ...]:
     """The closed gates that keep the service from something it would do now. One that has all that
-    it should have waits for nothing, whatever became of the others.
+    it should have waits for nothing, whatever became of the others. `tasks`: its tasks, or of those
+    that are alike one each.
     """
-    tasks = view.by(Task, "service", service.id)
+    if tasks is None:
+        tasks = view.by(Task, "service", service.id)
     if service.spec is None or service.pending_delete:
         return ()
     for task in tasks:

@@ -19,6 +19,7 @@ from manager.control.stuck import (
     settles_ns,
     troubles,
 )
+from manager.control.tally import Tally
 from manager.control.template import (
     PAUSED,
     UPDATING,
@@ -48,10 +49,15 @@ def up_to_date(view: View, service: Service, task: Task) -> bool:
 
 
 def service_status(
-    view: View, service: Service, now_ns: int, causes: Causes | None = None
+    view: View,
+    service: Service,
+    now_ns: int,
+    causes: Causes | None = None,
+    tally: Tally | None = None,
 ) -> ServiceStatus:
     """The account of one service. O(tasks of the service), for global ones O(nodes) besides, and
-    for one that waits O(nodes), or that of all that it waits for, unless `causes` knows them.
+    for one that waits O(nodes), or that of all that it waits for, unless `causes` knows them. With
+    the `tally` of a job the cost does not grow with it.
 
     Converged: every slot has one task of the present template that runs and has run for as long as
     tasks are watched (for jobs: has completed; a task that ended well and is not to be restarted
@@ -59,7 +65,7 @@ def service_status(
     or rolled back by a failure. After such a rollback a service is at rest, neither converged nor
     stuck, until the next change of its template.
     """
-    account = _Account(view, service, now_ns)
+    account = _Account(view, service, now_ns, tally)
     stuck = troubles(account.facts, (causes or Causes(view, now_ns)).behind)
     reasons = list(dict.fromkeys([*(t.reason for t in stuck), *account.ordered(stuck)]))
     return ServiceStatus(
@@ -131,7 +137,9 @@ class Causes:
 class _Account:
     """The sums, and what is in the way."""
 
-    def __init__(self, view: View, service: Service, now_ns: int) -> None:
+    def __init__(
+        self, view: View, service: Service, now_ns: int, tally: Tally | None = None
+    ) -> None:
         self.reasons: list[str] = []
         self.weight: dict[str, int] = {}
         self.states: Counter[str] = Counter()
@@ -148,7 +156,16 @@ class _Account:
         self._passing: set[str] = set()
         self._gates = Gates(view, service)
         slots: dict[Slot, list[Task]] = {}
-        for task in view.by(Task, "service", service.id):
+        # How many slots one stands for, where that is more than itself.
+        self._counts: dict[Slot, int] = {}
+        if tally is None:
+            tasks = view.by(Task, "service", service.id)
+        else:
+            tasks = [t for odd in tally.odd.values() for t in odd]
+            for task, count in tally.groups():
+                tasks.append(task)
+                self._counts[slot_of(task)] = count
+        for task in tasks:
             if not (self._mode.job and task.job_iteration != service.job_iteration):
                 slots.setdefault(slot_of(task), []).append(task)
             self._count_stopping(task)
@@ -165,7 +182,8 @@ class _Account:
             },
             desired=self.desired,
             gates=self._gates,
-            held=holding(view, service, self._gates),
+            held=holding(view, service, self._gates, tasks),
+            counts=self._counts,
         )
         if service.pending_delete:
             self._because("the service is being removed", 1)
@@ -217,7 +235,7 @@ class _Account:
             return
         node = self._view.get(Node, task.node_id) if task.node_id else None
         if node is not None and not is_lost(node):
-            self.stopping += 1
+            self.stopping += self._counts.get(slot_of(task), 1)
 
     def _desired(self, slots: dict[Slot, list[Task]]) -> int:
         spec = self._service.spec
@@ -249,15 +267,16 @@ class _Account:
         moving = 0
         why: Counter[str] = Counter()
         for slot in sorted(slots, key=slot_order):
+            count = self._counts.get(slot, 1)
             kept = [t for t in slots[slot] if t.desired_state != TaskState.REMOVE]
             live = [t for t in kept if is_live(t)]
-            self.running += any(state_of(t) == TaskState.RUNNING for t in live)
+            self.running += count * any(state_of(t) == TaskState.RUNNING for t in live)
             fit = [t for t in live if self._templates.up_to_date(t)]
             for task in live:
-                self.states[states.label(state_of(task))] += 1
+                self.states[states.label(state_of(task))] += count
             runs = [t for t in fit if state_of(t) == TaskState.RUNNING]
             if runs:
-                self.current += 1
+                self.current += count
                 others = [t for t in live if t is not runs[-1]]
                 # One that is to take its place, and has none of its own yet, changes nothing.
                 overlap += sum(1 for t in others if not _follows(t, runs[-1]))
@@ -268,18 +287,18 @@ class _Account:
                     done += 1
                     self._watch(runs[-1])
             elif fit:
-                why[self._waiting_for(fit[-1], kept)] += 1
+                why[self._waiting_for(fit[-1], kept)] += count
             elif live:
-                out_of_date += 1
+                out_of_date += count
             elif (ended := _newest(kept)) is not None:
                 if state_of(ended) == TaskState.COMPLETE:
-                    self.states["complete"] += 1
-                    self.completed += 1
-                    done += self._finished(ended)
+                    self.states["complete"] += count
+                    self.completed += count
+                    done += count * self._finished(ended)
                 elif self._mode.per_node and not is_open(self._view, self._service, slot):
                     continue
                 else:
-                    why[_ended(ended)] += 1
+                    why[_ended(ended)] += count
         self._explain(why, done=done, out_of_date=out_of_date, overlap=overlap, moving=moving)
 
     def _watch(self, task: Task) -> None:

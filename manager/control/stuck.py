@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from manager.control.gates import Closed, Gates, stays_ended, words
-from manager.control.slots import Slot, is_live, is_unplaced, slot_order
+from manager.control.slots import Slot, is_live, is_unplaced, slot_of, slot_order
 from manager.control.template import (
     PAUSED,
     UPDATING,
@@ -70,6 +70,8 @@ class Facts:
     gates: Gates
     # The closed gates that hold it back now.
     held: tuple[Closed, ...]
+    # How many slots one stands for; not there: itself.
+    counts: Mapping[Slot, int]
 
     @property
     def unit(self) -> str:
@@ -305,7 +307,8 @@ def _places(facts: Facts) -> list[Trouble]:
     if most:
         text = f"no more than {most} of {facts.desired} {facts.unit}s can ever be placed"
     else:
-        text = f"{facts.part(len(waiting))} can never be placed"
+        count = sum(facts.counts.get(slot_of(t), 1) for t in waiting)
+        text = f"{facts.part(count)} can never be placed"
     return [Trouble(f"{text}: {_unplaced(waiting)}")]
 
 

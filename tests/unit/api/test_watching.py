@@ -15,14 +15,18 @@ from swarm.v1 import (
     Dependency,
     Filter,
     Kind,
+    ReplicatedJob,
     Secret,
     Service,
+    ServiceMode,
     StackSpec,
+    Task,
+    TaskState,
     UpdateConfig,
     WatchRequest,
     WatchServicesRequest,
 )
-from tests.unit.api.harness import CONTEXT, Api, config, node, secret, service, task
+from tests.unit.api.harness import CONTEXT, Api, changed, config, node, secret, service, task
 
 
 def request(*kinds: Kind, from_revision: int = 0, **filters: str) -> WatchRequest:
@@ -214,6 +218,37 @@ async def test_a_change_costs_the_services_it_is_about(api: Api):
     after = (await following(stream)).statuses
     new = [a.name for a, b in zip(after, before, strict=True) if a is not b]
     assert new == ["s07"]
+    await stream.aclose()
+
+
+async def test_a_jobs_status_follows_its_tasks_one_by_one(api: Api):
+    """It is kept from change to change: tasks come further, fail, are tried again and go."""
+    mode = ServiceMode(replicated_job=ReplicatedJob(total_completions=500, max_concurrent=400))
+    await api.create(service=service("batch", mode=mode))
+    job = api.one(Service, "batch")
+    fields = {"job_iteration": job.job_iteration, "desired_state": TaskState.COMPLETE}
+    tasks = [task(f"t{i}", job, slot=i, **fields) for i in range(1, 401)]
+    await api.put(node("n1"), *tasks)
+    stream = watching(api, "batch")
+
+    async def counts() -> tuple[int, int, int]:
+        (status,) = (await following(stream)).statuses
+        return status.desired, status.running, status.completed
+
+    def ended(number: int, state: TaskState) -> Task:
+        found = api.store.get(Task, f"t{number}")
+        assert found is not None
+        return changed(found, status=changed(found.status, state=state))
+
+    assert await counts() == (500, 400, 0)
+    await api.put(*(ended(i, TaskState.COMPLETE) for i in range(1, 11)))
+    assert await counts() == (500, 390, 10)
+    await api.put(ended(11, TaskState.FAILED))
+    assert await counts() == (500, 389, 10)
+    await api.put(task("again", job, slot=11, **fields))
+    assert await counts() == (500, 390, 10)
+    await api.drop(api.store.get(Task, "t12"))
+    assert await counts() == (500, 389, 10)
     await stream.aclose()
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec import structs
 
+from manager.control import Tally, service_status
 from manager.control.slots import is_live
 from swarm import states
 from swarm.v1 import (
@@ -71,6 +72,7 @@ class Jobs(RuleBasedStateMachine):
         self.at_once = at_once
         self.own_failures: dict[tuple[str, int, int | str], int] = defaultdict(int)
         self.seen: dict[str, Task] = {}
+        self.tallies: dict[str, Tally] = {}
         self.completed: dict[str, set[tuple[int, int | str]]] = defaultdict(set)
         for node_id in NODES:
             world.put(make_node(node_id, cpu=4 * CPU))
@@ -256,12 +258,34 @@ class Jobs(RuleBasedStateMachine):
 
     def _states(self) -> None:
         now = {t.id: t for t in self.world.tables.all(Task)}
+        changed = [t for t in (*self.seen.values(), *now.values()) if now.get(t.id) != t]
+        changed += [t for t in now.values() if self.seen.get(t.id) != t]
+        self._tell(changed)
         for task in now.values():
             before = self.seen.get(task.id)
             if before is not None:
                 assert before.desired_state <= task.desired_state
                 assert state_of(before) <= state_of(task)
         self.seen = now
+
+    def _tell(self, changed: list[Task]) -> None:
+        """A status from a tally that was kept from change to change says what all tasks say."""
+        for service in self._jobs():
+            tally = self.tallies.pop(service.id, None)
+            for task in changed:
+                if tally is not None and task.service_id == service.id:
+                    tally.note(task, self.world.tables)
+            tally = Tally.of(self.world.tables, service, tally)
+            if tally is None:
+                continue
+            self.tallies[service.id] = tally
+            tally.check_invariants(self.world.tables, service)
+            now_ns = self.world.clock.now_ns()
+            told = service_status(self.world.tables, service, now_ns, tally=tally)
+            expected = service_status(self.world.tables, service, now_ns)
+            # Where several things are in the way, their order may differ.
+            assert sorted(told.reasons) == sorted(expected.reasons)
+            assert structs.replace(told, reasons=()) == structs.replace(expected, reasons=())
 
     def _gang(self) -> None:
         """Told to run: all that have not completed, or none. When one does not go on, it is the
