@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,9 @@ class Nodes:
     memory_used: Ints
     memory_total: Ints
     rank: Ints  # by id
+    # GPU that a task without GPUs takes the use of (see placement.py), compared after the service's
+    # tasks and taken as constant; None: there are no GPUs.
+    strands: Ints | None = None
 
     def only(self, keep: Bools | Ints) -> Nodes:
         """Some of them."""
@@ -55,6 +59,7 @@ class Nodes:
             self.memory_used[keep],
             self.memory_total[keep],
             self.rank[keep],
+            None if self.strands is None else self.strands[keep],
         )
 
     def share(self, cpu: int | Ints, memory: int | Ints) -> Floats:
@@ -103,9 +108,10 @@ def _one(nodes: Nodes, rule: Rule) -> Ints:
     rows = np.flatnonzero(nodes.room > 0)
     if not len(rows):
         return rows
-    keys = [nodes.place]
+    strands = [] if nodes.strands is None else [nodes.strands]
+    keys = [nodes.place, *strands]
     if not rule.binpack:
-        keys += [nodes.tasks, nodes.active]
+        keys = [nodes.place, nodes.tasks, *strands, nodes.active]
     for key in keys:
         if len(rows) == 1:
             return rows
@@ -130,7 +136,7 @@ def _class(nodes: Nodes, count: int, rule: Rule) -> Ints:
 
 def _packed(nodes: Nodes, count: int) -> Ints:
     """The fullest first, each until it is full: it is then fuller still."""
-    order = np.lexsort((nodes.rank, -nodes.active, -nodes.share(0, 0)))
+    order = _sorted(nodes, (nodes.rank, -nodes.active, -nodes.share(0, 0)))
     room = np.minimum(nodes.room[order], count)
     before = np.cumsum(room) - room
     take = np.clip(count - before, 0, room)
@@ -147,16 +153,22 @@ def _level(nodes: Nodes, count: int, rule: Rule) -> Ints:
         open_ = np.flatnonzero((start + take == level) & (room > take))
         some = nodes.only(open_)
         more = take[open_]
-        order = np.lexsort(
-            (some.rank, some.share(more * rule.cpu, more * rule.memory), some.active + more)
-        )
+        share = some.share(more * rule.cpu, more * rule.memory)
+        order = _sorted(some, (some.rank, share, some.active + more))
         take[open_[order[:rest]]] += 1
     total = int(take.sum())
     index = np.repeat(np.arange(len(take)), take)
     turn = np.arange(total) - np.repeat(np.cumsum(take) - take, take)
     some = nodes.only(index)
     share = some.share(turn * rule.cpu, turn * rule.memory)
-    return index[np.lexsort((some.rank, share, some.active + turn, some.tasks + turn))]
+    order = _sorted(some, (some.rank, share, some.active + turn), some.tasks + turn)
+    return index[order]
+
+
+def _sorted(nodes: Nodes, keys: tuple[npt.NDArray[Any], ...], *first: Ints) -> Ints:
+    """The order by these keys, the last one first; `first` before all, GPU use before `keys`."""
+    strands = () if nodes.strands is None else (nodes.strands,)
+    return np.asarray(np.lexsort((*keys, *strands, *first)), np.int64)
 
 
 def _water(start: Ints, room: Ints, count: int) -> int:

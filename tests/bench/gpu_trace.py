@@ -2,7 +2,8 @@
 
     python -m tests.bench.gpu_trace --trace default --seeds 42-43 [--data DIR] [--policy fgd]
 
-Tasks arrive one by one and stay; one that fits nowhere is turned away. `gpu_share`: percent of the
+Tasks arrive one by one and stay; one that fits nowhere is turned away. Each is a service of its own
+and goes the scheduler's whole way: spec, requirement, node table, `place`. `gpu_share`: percent of the
 cluster's GPUs handed out when 130 % has been asked for: the mean over the arrivals whose asked
 share rounds to that percent (the 1 % bin), the mean over the seeds. `ms_per_task`: wall time of a
 decision and its claim, learning included. Orders of arrival come from the data where it has them,
@@ -10,7 +11,8 @@ else they are derived (gpu_orders.py). The data's protocol decides equal scores 
 that is the last rule, after the account's own.
 
 The workload is learned from the arrivals; `--workload given` takes it from the whole trace, as the
-paper does. `--window N` is look-ahead: N tasks wait together and the largest is placed first.
+paper does. `--window N` is look-ahead: N tasks wait together and the largest is placed first. Tasks
+without GPUs go by `--strategy`.
 """
 
 from __future__ import annotations
@@ -19,25 +21,56 @@ import argparse
 import csv
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from manager.scheduler import Group, NodeTable, place
 from manager.scheduler.gpus import (
     FGD,
     POLICIES,
     WHOLE,
-    GpuAccount,
     GpuDevice,
     GpuHold,
     GpuNeed,
     GpuNode,
-    Workload,
     largest_first,
+)
+from manager.scheduler.requirement import STRATEGIES
+from manager.store import Tables
+from swarm.gpus import format_share
+from swarm.v1 import (
+    Availability,
+    Cluster,
+    ClusterSpec,
+    ContainerSpec,
+    DeviceRequest,
+    Gpu,
+    Kind,
+    Message,
+    Node,
+    NodeDescription,
+    NodeSpec,
+    NodeState,
+    NodeStatus,
+    Placement,
+    Platform,
+    ResourceRequirements,
+    Resources,
+    SchedulingConfig,
+    Service,
+    ServiceRevision,
+    ServiceSpec,
+    Task,
+    TaskSpec,
+    TaskState,
+    TaskStatus,
 )
 from tests.bench.gpu_orders import orders
 
 ROOT = Path(__file__).parents[2]
 DATA = "data/alibaba-gpu-2023"
+MILLI = 1_000_000  # nano CPUs
+MIB = 1 << 20
 AT = 130  # percent of the cluster's GPUs asked for
 
 
@@ -67,9 +100,9 @@ def folder(given: str | None) -> Path:
     places = [Path(given)] if given else []
     if not given:
         places += [ROOT / "shared" / DATA, ROOT.parent / "shared" / DATA]
-    for place in places:
-        if (place / "openb_node_list_gpu_node.csv").is_file():
-            return place
+    for path in places:
+        if (path / "openb_node_list_gpu_node.csv").is_file():
+            return path
     raise SystemExit(f"no trace in {', '.join(map(str, places))}: name its folder with --data")
 
 
@@ -115,6 +148,76 @@ def arrange(
     return orders(tasks, list(nodes), sum(len(n.gpus) for n in nodes.values()), seed)
 
 
+def cluster(
+    nodes: dict[str, GpuNode], order: list[str], arrivals: list[Row], *, policy: str, strategy: str
+) -> Tables:
+    """The nodes, named by their place in the order, so that it decides last; and a service for each
+    task that comes.
+    """
+    config = SchedulingConfig(gpu_policy=policy, strategy=strategy)
+    rows: list[tuple[Kind, str, Message | None]] = [
+        (Kind.CLUSTER, "c", Cluster(id="c", spec=ClusterSpec(scheduling=config)))
+    ]
+    for rank, name in enumerate(order):
+        node = make_node(f"{rank:05}", nodes[name])
+        rows.append((Kind.NODE, node.id, node))
+    for i, task in enumerate(arrivals):
+        service_id = f"{i:06}"
+        spec = make_spec(task)
+        revision = ServiceRevision(
+            id=f"{service_id}.1", service_id=service_id, spec_version=1, spec=spec
+        )
+        rows += [
+            (Kind.SERVICE, service_id, Service(id=service_id, spec=spec, spec_version=1)),
+            (Kind.SERVICE_REVISION, revision.id, revision),
+        ]
+    tables = Tables()
+    tables.apply(1, rows)
+    return tables
+
+
+def make_node(name: str, node: GpuNode) -> Node:
+    """A node of the trace as the scheduler knows nodes."""
+    return Node(
+        id=name,
+        spec=NodeSpec(availability=Availability.ACTIVE),
+        status=NodeStatus(state=NodeState.READY),
+        description=NodeDescription(
+            hostname=node.id,
+            runtimes=("docker",),
+            platform=Platform(os="linux", architecture="x86_64"),
+            resources=Resources(cpu_nano=node.cpu * MILLI, memory_bytes=node.memory * MIB),
+            gpus=tuple(
+                Gpu(uuid=g.uuid, index=i, model=g.model, numa_node=-1, healthy=True)
+                for i, g in enumerate(node.gpus)
+            ),
+        ),
+    )
+
+
+def make_spec(task: Row) -> ServiceSpec:
+    """A task of the trace as a service."""
+    need, options = task.need, {}
+    if need.models:
+        options["model"] = "|".join(sorted(need.models))
+    if need.count and need.share < WHOLE:
+        options["fraction"] = format_share(need.share)
+    request = DeviceRequest(capabilities=("gpu",), count=need.count, options=options)
+    reserved = Resources(
+        cpu_nano=need.cpu * MILLI,
+        memory_bytes=need.memory * MIB,
+        devices=(request,) if need.count else (),
+    )
+    return ServiceSpec(
+        name=task.name,
+        task=TaskSpec(
+            container=ContainerSpec(image="image"),
+            resources=ResourceRequirements(reservations=reserved),
+            placement=Placement(),
+        ),
+    )
+
+
 def replay(
     nodes: dict[str, GpuNode],
     order: list[str],
@@ -122,35 +225,53 @@ def replay(
     arrivals: list[Row],
     *,
     policy: str,
+    strategy: str,
     given: bool,
 ) -> Outcome:
-    """One run. Nodes are named by their place in the order, so that it decides last."""
-    account = GpuAccount(policy, Workload(t.need for t in tasks) if given else None)
+    """One run."""
+    tables = cluster(nodes, order, arrivals, policy=policy, strategy=strategy)
+    table = NodeTable.build(tables)
     ground = Ground()
     for rank, name in enumerate(order):
         node = GpuNode(f"{rank:05}", nodes[name].cpu, nodes[name].memory, nodes[name].gpus)
-        account.update(node)
         ground.nodes[node.id] = node
+    if given:
+        for task in tasks:
+            table.columns.board.workload.learn(
+                replace(task.need, cpu=task.need.cpu * MILLI, memory=task.need.memory * MIB)
+            )
     total = sum(len(n.gpus) for n in nodes.values()) * 1000
     used = asked = away = 0
     in_bin: list[float] = []
     spent = spent_cpu = 0.0
+    waiting = TaskStatus(state=TaskState.PENDING)
     for i, task in enumerate(arrivals):
+        service_id = f"{i:06}"
+        one = Task(
+            id=service_id,
+            service_id=service_id,
+            spec_version=1,
+            slot=1,
+            desired_state=TaskState.RUNNING,
+            status=waiting,
+        )
         began, began_cpu = time.perf_counter(), time.process_time()
+        need = table.requirement_of_version(service_id, 1, tables)
         if not given:
-            account.workload.learn(task.need)
-        held = account.claim(f"{i:06}", task.need)
+            table.learn(need)
+        placed = place(table, Group(service_id, 1, need, (one,)), tables, 1).placed
         spent += time.perf_counter() - began
         spent_cpu += time.process_time() - began_cpu
         asked += task.num_gpu * task.gpu_milli
-        if held is None:
+        if not placed:
             away += 1
         else:
-            ground.place(task.need, held)
+            (got,) = placed
+            ground.place(task.need, GpuHold(task.need, got.node_id, got.assigned_gpus))
             used += task.num_gpu * task.gpu_milli
         if round(100 * asked / total) == AT:
             in_bin.append(100 * used / total)
-    account.check_invariants()
+    table.columns.board.check_invariants()
     if not in_bin:
         raise SystemExit(f"no arrival in the {AT} % bin: {100 * asked / total:.1f} % was asked for")
     n = len(arrivals)
@@ -197,6 +318,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=_seeds, default=[42, 43], help="42-43 or 42,45")
     parser.add_argument("--data", help="folder of the trace")
     parser.add_argument("--policy", choices=sorted(POLICIES), default=FGD)
+    parser.add_argument("--strategy", choices=STRATEGIES, default=STRATEGIES[0])
     parser.add_argument("--workload", choices=("learned", "given"), default="learned")
     parser.add_argument("--window", type=int, default=1, help="tasks that wait together")
     args = parser.parse_args()
@@ -215,7 +337,13 @@ def main() -> None:
             )
         ]
         outcome = replay(
-            nodes, order, tasks, arrivals, policy=args.policy, given=args.workload == "given"
+            nodes,
+            order,
+            tasks,
+            arrivals,
+            policy=args.policy,
+            strategy=args.strategy,
+            given=args.workload == "given",
         )
         outcomes.append(outcome)
         print(

@@ -378,6 +378,17 @@ def test_gpu_tasks_heed_spread_preferences_failures_and_max_replicas() -> None:
     assert len(set(bench.nodes_of("few", 9))) == 4
 
 
+def test_tasks_without_gpus_leave_gpus_usable_but_spread_first() -> None:
+    nodes = [gpu_node("a", 4, cpu=4 * CPU), make_node("b", cpu=4 * CPU)]
+    train = spec("train", cpu_nano=CPU, devices=(gpu(),))
+    bench = Bench(nodes, train, spec("one", cpu_nano=CPU), spec("two", cpu_nano=CPU))
+    for _ in range(4):
+        bench.table.learn(bench.need("train"))
+    assert bench.nodes_of("one") == ["b"]
+    assert bench.nodes_of("two") == ["b"], "it would take the CPU that a GPU needs"
+    assert bench.nodes_of("two") == ["a"], "replicas are spread before GPUs are spared"
+
+
 # ---------------------------------------------------------------- explanations
 
 
