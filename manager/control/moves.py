@@ -15,10 +15,10 @@ leaver holds is of no use to the comer. Jobs, and services with one task a node,
 
 The budget is that of the service's update_config: so many slots are on the move as `parallelism`
 says, at least one, and start first a quarter of them; with stop first a task is told to stop only
-while no more than parallelism of the slots that have a place do not run then. `delay` is not kept: it is for watching a new
-version. A roll-out has the right of way: it decides about tasks that are out of date, and what it
-has under way counts. One that is paused, or held back by a gate, lets tasks move with the version
-that they have.
+while no more than parallelism of the slots that have a place do not run then. `delay` is not kept:
+it is for watching a new version. A roll-out has the right of way: it decides about tasks that are
+out of date, and what it has under way counts. One that is paused, or held back by a gate, lets
+tasks move with the version that they have.
 
 When the reason for a move is gone (the node is active again) before the comer runs, the comer goes
 and the leaver stays. A comer that ends by itself before it runs is tried again after the restart
