@@ -10,7 +10,7 @@ filtered once for all of them, as columns (columns.py, masks.py), and ranked by
 - affinity: the sum of the weights of the conditions that hold on the node;
 - strategy spread: fewest tasks of the service, fewest tasks, lowest share of CPU or memory claimed;
   binpack: the highest share claimed, most tasks. On nodes with GPUs the CPU and memory of a task
-  without any can make GPUs useless for others: where it does so least (by the policy fgd) comes
+  without any can make GPUs useless for others: where it does so least (as fgd sees it) comes
   after the tasks of the service and before the rest. Without that the trace's GPU share falls by a
   point (README);
 - tasks with GPUs: the cluster's GPU policy in place of the strategy (gpus/), task by task.
@@ -43,7 +43,7 @@ from manager.scheduler.filters import (
     unavailable,
     unsuitable,
 )
-from manager.scheduler.gpus import FAR, FGD, FGD_PAPER
+from manager.scheduler.gpus import FAR
 from manager.scheduler.masks import Bools, Ints
 from manager.scheduler.nodeinfo import FAILURES_MAX, NodeInfo
 from manager.scheduler.requirement import BINPACK, Requirement
@@ -296,12 +296,12 @@ class _Work:
         """How much GPU of each row a task without GPUs takes the use of, as the group begins."""
         columns = self.table.columns
         board = columns.board
-        if not board.nodes or need.gpus is not None or board.policy not in (FGD, FGD_PAPER):
+        if not board.nodes or need.gpus is not None:
             return None
         score = np.zeros(columns.n, np.int64)
         columns.flush()
         there = [*board.row.values()]
-        score[columns.board_rows[there]] = board.scores(need.gpu_need)[there]
+        score[columns.board_rows[there]] = board.strands(need.gpu_need)[there]
         return score[rows]
 
     def _has_place(self, need: Requirement) -> bool:

@@ -98,13 +98,15 @@ class GpuBoard:
         self.ids: list[str] = []  # by row; "" free
         self.changes = 0  # of who is there: counts up when a row gets or loses its node
         self._models = Models()
-        self._valuation = Valuation(self.workload, self._models, stranded=policy != FGD_PAPER)
+        # With stranded GPU, and as published.
+        self._whole_value = Valuation(self.workload, self._models)
+        self._paper_value = Valuation(self.workload, self._models, stranded=False)
         self._links: dict[Links, int] = {(): 0}
         self._links_by_code: list[Links] = [()]
         self._free_rows: list[int] = []
         self._log: list[int] = []
         self._dropped = 0
-        self._caches: dict[GpuNeed, _Scores] = {}
+        self._caches: dict[tuple[str, GpuNeed], _Scores] = {}
         self._largest = (1, 1, 1)
         self._id_rank: Ints | None = None
         self._shape(0, 0)
@@ -113,7 +115,6 @@ class GpuBoard:
         """Chooses by another policy from now on."""
         if policy != self.policy and policy in POLICIES:
             self.policy = policy
-            self._valuation = Valuation(self.workload, self._models, stranded=policy != FGD_PAPER)
             self._caches.clear()
 
     def _shape(self, rows: int, gpus: int) -> None:
@@ -294,6 +295,15 @@ class GpuBoard:
         score = self._scores(need).score
         return score if keep is None else np.where(keep, score, FAR)
 
+    def strands(self, need: GpuNeed) -> Ints:
+        """How much GPU of each row a task takes the use of, whatever the policy is: how much the
+        fragmentation grows. FAR where it does not fit.
+        """
+        return self._scores(need, FGD).score
+
+    def _value(self, policy: str) -> Valuation:
+        return self._paper_value if policy == FGD_PAPER else self._whole_value
+
     def lowest(self, score: Ints) -> int | None:
         """The row of the best node by these scores; None: it fits nowhere."""
         lowest = score.min(initial=FAR)
@@ -343,7 +353,7 @@ class GpuBoard:
     def _in_gpus(self, score: int) -> float:
         score -= (score + (1 << _APART_BITS - 1) >> _APART_BITS) << _APART_BITS
         if self.policy in (FGD, FGD_PAPER):
-            return score / (max(1, self._valuation.total) * SCALE * WHOLE)
+            return score / (max(1, self._value(self.policy).total) * SCALE * WHOLE)
         return float(score)
 
     def suits(self, need: GpuNeed, rows: Ints) -> Bools:
@@ -361,26 +371,27 @@ class GpuBoard:
             suits &= state[:, 6 + g : 6 + 2 * g] >= need.gpu_memory_bytes
         return np.asarray(suits, np.bool_)
 
-    def _scores(self, need: GpuNeed) -> _Scores:
+    def _scores(self, need: GpuNeed, policy: str = "") -> _Scores:
         """The scores of all nodes, worked out for those that changed."""
-        if self._valuation.refresh() and self.policy in (FGD, FGD_PAPER):
+        policy = policy or self.policy
+        if self._value(policy).refresh():
             self._caches.clear()
-        scores = self._caches.get(need)
+        scores = self._caches.get((policy, need))
         if scores is None:
             while len(self._caches) >= _CACHES_MAX:
                 del self._caches[next(iter(self._caches))]
-            scores = self._caches[need] = _Scores(len(self._cpu))
+            scores = self._caches[policy, need] = _Scores(len(self._cpu))
         now = self._dropped + len(self._log)
         if scores.at != now:
             if scores.at < self._dropped or now - scores.at > len(self.ids):
                 rows = [*range(len(self.ids))]
             else:
                 rows = [*dict.fromkeys(self._log[scores.at - self._dropped :])]
-            self._rate(need, rows, scores)
+            self._rate(need, policy, rows, scores)
             scores.at = now
         return scores
 
-    def _rate(self, need: GpuNeed, rows: list[int], scores: _Scores) -> None:
+    def _rate(self, need: GpuNeed, policy: str, rows: list[int], scores: _Scores) -> None:
         memo, state = scores.memo, self._state
         unknown: dict[bytes, list[int]] = {}
         for row in rows:
@@ -395,13 +406,13 @@ class GpuBoard:
         if len(memo) > _MEMO_MAX:
             memo.clear()
             scores.taken.clear()
-        score, gpu = self._rated(need, state[[same[0] for same in unknown.values()]])
+        score, gpu = self._rated(need, policy, state[[same[0] for same in unknown.values()]])
         for (key, same), s, g in zip(unknown.items(), score.tolist(), gpu.tolist(), strict=True):
             memo[key] = (s, g)
             scores.score[same] = s
             scores.gpu[same] = g
 
-    def _rated(self, need: GpuNeed, state: Ints) -> tuple[Ints, Ints]:
+    def _rated(self, need: GpuNeed, policy: str, state: Ints) -> tuple[Ints, Ints]:
         """Scores of these states from scratch, and the GPUs to share."""
         score = np.full(len(state), FAR, np.int64)
         gpu = np.full(len(state), NOT_ONE, np.int64)
@@ -425,7 +436,7 @@ class GpuBoard:
             whole=whole,
             largest=self._largest,
         )
-        score[rows], gpu[rows] = POLICIES[self.policy](states, need, self._valuation)
+        score[rows], gpu[rows] = POLICIES[policy](states, need, self._value(policy))
         score[rows] += apart << _APART_BITS
         return score, gpu
 
@@ -481,7 +492,7 @@ class GpuBoard:
 
     def fragmentation(self) -> float:
         """Free GPUs of the cluster that the typical workload cannot use, by the paper's measure."""
-        valuation = self._valuation
+        valuation = self._whole_value
         valuation.refresh()
         if not valuation.total or not len(self._cpu):
             return 0.0
@@ -500,8 +511,8 @@ class GpuBoard:
         for node_id, row in self.row.items():
             same = int(self._gpu[row].sum()) == int(self._gpu_sum[row])
             invariant(same, f"the sum of free GPUs of {node_id} is off")
-        for need in [*self._caches]:
-            kept, anew = self._scores(need), fresh._scores(need)
+        for policy, need in [*self._caches]:
+            kept, anew = self._scores(need, policy), fresh._scores(need, policy)
             for node_id, row in self.row.items():
                 same = kept.score[row] == anew.score[fresh.row[node_id]]
                 invariant(bool(same), f"the kept score of {node_id} for {need} is off")
