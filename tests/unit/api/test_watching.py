@@ -238,7 +238,8 @@ async def test_a_jobs_status_follows_its_tasks_one_by_one(api: Api):
     def ended(number: int, state: TaskState) -> Task:
         found = api.store.get(Task, f"t{number}")
         assert found is not None
-        return changed(found, status=changed(found.status, state=state))
+        out: Task = changed(found, status=changed(found.status, state=state))
+        return out
 
     assert await counts() == (500, 400, 0)
     await api.put(*(ended(i, TaskState.COMPLETE) for i in range(1, 11)))
