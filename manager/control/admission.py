@@ -9,6 +9,7 @@ read and write it.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from manager.control.holds import Holds
 from manager.control.template import spec_of_version
@@ -124,12 +125,31 @@ class Admission:
         if not self.preemptors:
             return
         priority = self.priority(service_id)
-        info = self._table.nodes.get(node_id)
-        lowest = min((self.priority(i) for i in info.by_service), default=None) if info else None
+        lowest = self._lowest(node_id)
         if lowest is None:
             return
         for key, terms in self.preemptors.items():
             if lowest < terms.priority <= priority:
+                self.due.add(key)
+
+    def _lowest(self, node_id: str) -> int | None:
+        """The lowest priority of what should run on the node."""
+        info = self._table.nodes.get(node_id)
+        return min((self.priority(i) for i in info.by_service), default=None) if info else None
+
+    def _wake_preemptors(self, released: Mapping[GroupKey, Iterable[str]]) -> None:
+        """What was kept for these owners on these nodes is not kept any more. Who found no victims
+        there for that reason may find some now; an owner that gave up its own place knows.
+        """
+        lowest: list[tuple[int, GroupKey]] = []
+        for owner, nodes in released.items():
+            here = [p for p in map(self._lowest, nodes) if p is not None]
+            if here:
+                lowest.append((min(here), owner))
+        lowest.sort()
+        for key, terms in self.preemptors.items():
+            other = next((p for p, owner in lowest[:2] if owner != key), None)
+            if other is not None and other < terms.priority:
                 self.due.add(key)
 
     def note(self, key: GroupKey) -> None:
@@ -166,9 +186,13 @@ class Admission:
         self.hopeless.discard(key)
 
     def wake_held(self) -> None:
+        """Who was kept off a place that is not kept any more is to be tried anew."""
         if self.holds.freed:
             self.holds.freed = 0
             self.due.update(self.by_hold)
+        if self.holds.released:
+            self._wake_preemptors(self.holds.released)
+            self.holds.released = {}
 
     # -------------------------------------------------------------- answers
 

@@ -77,6 +77,8 @@ class Holds:
         self._order: dict[tuple[int, bool], list[tuple[Place, Hold]]] = {}
         # Grows whenever somebody may use what was kept before.
         self.freed = 0
+        # Owner -> nodes of which it has given up what was kept for it there, without a place.
+        self.released: dict[GroupKey, set[str]] = {}
 
     def get(self, key: GroupKey) -> Hold | None:
         """What is kept for a group."""
@@ -88,7 +90,12 @@ class Holds:
 
     def put(self, hold: Hold) -> None:
         """A new or changed hold; one without spots goes."""
-        self.drop(hold.turn.key)
+        key = hold.turn.key
+        earlier = self.released.pop(key, set())
+        self.drop(key)
+        given_up = earlier | (self.released.pop(key, set()) - hold.spots.keys())
+        if given_up:
+            self.released[key] = given_up
         if not hold.spots:
             return
         self._enter(hold)
@@ -112,6 +119,7 @@ class Holds:
             del self._order[_rank(hold.turn)]
         for node_id in list(hold.spots):
             self._leave(hold, node_id)
+            self._release(hold, node_id)
 
     def add(self, hold: Hold, node_id: str, leaving: frozenset[str]) -> None:
         """One task more on a node."""
@@ -132,6 +140,8 @@ class Holds:
             spot = hold.spots[spot_id]
             taken = min(tasks, spot.tasks)
             tasks -= taken
+            if spot_id != node_id:
+                self._release(hold, spot_id)
             if taken == spot.tasks:
                 self._leave(hold, spot_id)
             else:
@@ -145,6 +155,9 @@ class Holds:
         del self._on[node_id][hold.turn.key]
         if not self._on[node_id]:
             del self._on[node_id]
+
+    def _release(self, hold: Hold, node_id: str) -> None:
+        self.released.setdefault(hold.turn.key, set()).add(node_id)
 
     def on(self, node_id: str) -> list[Hold]:
         """Those that keep something of a node, in order."""
@@ -187,6 +200,7 @@ class Holds:
             ):
                 fine = False
                 self._leave(hold, node_id)
+                self._release(hold, node_id)
                 self.freed += 1
         if not hold.spots:
             self.drop(hold.turn.key)

@@ -341,6 +341,25 @@ def test_a_gangs_task_costs_its_whole_gang() -> None:
     assert not world.running("s-gang")
 
 
+@pytest.mark.parametrize("way", ["removed", "placed elsewhere"])
+def test_a_place_that_is_not_kept_any_more_helps_who_could_not_preempt(way: str) -> None:
+    world = cluster(2)
+    run_job(world, "low", 2)
+    world.settle()
+    world.create(make_spec("first", cpu=CPU, priority=10))
+    world.tick()
+    # Beside the first's place even all of the low ones would not make enough room.
+    world.create(make_spec("second", cpu=2 * CPU, priority=5))
+    world.tick()
+    assert len(stopped(world, StopCause.PREEMPTED)) == 1
+    if way == "removed":
+        world.remove("s-first")
+    else:
+        world.put(make_node("n2", cpu=CPU, memory=64 * GIB))
+    world.settle()
+    assert len(placed(world, "s-second")) == 1
+
+
 def test_a_gang_preempts_for_all_of_its_tasks_or_for_none() -> None:
     world = cluster(2, 2, 2)
     world.create(make_spec("low", replicas=2, cpu=2 * CPU))
