@@ -38,6 +38,7 @@ FAR = 1 << 62  # the score of a node that the task does not fit on
 _APART_BITS = 58  # how well the GPUs are joined stands above the score
 _CACHES_MAX = 1024  # needs whose scores are kept
 _MEMO_MAX = 1 << 16  # states whose score is kept, of one need
+_FEW = 16  # rows that are looked up one by one
 _LOG_MAX = 4_096  # changes remembered beyond one a row
 DIMENSIONS = ("excluded", "model", "gpu", "gpu_memory", "cpu", "memory")
 
@@ -394,8 +395,15 @@ class GpuBoard:
     def _rate(self, need: GpuNeed, policy: str, rows: list[int], scores: _Scores) -> None:
         memo, state = scores.memo, self._state
         unknown: dict[bytes, list[int]] = {}
-        for row in rows:
-            key = state[row].tobytes()
+        if len(rows) > _FEW:
+            # On a full cluster most nodes are out of the question; that is seen for all at once.
+            at = np.array(rows)
+            fits = self._fits(need, state[at])
+            scores.score[at] = FAR
+            rows = at[fits].tolist()
+        data, width = state[rows].tobytes(), state.shape[1] * 8
+        for i, row in enumerate(rows):
+            key = data[i * width : (i + 1) * width]
             found = memo.get(key)
             if found is not None:
                 scores.score[row], scores.gpu[row] = found
@@ -416,12 +424,11 @@ class GpuBoard:
         """Scores of these states from scratch, and the GPUs to share."""
         score = np.full(len(state), FAR, np.int64)
         gpu = np.full(len(state), NOT_ONE, np.int64)
-        suits = self._suits(need, state)
-        fits = (state[:, 4] > 0) & (state[:, 0] >= need.cpu) & (state[:, 1] >= need.memory)
-        rows = np.flatnonzero(fits & (suits.sum(axis=1) >= need.count))
+        rows = np.flatnonzero(self._fits(need, state))
         if not len(rows):
             return score, gpu
-        state, suits, g = state[rows], suits[rows], self._gpus
+        state, g = state[rows], self._gpus
+        suits = self._suits(need, state)
         whole, apart = self._whole(need, state, suits)
         states = States(
             cpu=state[:, 0],
@@ -439,6 +446,13 @@ class GpuBoard:
         score[rows], gpu[rows] = POLICIES[policy](states, need, self._value(policy))
         score[rows] += apart << _APART_BITS
         return score, gpu
+
+    def _fits(self, need: GpuNeed, state: Ints) -> Bools:
+        """By state, whether the task fits there."""
+        fits = (state[:, 4] > 0) & (state[:, 0] >= need.cpu) & (state[:, 1] >= need.memory)
+        if need.count:
+            fits &= self._suits(need, state).sum(axis=1) >= need.count
+        return fits
 
     def _whole(self, need: GpuNeed, state: Ints, suits: Bools) -> tuple[Bools, Ints]:
         """By state the GPUs that a task with whole ones takes, and how far apart they are."""
