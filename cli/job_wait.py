@@ -24,7 +24,7 @@ from cli.settings import Settings
 from cli.table import wrapped
 from cli.verdict import Progress
 from swarm.clock import SECOND_NS
-from swarm.errors import EXIT_NOT_CONVERGED, NotFound, Unavailable, mapping
+from swarm.errors import EXIT_NOT_CONVERGED, NotFound, SwarmError, Unavailable, mapping
 from swarm.quantities import format_duration
 from swarm.v1 import (
     GetRequest,
@@ -169,6 +169,6 @@ async def _failing(connection: Connection, job: Service) -> str:
         return ""
     try:
         answer = await connection.control.get(GetRequest(kind=Kind.SERVICE, ref=job.id))
-    except NotFound:
-        return ""  # removed meanwhile: what its status says is left
+    except SwarmError:
+        return ""  # removed meanwhile, or nobody answers: what its status says is left
     return answer.service_status.failing_task_id if answer.service_status is not None else ""

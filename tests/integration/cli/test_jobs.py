@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from swarm.errors import Conflict, Invalid
+from swarm.errors import Conflict, Invalid, Unavailable
 from swarm.v1 import (
     ClusterSpec,
     ContainerStatus,
@@ -37,6 +37,7 @@ from swarm.v1 import (
     TaskState,
     TaskStatus,
     UpdateRequest,
+    WatchRequest,
     WatchServicesRequest,
 )
 from tests.integration.cli.conftest import COMMAND, Cli
@@ -317,6 +318,26 @@ def test_wait_shows_progress_and_the_last_lines_of_what_failed(
     assert answer.code == 3
     assert "Error: job 'train' failed\n  last lines of task" in answer.err
     assert answer.err.endswith("  | out of memory\n")
+
+
+def test_wait_knows_the_exit_code_though_nobody_answers_any_more(
+    cli: Cli, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = job("train", JobState.RUNNING)
+    ends_as(cluster, before, with_state(before, JobState.FAILED, exit_code=3))
+    note = cluster.note
+    looks: list[bool] = []
+
+    def gone(name: str, request: Any) -> None:
+        if name == "get":
+            looks.append(any(isinstance(call, WatchRequest) for call in cluster.calls))
+            if sum(looks) > 1:  # it has looked at the job once the watch stood
+                raise Unavailable("the manager is gone")
+        note(name, request)
+
+    monkeypatch.setattr(cluster, "note", gone)
+    answer = cli("job", "wait", "train")
+    assert (answer.code, answer.err) == (3, "Error: job 'train' failed\n")
 
 
 def test_run_with_wait_ends_as_the_job_does(cli: Cli, cluster: FakeCluster) -> None:
