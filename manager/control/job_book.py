@@ -408,6 +408,8 @@ class Book:
     @property
     def room(self) -> int:
         """How many attempts may be begun, as far as numbers tell."""
+        if self.terms.mode.per_node:
+            return len(self._due)  # none is in another's way
         room = self.terms.at_once - self.live
         if self.waiting:
             room = min(room, BACKLOG_MAX - self.waiting)
@@ -450,9 +452,10 @@ class Book:
 
     def look(self, now_ns: int, *, most: int) -> Look:
         """What a tick at this time has to look at, so many slots at most (of a gang: all)."""
-        if self.terms.gang:
-            return Look(tuple(sorted(self.entries, key=slot_order)), now_ns)
         self._ring(now_ns)
+        if self.terms.gang:
+            self._due.clear()
+            return Look(tuple(sorted(self.entries, key=slot_order)), now_ns)
         if self.terms.gated:
             self.dirty |= self.held
         room = self.room

@@ -37,6 +37,7 @@ from manager.control.job_book import (
     Look,
     Phase,
     Terms,
+    current,
     ended_by_itself,
     phase_of,
 )
@@ -404,11 +405,7 @@ class _Step:
         if slot in self._look.after:
             return self._kept(slot)
         found = self._work.draft.by(Task, "slot", (self._book.service_id, slot))
-        return [
-            t
-            for t in found
-            if t.job_iteration == self.terms.iteration and t.desired_state != TaskState.REMOVE
-        ]
+        return current(found, self.terms.iteration)
 
     def _ended(self, before: JobStatus) -> JobStatus:
         counts, now_ns = self._counts, self._work.now_ns

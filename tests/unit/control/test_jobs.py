@@ -345,6 +345,15 @@ def test_a_new_leader_keeps_the_time_of_tasks_that_run() -> None:
     assert slot(world, sid, 1)[-1].stop_cause == StopCause.TIMED_OUT
 
 
+def test_a_global_job_tries_again_on_one_node_while_others_still_run() -> None:
+    world = World(3)
+    sid = world.create(make_spec("batch", mode=GLOBAL_JOB, job=JobSpec(), restart=FAST))
+    world.settle()
+    end(world, world.running(sid)[0], 1)
+    world.pass_time(3)
+    assert len(world.running(sid)) == 3
+
+
 # ---------------------------------------------------------------- gangs
 
 
@@ -384,6 +393,18 @@ def test_when_one_of_a_gang_fails_all_stop_and_try_again() -> None:
     assert world.live(sid) == []
     status = told(world, sid)
     assert (status.state, status.exit_code) == (JobState.FAILED, 1)
+
+
+def test_a_gang_that_runs_again_is_not_looked_at_until_something_changes() -> None:
+    world = World(3)
+    sid = world.create(spec_of(3, gang=True))
+    world.settle()
+    end(world, world.running(sid)[0], 1)
+    world.pass_time(200)
+    assert len(world.running(sid)) == 3
+    world.clock.advance(seconds=0.001)
+    assert not world.controller.has_work(world.clock.now_ns())
+    assert (world.controller.next_wake_ns() or 1 << 62) > world.clock.now_ns() + SECOND
 
 
 def test_a_gang_that_was_preempted_waits_anew_without_counting() -> None:
