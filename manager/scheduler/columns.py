@@ -265,8 +265,8 @@ class Columns:
                 np.minimum(room, free >= amount if most == 1 else free // amount, out=room)
         if need.pids:
             total = amounts[4, rows]
-            free = np.where(total > 0, total - amounts[5, rows], UNLIMITED * need.pids)
-            np.minimum(room, free // need.pids, out=room)
+            free = (total - amounts[5, rows]) // need.pids
+            np.minimum(room, np.where(total > 0, free, UNLIMITED), out=room)
         for kind, count in need.generic:
             np.minimum(room, (self.generic(kind)[rows] - need.named_of(kind)) // count, out=room)
         return room

@@ -9,6 +9,7 @@ from swarm.v1 import Availability, Gpu, Node, NodeState
 
 FAILURE_WINDOW_NS = 300 * SECOND_NS
 FAILURES_MAX = 5  # from so many on in the window a node comes last
+_GENERIC_MAX = 1 << 62  # what a node says of itself has to fit into the columns
 
 Version = tuple[str, int]
 """Service id and spec_version."""
@@ -97,7 +98,8 @@ class NodeInfo:
             if g.name:
                 self.named_total[g.kind] = (*self.named_total.get(g.kind, ()), g.name)
             else:
-                self.generic_total[g.kind] = self.generic_total.get(g.kind, 0) + (g.count or 0)
+                total = self.generic_total.get(g.kind, 0) + (g.count or 0)
+                self.generic_total[g.kind] = min(total, _GENERIC_MAX)
         # Kinds that it has of itself; of these it serves requests by their account alone.
         self.declared = frozenset(self.generic_total.keys() | self.named_total.keys())
         gpus = description.gpus if description else ()

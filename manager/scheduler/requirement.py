@@ -36,6 +36,9 @@ __all__ = [
 SPREAD, BINPACK = "spread", "binpack"
 STRATEGIES = (SPREAD, BINPACK)
 
+# More is no limit, and would not fit into the columns.
+_REPLICAS_MAX = 1 << 40
+
 HostPort = tuple[int, str, str]
 """Port, protocol, address to listen on ("" all)."""
 
@@ -189,7 +192,7 @@ def requirement_of(spec: ServiceSpec | None) -> Requirement:
         else (),
         runtime=task.runtime,
         needs_image=bool(task.container and task.container.image),
-        max_replicas=placement.max_replicas if placement else 0,
+        max_replicas=min(placement.max_replicas, _REPLICAS_MAX) if placement else 0,
         priority=spec.priority,
     )
 

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -327,6 +328,36 @@ def test_host_ports_on_different_addresses_or_protocols_do_not_clash() -> None:
         need = requirement_of(spec(ports=(port(**changes),)))
         found = account(base.table, need, "other")
         assert (found.nodes_fit == 0) is clash, changes
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        pytest.param({"pids": (1 << 63) - 1}, id="processes"),
+        pytest.param({"max_replicas": (1 << 64) - 1}, id="max_replicas"),
+    ],
+)
+def test_numbers_beyond_all_nodes_stop_nobody(wanted: dict[str, int]) -> None:
+    resources = ResourceRequirements(reservations=Resources(pids=wanted.get("pids", 0)))
+    placement = Placement(max_replicas=wanted.get("max_replicas", 0))
+    need = requirement_of(ServiceSpec(task=TaskSpec(resources=resources, placement=placement)))
+    table = NodeTable()
+    table.sync_node("n1", make_node("n1"))
+    assert table.columns.room(need, np.array([0]), 3).tolist() == [3]
+    assert need.max_replicas < 1 << 62
+
+
+def test_a_node_with_more_of_a_kind_than_can_be_counted_is_one_with_much() -> None:
+    node = make_node("n1")
+    assert node.description is not None
+    most = GenericResource(kind="disk", count=(1 << 63) - 1)
+    resources = Resources(generic=(most, most))
+    table = NodeTable()
+    table.sync_node(
+        "n1",
+        structs.replace(node, description=structs.replace(node.description, resources=resources)),
+    )
+    assert table.columns.generic("disk").tolist() == [1 << 62]
 
 
 def test_max_replicas_per_node() -> None:
