@@ -23,7 +23,7 @@ from swarm.v1 import Cluster, Service, Task
 
 
 class Admission:
-    """The order of things. Owned by the Placer, which tells it of changes and calls `run`."""
+    """The order of things, as far as it is remembered."""
 
     def __init__(self, table: NodeTable) -> None:
         self._table = table
@@ -34,9 +34,9 @@ class Admission:
         self._terms: dict[str, Terms] = {}
         self.priorities: Counter[int] = Counter()
         self._totals_known = False
-        # Jobs that fit nowhere, and those that cannot have a reservation.
+        # Jobs that fit nowhere, those apart that cannot have a reservation.
         self.blocked: dict[GroupKey, tuple[Turn, Group]] = {}
-        self.hopeless: set[GroupKey] = set()
+        self.hopeless: dict[GroupKey, tuple[Turn, Group]] = {}
         # Who is held back by what, in words; by a queue's quota, by holds of others.
         self.held_back: dict[GroupKey, str] = {}
         self.by_quota: dict[GroupKey, str] = {}
@@ -45,7 +45,8 @@ class Admission:
         self.preemptors: dict[GroupKey, Terms] = {}
         # Service -> its groups that any of the above may name.
         self._known: dict[str, set[GroupKey]] = {}
-        self._amounts: dict[tuple[str, int], Amounts] = {}
+        # Service -> what one task of each version holds.
+        self._amounts: dict[str, dict[int, Amounts]] = {}
 
     # -------------------------------------------------------------- taking in changes
 
@@ -66,9 +67,9 @@ class Admission:
             self.priorities[before.priority] -= 1
             if not self.priorities[before.priority]:
                 del self.priorities[before.priority]
+        if new is None or old is None or new.spec_version != old.spec_version:
+            self._amounts.pop(service.id, None)
         if new is None:
-            for key in [k for k in self._amounts if k[0] == service.id]:
-                del self._amounts[key]
             return False
         after = self._terms[new.id] = terms_of(new.spec)
         self.priorities[after.priority] += 1
@@ -91,6 +92,7 @@ class Admission:
         self._totals_known = False
         self.due.update(hold.turn.key for hold in self.holds.on(node_id))
         self.due.update(self.preemptors)
+        self.blocked |= self.hopeless
         self.hopeless.clear()
 
     def enter(self, task_id: str, service_id: str, view: View) -> None:
@@ -183,7 +185,7 @@ class Admission:
         self.by_quota.pop(key, None)
         self.preemptors.pop(key, None)
         self.by_hold.discard(key)
-        self.hopeless.discard(key)
+        self.hopeless.pop(key, None)
 
     def wake_held(self) -> None:
         """Who was kept off a place that is not kept any more is to be tried anew."""
@@ -205,12 +207,12 @@ class Admission:
 
     def each(self, service_id: str, version: int, view: View) -> Amounts:
         """What one task of the version holds."""
-        key = (service_id, version)
-        found = self._amounts.get(key)
+        known = self._amounts.setdefault(service_id, {})
+        found = known.get(version)
         if found is None:
             service = view.get(Service, service_id)
             spec = spec_of_version(view, service, version) if service is not None else None
-            found = self._amounts[key] = amounts_of(spec)
+            found = known[version] = amounts_of(spec)
         return found
 
     def turn(self, group: Group, view: View, now_ns: int) -> Turn:

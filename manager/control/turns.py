@@ -23,7 +23,7 @@ from manager.control.slots import is_live, is_unplaced
 from manager.control.template import job_size, state_of, stop_grace_ns
 from manager.control.tick import Tick
 from manager.scheduler import Group, NodeTable, place
-from manager.scheduler.backfill import UNKNOWN_NS, ghosts, soonest
+from manager.scheduler.backfill import UNKNOWN_NS, Reservation, ghosts, soonest
 from manager.scheduler.preemption import Choice, Facts, Search
 from manager.scheduler.ranking import GroupKey, Ranking, Turn
 from manager.scheduler.table import Claim
@@ -34,6 +34,8 @@ from swarm.v1 import Service, StopCause, Task, TaskState
 
 # Nodes that one tick asks for victims: some 0.2 s of work. Who is not reached is due at once.
 ASKED_MAX = 2_000
+# Needs for whose reservation one tick searches all nodes; other blocked jobs are left to the next.
+SOUGHT_MAX = 20
 
 Note = Callable[[Group, Sequence[Task], str], None]
 """Told of tasks that were not placed; with what holds them back, empty where it is the nodes."""
@@ -52,7 +54,10 @@ class Turns:
         self._tick = tick
         self._note = note
         self._asked = 0
-        self._sound: Hold | None = None  # the reservation, once it was looked at in this round
+        self._sound: Hold | None = None  # what the head has, once it was looked at in this round
+        self._sought = 0
+        # What was found to fit nowhere at any time, and for how many tasks.
+        self._nowhere: set[tuple[object, ...]] = set()
         self._searches: dict[tuple[object, ...], Search] = {}
 
     def run(self, groups: Iterable[Group]) -> None:
@@ -448,12 +453,15 @@ class Turns:
     def _head(self) -> tuple[Turn, Group] | None:
         """The first blocked job that has or can have a reservation."""
         a = self._a
-        best = max((t.terms.priority for t, _ in a.blocked.values()), default=0)
+        sound = self._sound
+        if sound is not None and a.holds.get(sound.turn.key) is sound:
+            return a.blocked.get(sound.turn.key)
+        if self._sought >= SOUGHT_MAX:
+            return None
         kept = next((h for h in a.holds.all() if not h.preempts), None)
-        if kept is not None and kept is self._sound:
-            return a.blocked.get(kept.turn.key)
         if kept is not None:
             blocked = a.blocked.get(kept.turn.key)
+            best = max((t.terms.priority for t, _ in a.blocked.values()), default=0)
             if (
                 blocked is not None
                 and kept.turn.terms.priority == best
@@ -463,23 +471,36 @@ class Turns:
                 self._sound = kept
                 return blocked
         order = sorted(
-            (b for b in a.blocked.values() if b[0].key not in a.hopeless),
+            a.blocked.values(),
             key=lambda b: (-b[0].terms.priority, a.ledger.share(b[0].terms.queue), b[0].place),
         )
         for turn, group in order:
             hold = a.holds.get(turn.key)
             if hold is not None and hold.preempts:
+                self._sound = hold
                 return turn, group
-            wanted = len(group.tasks) if turn.terms.gang else 1
-            found = soonest(self._table, self._draft, self._now_ns, group, wanted, self._ends_ns)
+            found = self._soonest(turn, group)
             if found is None:
-                a.hopeless.add(turn.key)
+                a.hopeless[turn.key] = a.blocked.pop(turn.key)
                 continue
             one = replace(group, tasks=group.tasks[:1])
             self._sound = Hold(turn, one, dict(found.spots), found.at_ns)
             a.holds.put(self._sound)
             return turn, group
         return None
+
+    def _soonest(self, turn: Turn, group: Group) -> Reservation | None:
+        """Where and when the job will fit; jobs that are alike are searched for once."""
+        wanted = len(group.tasks) if turn.terms.gang else 1
+        need = group.requirement
+        alike = (need, group.node_id, wanted, group.service_id if need.of_service else "")
+        if alike in self._nowhere:
+            return None
+        self._sought += 1
+        found = soonest(self._table, self._draft, self._now_ns, group, wanted, self._ends_ns)
+        if found is None:
+            self._nowhere.add(alike)
+        return found
 
     def _ends_ns(self, claim: Claim) -> int | None:
         """When a claim is given up at the latest, UNKNOWN_NS, or None: never by itself."""
