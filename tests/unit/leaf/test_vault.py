@@ -58,7 +58,9 @@ def test_locked_vault_opens_with_each_of_its_keys_and_no_other(vault: Vault) -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "SWMKEY-1-", A[:-1], A + "A", A.lower() + "!", "SWMKEY-1-" + "=" * 43]
+    "text",
+    ["", "SWMKEY-1-", A[:-1], A + "A", A.lower() + "!", "SWMKEY-1-" + "=" * 43],
+    ids=["empty", "bare", "short", "long", "foreign", "padding"],  # A is drawn by lot
 )
 def test_what_is_no_unlock_key_is_refused(vault: Vault, text: str) -> None:
     vault.lock_with((A,))
