@@ -239,6 +239,7 @@ class Admission:
             self.due.add(hold.turn.key)
             self.holds.drop(hold.turn.key)
         self.wake_held()
+        self.due |= tick.due
         for task_id in tick.touched:
             task = view.get(Task, task_id)
             if task is not None:

@@ -144,9 +144,12 @@ class Placer:
                 self.admission.forget_service(service_id)
         self._emptied.clear()
         tick.woken = self._sleepers.wake()
+        # Also of those behind a gate: when it opens, their service is looked at.
+        tick.due = frozenset(self.admission.due)
+        self.admission.due.clear()
         again: Iterable[str] = self._pending
         if not self._freed:
-            again = {k[0] for k in (*self.admission.due, *tick.woken.keys)}
+            again = {k[0] for k in (*tick.due, *tick.woken.keys)}
         if again:
             # Of a job only a part has been looked at: what else of it waits is as any other's.
             done = set(tick.services) - tick.looks.keys()

@@ -27,9 +27,10 @@ class Tick:
     created: int = 0
     retried: bool = False
     now_ns: int = 0
-    # Groups that have had a turn, who was woken for one, and those that found no place, with the
-    # table's changes when they were told why.
+    # Groups that have had a turn, who was due or woken for one, and those that found no place, with
+    # the table's changes when they were told why.
     tried: list[GroupKey] = field(default_factory=list)
+    due: frozenset[GroupKey] = frozenset()
     woken: Woken = field(default_factory=Woken)
     slept: dict[GroupKey, tuple[Group, Turn, int]] = field(default_factory=dict)
     # Groups that were told anew why they wait, and as of which changes of the table.

@@ -127,6 +127,18 @@ def test_a_queue_that_came_late_gets_its_share_as_tasks_end() -> None:
 # ------------------------------------------------------------------ quotas
 
 
+def test_a_raised_quota_is_not_forgotten_with_a_commit_that_failed() -> None:
+    world = cluster(10, small=QueueSpec(cpu_nano=CPU))
+    run_job(world, "held", cpu=2, queue="small")
+    world.settle()
+    assert placed(world, "s-held") == []
+    configure(world, small=QueueSpec(cpu_nano=4 * CPU))
+    world.controller.tick(world.draft())
+    world.controller.undo(world.tables)
+    world.settle()
+    assert len(placed(world, "s-held")) == 1
+
+
 def test_a_quota_is_never_exceeded_and_blocks_nobody_else() -> None:
     world = cluster(10, small=QueueSpec(cpu_nano=3 * CPU))
     run_job(world, "held", 8, queue="small")
@@ -358,6 +370,22 @@ def test_a_place_that_is_not_kept_any_more_helps_who_could_not_preempt(way: str)
         world.put(make_node("n2", cpu=CPU, memory=64 * GIB))
     world.settle()
     assert len(placed(world, "s-second")) == 1
+
+
+def test_what_stops_beside_an_end_counts_as_gone_for_who_could_not_preempt() -> None:
+    world = cluster(3)
+    top = run_job(world, "top", 1, cpu=2, priority=9)
+    run_job(world, "low", 1)
+    world.settle()
+    world.create(make_spec("second", cpu=3 * CPU, priority=5))
+    world.settle()
+    world.remove("s-low")
+    world.tick()
+    # One that stops is left; who comes later and is lower must not have what the top one leaves.
+    complete(world, world.running(top)[0])
+    world.create(make_spec("third", cpu=CPU, priority=2))
+    world.settle()
+    assert [len(placed(world, s)) for s in ("s-second", "s-third")] == [1, 0]
 
 
 def test_a_gang_preempts_for_all_of_its_tasks_or_for_none() -> None:
