@@ -21,6 +21,8 @@ from manager.scheduler.table import Claim
 from manager.store import View
 from swarm.v1 import Cluster, Service, Task
 
+_STOPS = -(10**9)  # lower than any priority
+
 
 class Admission:
     """The order of things, as far as it is remembered."""
@@ -135,9 +137,13 @@ class Admission:
                 self.due.add(key)
 
     def _lowest(self, node_id: str) -> int | None:
-        """The lowest priority of what should run on the node."""
+        """The lowest priority of what has a place on the node; what stops there has none at all."""
         info = self._table.nodes.get(node_id)
-        return min((self.priority(i) for i in info.by_service), default=None) if info else None
+        if info is None:
+            return None
+        if len(self._table.claims_on(node_id)) > info.active:
+            return _STOPS
+        return min((self.priority(i) for i in info.by_service), default=None)
 
     def _wake_preemptors(self, released: Mapping[GroupKey, Iterable[str]]) -> None:
         """What was kept for these owners on these nodes is not kept any more. Who found no victims
