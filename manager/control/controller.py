@@ -51,6 +51,7 @@ from manager.control.tick import Tick
 from manager.control.update import update
 from manager.control.work import Budget, Work
 from manager.scheduler import NodeTable, unsuitable
+from manager.scheduler.nodeinfo import FAILURE_WINDOW_NS
 from manager.store import Change, Draft, View
 from swarm import errors, ids, states
 from swarm.v1 import Cluster, Gpu, Kind, Node, Service, Task, TaskState
@@ -92,6 +93,7 @@ class Controller:
         self._moving: set[str] = set()
         self._automatic = None if played else Automatic()
         self._tick: Tick | None = None
+        self._forget_ns = 0  # when failures too old to count are dropped
 
     # -------------------------------------------------------------- taking in changes
 
@@ -310,6 +312,9 @@ class Controller:
         # By name: ids are drawn by lot, and a rehearsal must come to the same as the deploy.
         order = tuple(sorted(self.dirty, key=lambda i: (service_name(draft, i), i)))
         tick = self._tick = Tick(services=order, now_ns=now_ns)
+        if now_ns >= self._forget_ns:
+            self.table.forget_failures(now_ns)
+            self._forget_ns = now_ns + FAILURE_WINDOW_NS
         budget = Budget(self._created_max)
         waiting: list[Task] = []
         for service_id in tick.services:

@@ -138,10 +138,6 @@ class NodeInfo:
             name for name in self.named_total.get(kind, ()) if (kind, name) not in self.named_used
         )
 
-    def free_gpus(self) -> list[str]:
-        """Healthy GPUs of which nothing is claimed, in the node's order."""
-        return [uuid for uuid in self.gpus if not self.gpus_used.get(uuid)]
-
     def gpu_free(self, *, empty: bool = False) -> tuple[list[int], list[int]]:
         """Shares and memory that are free of each healthy GPU, in the node's order; `empty`: if
         nothing were claimed.

@@ -22,7 +22,7 @@ of the table for each task of a lower priority on them.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from manager.scheduler.filters import unavailable, unsuitable
@@ -88,7 +88,7 @@ class Search:
         self._found: list[tuple[Cost, Choice]] = []
         self.asked = 0  # nodes, for whoever bounds the work
 
-    def next(self, without: Collection[str] = ()) -> Choice | None:
+    def next(self) -> Choice | None:
         """The cheapest choice now; None: there is none. It is for the caller to carry it out before
         he asks again: to stop the victims, and to reserve the place.
         """
@@ -102,11 +102,11 @@ class Search:
                 self._left = _first(candidate, self._left)
                 break
             self._asked += 1
-            self._ask(info, without)
+            self._ask(info)
         # What was found earlier may not hold any more: places were taken since.
         while self._found:
             cost, choice = heapq.heappop(self._found)
-            again = self._on_node(self._table.nodes[choice.node_id], without)
+            again = self._on_node(self._table.nodes[choice.node_id])
             if again is None:
                 continue
             if again[0] <= cost or not self._found or again[0] <= self._found[0][0]:
@@ -115,20 +115,20 @@ class Search:
                 return again[1]
             heapq.heappush(self._found, again)
         if self._asked >= NODES_MAX and not self._found:
-            return self._more(without)
+            return self._more()
         return None
 
-    def _more(self, without: Collection[str]) -> Choice | None:
+    def _more(self) -> Choice | None:
         """None of the nodes asked will do (any more): the others are asked until one does."""
         for _, info in self._left:
-            found = self._on_node(info, without)
+            found = self._on_node(info)
             if found is not None:
                 heapq.heappush(self._found, found)
                 return found[1]
         return None
 
-    def _ask(self, info: NodeInfo, without: Collection[str]) -> None:
-        found = self._on_node(info, without)
+    def _ask(self, info: NodeInfo) -> None:
+        found = self._on_node(info)
         if found is not None:
             heapq.heappush(self._found, found)
 
@@ -162,10 +162,8 @@ class Search:
         found.sort(key=lambda f: f[:2])
         return iter([(lowest, info) for lowest, _, info in found])
 
-    def _on_node(self, info: NodeInfo, without: Collection[str]) -> tuple[Cost, Choice] | None:
+    def _on_node(self, info: NodeInfo) -> tuple[Cost, Choice] | None:
         """Who would have to go from the node, and what that costs; None: it does not help."""
-        if info.id in without:
-            return None
         self.asked += 1
         facts = self._facts
         claims = sorted(self._table.claims_on(info.id).values(), key=lambda c: c.task_id)

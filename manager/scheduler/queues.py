@@ -192,15 +192,6 @@ class Ledger:
                 )
         return ""
 
-    def never(self, queue: str, each: Amounts, count: int = 1) -> bool:
-        """Whether the quota is too small for so many tasks even if the queue held nothing."""
-        rows = _rows(self.spec(queue), NOTHING_HELD, each)
-        return any(limit and count * one > limit for limit, _, one in rows)
-
-    def entries(self) -> dict[str, tuple[str, Amounts]]:
-        """All that is in it, by task; for tests."""
-        return dict(self._of_task)
-
 
 def _rows(spec: QueueSpec, held: Amounts, each: Amounts) -> tuple[tuple[int, int, int], ...]:
     """Limit, held and needed by one task, in each dimension."""

@@ -26,13 +26,11 @@ import numpy as np
 from manager.scheduler.filters import fits, unavailable, unsuitable
 from manager.scheduler.masks import Ints
 from manager.scheduler.nodeinfo import NodeInfo
+from manager.scheduler.ranking import GroupKey
 from manager.scheduler.requirement import Requirement
 from manager.scheduler.table import NodeTable
 from swarm.errors import invariant
 from swarm.gpus import WHOLE
-
-GroupKey = tuple[str, int, str]
-"""Service id, spec_version, and the node of tasks that may go to one only."""
 
 _AMOUNTS = 5  # CPU, memory, processes, whole GPUs, the share of one GPU
 

@@ -345,6 +345,20 @@ def test_a_new_leader_keeps_the_time_of_tasks_that_run() -> None:
     assert slot(world, sid, 1)[-1].stop_cause == StopCause.TIMED_OUT
 
 
+def test_failures_too_old_to_count_are_forgotten() -> None:
+    world = World(1)
+    sid = world.create(spec_of(1, restart=RestartPolicy(condition="none")))
+    world.settle()
+    end(world, world.running(sid)[0], 1)
+    world.settle()
+    assert world.controller.table.failing
+    world.pass_time(700, step=50)
+    world.create(make_spec("other"))
+    world.settle()
+    assert not world.controller.table.failing
+    assert not world.controller.table.nodes["n1"].failures
+
+
 def test_a_global_job_tries_again_on_one_node_while_others_still_run() -> None:
     world = World(3)
     sid = world.create(make_spec("batch", mode=GLOBAL_JOB, job=JobSpec(), restart=FAST))
