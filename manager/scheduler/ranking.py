@@ -10,7 +10,7 @@ Fair shares change with each task that is placed, so the order is asked for one 
 need not be met to the task: a turn gives at least STEP of the cluster, so that a cluster of any
 size is filled in some hundred turns.
 
-Cost: O(groups log groups) and O(log queues) a turn.
+Cost: O(groups log groups), and the queues that wait once a turn.
 """
 
 from __future__ import annotations
