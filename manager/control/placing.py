@@ -226,6 +226,10 @@ class Placer:
             self._note_reason(draft, group, left, tick, why)
             turn = self.admission.turn(group, draft, draft.now_ns)
             tick.slept[turn.key] = (replace(group, tasks=left), turn, self._table.changes)
+            service = draft.get(Service, group.service_id)
+            for gate in service.spec.depends_on if service and service.spec else ():
+                # If it closes now, that is what they wait for.
+                tick.gates.setdefault(gate.service, set()).add(group.service_id)
 
         tick.tried.extend((g.service_id, g.spec_version, g.node_id) for g in groups)
 

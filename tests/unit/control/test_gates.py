@@ -399,6 +399,20 @@ def test_only_the_waiting_services_are_looked_at_when_a_gate_opens() -> None:
     assert world.controller.dirty == {"s-db"}, "an open gate wakes nobody"
 
 
+def test_who_found_no_place_is_told_when_a_gate_closes() -> None:
+    world = World(1)
+    world.set_state("n1", NodeState.DOWN)
+    world.create(spec("db", replicas=0))
+    world.create(spec("web", gate("db")))
+    world.settle()
+    assert [t.status.err for t in world.tasks("s-web") if t.status] == [
+        "no suitable node (1 node down)"
+    ]
+    world.scale("s-db", 1)
+    world.settle()
+    assert ["waits until" in t.status.err for t in world.tasks("s-web") if t.status] == [True]
+
+
 def test_a_missing_service_that_is_not_required_is_waited_for_once_it_exists() -> None:
     world = World(1)
     world.frozen.add("n1")
