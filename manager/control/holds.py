@@ -173,15 +173,30 @@ class Holds:
             # Of services of one priority those that come first go first, whoever has a hold.
             end = bisect_left(order, (turn.place,)) if rank == mine and not mine[1] else len(order)
             for _, hold in order[:end]:
+                if self._gives_way(hold, turn):
+                    continue
                 if hold.turn.key != turn.key and not hold.in_time(turn.terms, grace_ns, now_ns):
                     found.update(hold.spots)
         return frozenset(found)
+
+    def _gives_way(self, hold: Hold, turn: Turn) -> bool:
+        """A reservation is worked out without regard to places that others have stopped tasks for.
+        Of two jobs of one priority that would wait for each other, the latter goes first.
+        """
+        own = self._of.get(turn.key)
+        return (
+            own is not None
+            and own.preempts
+            and not hold.preempts
+            and turn.terms.job
+            and _rank(hold.turn) == _rank(turn)
+        )
 
     def room_beside(
         self, table: NodeTable, view: View, now_ns: int, node_id: str, turn: Turn
     ) -> bool:
         """Whether those before the turn find their place on the node as the table is now."""
-        owners = [h for h in self.on(node_id) if h.binds(turn)]
+        owners = [h for h in self.on(node_id) if h.binds(turn) and not self._gives_way(h, turn)]
         pairs = [(h.spots[node_id], h.stand_ins(node_id)) for h in owners]
         return all_fit(table, view, now_ns, node_id, pairs)
 

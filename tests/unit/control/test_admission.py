@@ -8,6 +8,10 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from manager.control.holds import Hold, Holds
+from manager.scheduler import Group, Requirement
+from manager.scheduler.backfill import Spot
+from manager.scheduler.ranking import Terms, Turn
 from swarm.v1 import (
     Cluster,
     JobSpec,
@@ -370,6 +374,20 @@ def test_a_place_that_is_not_kept_any_more_helps_who_could_not_preempt(way: str)
         world.put(make_node("n2", cpu=CPU, memory=64 * GIB))
     world.settle()
     assert len(placed(world, "s-second")) == 1
+
+
+def test_a_reservation_gives_way_to_a_place_that_a_job_of_the_same_priority_has_made() -> None:
+    def turn(name: str) -> Turn:
+        return Turn(("s-" + name, 1, ""), Terms(priority=9, job=True, gang=True), 0, name)
+
+    group = Group("s", 1, Requirement(), [Task(id="t")])
+    holds = Holds()
+    holds.put(Hold(turn("first"), group, {"n1": Spot(1)}))
+    holds.put(Hold(turn("second"), group, {"n1": Spot(1)}, preempts=True))
+    # Else each of them would wait for the other.
+    assert holds.binding(turn("first"), 0, 0) == {"n1"}
+    assert holds.binding(turn("second"), 0, 0) == frozenset()
+    assert holds.binding(turn("third"), 0, 0) == {"n1"}
 
 
 def test_what_stops_beside_an_end_counts_as_gone_for_who_could_not_preempt() -> None:
