@@ -258,6 +258,11 @@ class Look:
     # Slots that the next tick has to look at again.
     again: set[Slot] = field(default_factory=set)
     scanned: bool = False
+    remind_ns: int = 0
+
+    def remind(self, at_ns: int) -> None:
+        """What waits without a place is to be looked at again then, 0: when something changes."""
+        self.remind_ns = min(self.remind_ns or at_ns, at_ns)
 
 
 class Book:
@@ -284,6 +289,8 @@ class Book:
         self.dirty: set[Slot] = set()
         # Of a job with a slot a node: nodes have changed.
         self.scan = True
+        # When all that waits is to be looked at, 0: not.
+        self._remind_ns = 0
         self._next = 1  # no number below it is free
         self._timers: list[tuple[int, tuple[int, str], Slot]] = []
         # Slots whose next attempt is due and waits for room.
@@ -456,8 +463,9 @@ class Book:
         if self.terms.gang:
             self._due.clear()
             return Look(tuple(sorted(self.entries, key=slot_order)), now_ns)
-        if self.terms.gated:
+        if self.terms.gated or 0 < self._remind_ns <= now_ns:
             self.dirty |= self.held
+            self._remind_ns = 0
         room = self.room
         while self._due and room > 0:
             slot = heapq.heappop(self._due)[1]
@@ -496,7 +504,10 @@ class Book:
             # Looked at while there was no room for it.
             if after is not None and after[0] is Phase.RETRY and after[1] <= look.now_ns:
                 heapq.heappush(self._due, (slot_order(slot), slot))
-        return max(self.next_ns, look.now_ns + 1) if self._timers else 0
+        if look.remind_ns:
+            self._remind_ns = min(self._remind_ns or look.remind_ns, look.remind_ns)
+        due = [at_ns for at_ns in (self.next_ns, self._remind_ns) if at_ns]
+        return max(min(due), look.now_ns + 1) if due else 0
 
     @property
     def next_ns(self) -> int:

@@ -263,6 +263,8 @@ class Placer:
             elif task.meta is not None and status.err and now_ns < again_ns:
                 earlier = tick.wakes.get(task.service_id, 0)
                 tick.wakes[task.service_id] = min(earlier or again_ns, again_ns)
+                if (look := tick.looks.get(task.service_id)) is not None:
+                    look.remind(again_ns)
             else:
                 status = structs.replace(status, timestamp_ns=now_ns, err=why)
                 task = structs.replace(task, status=status)

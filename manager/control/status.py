@@ -168,7 +168,11 @@ class _Account:
         for task in tasks:
             if not (self._mode.job and task.job_iteration != service.job_iteration):
                 slots.setdefault(slot_of(task), []).append(task)
-            self._count_stopping(task)
+            if tally is None or slot_of(task) not in self._counts:
+                self._count_stopping(task)
+        if tally is not None and service.pending_delete:
+            for node_id, count in tally.unended():
+                self.stopping += count if self._answers(node_id) else 0
         self.desired = 0 if service.pending_delete else self._desired(slots)
         self.facts = Facts(
             view=view,
@@ -233,9 +237,11 @@ class _Account:
         wanted = states.wanted(task.desired_state) and not self._service.pending_delete
         if wanted or states.ended(state_of(task)):
             return
-        node = self._view.get(Node, task.node_id) if task.node_id else None
-        if node is not None and not is_lost(node):
-            self.stopping += self._counts.get(slot_of(task), 1)
+        self.stopping += self._answers(task.node_id)
+
+    def _answers(self, node_id: str) -> bool:
+        node = self._view.get(Node, node_id) if node_id else None
+        return node is not None and not is_lost(node)
 
     def _desired(self, slots: dict[Slot, list[Task]]) -> int:
         spec = self._service.spec

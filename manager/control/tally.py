@@ -15,7 +15,7 @@ from collections.abc import Hashable
 from manager.control.slots import Slot, is_live, is_unplaced, slot_of
 from manager.control.template import Mode, mode_of, state_of
 from manager.store import View
-from swarm import errors
+from swarm import errors, states
 from swarm.v1 import Service, Task, TaskState
 
 
@@ -27,6 +27,7 @@ class Tally:
         self._iteration = service.job_iteration
         self._groups: dict[Hashable, dict[Slot, Task]] = {}
         self._keys: dict[Slot, Hashable] = {}
+        self._nodes: Counter[str] = Counter()
         # Tasks of earlier iterations that have not gone yet are among them.
         self.odd: dict[Slot, list[Task]] = {}
         slots: dict[Slot, list[Task]] = {}
@@ -55,6 +56,8 @@ class Tally:
         if key is not None:
             self._groups.setdefault(key, {})[slot] = tasks[0]
             self._keys[slot] = key
+            if not states.ended(state_of(tasks[0])):
+                self._nodes[tasks[0].node_id] += 1
         elif tasks:
             self.odd[slot] = tasks
 
@@ -63,7 +66,9 @@ class Tally:
         key = self._keys.pop(slot, None)
         if key is not None:
             group = self._groups[key]
-            del group[slot]
+            task = group.pop(slot)
+            if not states.ended(state_of(task)):
+                self._nodes[task.node_id] -= 1
             if not group:
                 del self._groups[key]
 
@@ -82,6 +87,10 @@ class Tally:
     def groups(self) -> list[tuple[Task, int]]:
         """One task of each group, and how many there are."""
         return [(next(iter(group.values())), len(group)) for group in self._groups.values()]
+
+    def unended(self) -> list[tuple[str, int]]:
+        """How many tasks of the groups have not ended, by node."""
+        return [(node_id, count) for node_id, count in self._nodes.items() if count and node_id]
 
     def check_invariants(self, view: View, service: Service) -> None:
         """It is what is made of the view; for tests."""
