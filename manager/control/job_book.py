@@ -460,12 +460,14 @@ class Book:
     def look(self, now_ns: int, *, most: int) -> Look:
         """What a tick at this time has to look at, so many slots at most (of a gang: all)."""
         self._ring(now_ns)
+        reminded = 0 < self._remind_ns <= now_ns
+        if reminded:
+            self._remind_ns = 0
         if self.terms.gang:
             self._due.clear()
             return Look(tuple(sorted(self.entries, key=slot_order)), now_ns)
-        if self.terms.gated or 0 < self._remind_ns <= now_ns:
+        if self.terms.gated or reminded:
             self.dirty |= self.held
-            self._remind_ns = 0
         room = self.room
         while self._due and room > 0:
             slot = heapq.heappop(self._due)[1]

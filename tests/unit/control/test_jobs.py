@@ -609,3 +609,23 @@ def test_nothing_is_done_for_what_only_comes_a_step_further() -> None:
         assert not book.dirty
         world.tick()
     assert TaskState.COMPLETE in {state_of(t) for t in world.tasks(sid)}
+
+
+@pytest.mark.parametrize("gang", [False, True])
+def test_what_waits_is_told_anew_why_and_nothing_is_done_without_end(gang: bool) -> None:
+    world = World(1)
+    sid = world.create(spec_of(2, cpu=3 * CPU, gang=gang))
+    world.settle()
+    for seconds in range(20):
+        world.clock.advance(seconds=1)
+        if seconds == 7:
+            world.put(make_node("small", cpu=CPU))
+        for _ in range(5):
+            if not world.controller.has_work(world.clock.now_ns()):
+                break
+            world.tick()
+        else:
+            raise AssertionError("it looks again and again")
+    waiting = [t for t in world.live(sid) if not t.node_id]
+    assert waiting
+    assert {"2 nodes" in (t.status.err if t.status else "") for t in waiting} == {True} or gang

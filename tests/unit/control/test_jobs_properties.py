@@ -207,18 +207,17 @@ class Jobs(RuleBasedStateMachine):
                 break
         world.controller.dirty.update(s.id for s in self._jobs())
         world.controller._books.look_at_all()
-        before: dict[str, Task | Service] = {
-            **{t.id: t for t in world.tables.all(Task)},
-            **{s.id: s for s in world.tables.all(Service)},
-        }
+        tasks = {t.id: t for t in world.tables.all(Task)}
+        services = {s.id: s for s in world.tables.all(Service)}
         world.tick()
-        for o in (*world.tables.all(Task), *world.tables.all(Service)):
-            then = before.pop(o.id, None)
+        assert services == {s.id: s for s in world.tables.all(Service)}
+        for task in world.tables.all(Task):
+            then = tasks.pop(task.id, None)
             # Who waits may be given a place that another's reservation kept until now; all else is
             # the same as after the first time.
-            placed = isinstance(then, Task) and is_unplaced(then)
-            assert placed or o == then, "reconciling twice is the same as once"
-        assert not before
+            placed = then is not None and is_unplaced(then)
+            assert placed or task == then, "reconciling twice is the same as once"
+        assert not tasks
 
     def _attempts_wait(self, before: dict[str, Task]) -> None:
         """An attempt that follows a failure is made when its delay is over."""
