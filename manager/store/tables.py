@@ -158,12 +158,14 @@ class _Table(Generic[T]):
                         entry.pop(id_, None)
                         if not entry:
                             del index[key]
+            if new is None:
+                continue
             for key in after:
                 entry = index.get(key)
                 if entry is None:
-                    index[key] = {id_: cast("T", new)}
+                    index[key] = {id_: new}
                 else:
-                    entry[id_] = cast("T", new)
+                    entry[id_] = new
         if new is None:
             self.objects.pop(id_, None)
         else:
@@ -194,7 +196,8 @@ class Tables:
         return self._revision
 
     def get(self, cls: type[T], id_: str) -> T | None:
-        return cast("T | None", self._tables[cls].objects.get(id_))
+        found: T | None = self._tables[cls].objects.get(id_)
+        return found
 
     def all(self, cls: type[T]) -> Iterable[T]:
         return self._tables[cls].objects.values()
@@ -320,11 +323,13 @@ class Draft:
         return self._base.revision
 
     def get(self, cls: type[T], id_: str) -> T | None:
-        if id_ in self._gone.get(cls, ()):
+        if self._gone and id_ in self._gone.get(cls, ()):
             return None
         over = self._over.get(cls)
-        if over is not None and (found := over.objects.get(id_)) is not None:
-            return cast("T", found)
+        if over is not None:
+            found: T | None = over.objects.get(id_)
+            if found is not None:
+                return found
         return self._base.get(cls, id_)
 
     def all(self, cls: type[T]) -> Iterable[T]:
