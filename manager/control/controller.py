@@ -16,7 +16,7 @@ A tick's cost: the tasks of the dirty services, and the nodes once for each grou
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from msgspec import structs
@@ -54,10 +54,16 @@ from manager.scheduler import NodeTable, unsuitable
 from manager.scheduler.nodeinfo import FAILURE_WINDOW_NS
 from manager.store import Change, Draft, View
 from swarm import errors, ids, states
+from swarm.clock import SECOND_NS
 from swarm.v1 import Cluster, Gpu, Kind, Node, Service, Task, TaskState
 
 LOOKED_MAX = 10_000  # slots of a job that one tick looks at
+DEFECT_RETRY_NS = 30 * SECOND_NS  # after a service that could not be worked out
 CREATED_MAX = 5_000  # tasks that one tick may create: some 0.1 s of work, one commit of 2 MB
+
+
+def _raise(service_id: str, error: Exception) -> None:
+    raise error
 
 
 class Controller:
@@ -70,13 +76,16 @@ class Controller:
         created_max: int = CREATED_MAX,
         explains: bool = True,
         played: bool = False,
+        on_defect: Callable[[str, Exception], None] = _raise,
     ) -> None:
         """`explains` false: tasks that find no node are not told why, which costs all nodes once a
         group and tick; for who asks for the reasons at the end. `played`: time is played, so that
-        nothing begins for which things must be quiet.
+        nothing begins for which things must be quiet. `on_defect` hears of a service, by its id,
+        that could not be worked out; unless it raises, the others go on.
         """
         self._rng = rng
         self._created_max = created_max
+        self._on_defect = on_defect
         self.table = NodeTable()
         self._placer = Placer(self.table, explains=explains)
         self.dirty: set[str] = set()  # services to look at
@@ -318,7 +327,12 @@ class Controller:
         budget = Budget(self._created_max)
         waiting: list[Task] = []
         for service_id in tick.services:
-            waiting.extend(self._service(draft, service_id, budget, tick))
+            try:
+                waiting.extend(self._service(draft, service_id, budget, tick))
+            except Exception as error:
+                # The stages write at their end, so nothing of this service is half done.
+                self._on_defect(service_id, error)
+                tick.wakes[service_id] = now_ns + DEFECT_RETRY_NS
         tick.created = self._created_max - budget.tasks
         self._placer.run(draft, waiting, tick)
         return tick

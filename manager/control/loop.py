@@ -35,7 +35,7 @@ class ControlLoop:
         self._clock = clock
         self._rng = rng
         self._fence = fence
-        self._controller = Controller(rng)
+        self._controller = Controller(rng, on_defect=_note_defect)
         self._own: set[int] = set()  # revisions of own commits that were not observed yet
         self._resync = False
 
@@ -144,3 +144,9 @@ class ControlLoop:
                 self._resync = True
             case _:
                 raise error
+
+
+def _note_defect(service_id: str, error: Exception) -> None:
+    """One service that cannot be worked out is not to stop the others."""
+    metrics.DEFECTS.inc()
+    log.error("control_service_failed", service=service_id, exc_info=error)

@@ -29,3 +29,7 @@ SERVICES_DIRTY = Gauge("swarm_control_services_dirty", "Services that wait to be
 RESYNCS = Counter(
     "swarm_control_resyncs_total", "Times the control loop read the whole state afresh."
 )
+DEFECTS = Counter(
+    "swarm_control_defects_total",
+    "Times a service could not be worked out, for a defect of swarmd's; its log says more.",
+)

@@ -12,6 +12,8 @@ import pytest
 from msgspec import structs
 
 from manager.control import ControlLoop, metrics, service_status
+from manager.control.scale import scale as scale_as_ever
+from manager.control.work import Work
 from manager.store import Fence, Store
 from manager.store.engines.memory import MemoryEngine
 from swarm import errors
@@ -154,3 +156,22 @@ async def test_a_deposed_leader_writes_nothing() -> None:
             async with asyncio.timeout(0.2):
                 await bench.until(lambda: bench.store.revision > before)
         assert [t.service_id for t in bench.tasks()] == ["s-a"]
+
+
+async def test_a_service_that_cannot_be_worked_out_stops_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def scale(work: Work) -> None:
+        if work.service.id == "s-bad":
+            raise ZeroDivisionError
+        scale_as_ever(work)
+
+    monkeypatch.setattr("manager.control.controller.scale", scale)
+    before = metrics.DEFECTS._value.get()
+    async with opened() as bench:
+        await bench.store.update(lambda draft: draft.put(make_node("n1")))
+        await bench.create(make_spec(name="bad", replicas=1))
+        await bench.create(make_spec(name="good", replicas=1))
+        await bench.until(lambda: [t.service_id for t in bench.tasks()] == ["s-good"])
+        await bench.until(lambda: state_of(bench.tasks()[0]) == TaskState.ASSIGNED)
+    assert metrics.DEFECTS._value.get() > before
