@@ -92,31 +92,40 @@ class Search:
         """The cheapest choice now; None: there is none. It is for the caller to carry it out before
         he asks again: to stop the victims, and to reserve the place.
         """
+        while True:
+            self._ask_more()
+            # What was found earlier may not hold any more: places were taken since.
+            while self._found:
+                cost, choice = heapq.heappop(self._found)
+                again = self._on_node(self._table.nodes[choice.node_id])
+                if again is None:
+                    continue
+                if again[0] <= cost or not self._found or again[0] <= self._found[0][0]:
+                    # It may have room for another one.
+                    heapq.heappush(self._found, again)
+                    return again[1]
+                heapq.heappush(self._found, again)
+            if self._asked >= NODES_MAX:
+                return self._more()
+            # Dearer nodes were left out for the sake of one that will not do any more.
+            candidate = next(self._left, None)
+            if candidate is None:
+                return None
+            self._left = _first(candidate, self._left)
+
+    def _ask_more(self) -> None:
+        """Asks nodes until none of the others can be cheaper than what was found."""
         while self._asked < NODES_MAX:
             best = self._found[0][0] if self._found else None
             candidate = next(self._left, None)
             if candidate is None:
-                break
+                return
             lowest, info = candidate
             if best is not None and lowest > best[0]:
                 self._left = _first(candidate, self._left)
-                break
+                return
             self._asked += 1
             self._ask(info)
-        # What was found earlier may not hold any more: places were taken since.
-        while self._found:
-            cost, choice = heapq.heappop(self._found)
-            again = self._on_node(self._table.nodes[choice.node_id])
-            if again is None:
-                continue
-            if again[0] <= cost or not self._found or again[0] <= self._found[0][0]:
-                # It may have room for another one.
-                heapq.heappush(self._found, again)
-                return again[1]
-            heapq.heappush(self._found, again)
-        if self._asked >= NODES_MAX and not self._found:
-            return self._more()
-        return None
 
     def _more(self) -> Choice | None:
         """None of the nodes asked will do (any more): the others are asked until one does."""

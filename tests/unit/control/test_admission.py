@@ -390,6 +390,17 @@ def test_a_reservation_gives_way_to_a_place_that_a_job_of_the_same_priority_has_
     assert holds.binding(turn("third"), 0, 0) == {"n1"}
 
 
+@pytest.mark.parametrize("gang", [True, False])
+def test_tasks_preempt_on_dearer_nodes_once_the_cheap_ones_are_used_up(gang: bool) -> None:
+    world = cluster(1, 1, 1)
+    world.create(make_spec("cheap", cpu=CPU, replicas=2, priority=2))
+    world.create(make_spec("dear", cpu=CPU, priority=5))
+    world.settle()
+    run_job(world, "top", 3, gang=gang, priority=9)
+    world.settle()
+    assert len(placed(world, "s-top")) == 3
+
+
 def test_what_stops_beside_an_end_counts_as_gone_for_who_could_not_preempt() -> None:
     world = cluster(3)
     top = run_job(world, "top", 1, cpu=2, priority=9)
