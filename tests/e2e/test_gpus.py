@@ -88,9 +88,9 @@ class GpuCluster(Cluster):
             words = ["ps", "-q", "--filter", f"label=com.docker.swarm.service.name={service}"]
             for id_ in host.docker(*words).split():
                 lines = host.docker("exec", id_, "env", check=False).splitlines()
-                if not lines:
-                    continue  # it has just ended
                 env = dict(line.split("=", 1) for line in lines if "=" in line)
+                if "PATH" not in env:
+                    continue  # it has just ended, which is what was said instead
                 label = '{{index .Config.Labels "com.docker.swarm.task.name"}}'
                 found[host.docker("inspect", "-f", label, id_).strip()] = env
         return found

@@ -20,6 +20,7 @@ import contextlib
 import ipaddress
 import os
 import signal
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -49,8 +50,9 @@ SNAPSHOT_ENTRIES: Final = 10_000
 READY_S: Final = 30.0
 STOP_S: Final = 5.0
 RESTART_S_MIN, RESTART_S_MAX = 0.2, 10.0
-# A socket's path may have 107 bytes; etcd makes it in its working folder under a name of this form.
+# etcd makes it in its working folder, under a name of this form.
 SOCKET: Final = "client.sock:0"
+SOCKET_PATH_MAX: Final = 107  # bytes
 # Says that there is data, or was; without it an empty folder would look like a new member's.
 BEGUN: Final = "begun"
 # Where earlier versions kept what is in memory now.
@@ -97,11 +99,22 @@ class Member:
         self._restarting = False
         # Why it does not run; empty: it does.
         self.problem = ""
+        # The folder, open, where its path is too long for a socket's.
+        self._way = -1
 
     @property
     def endpoint(self) -> str:
-        """Where this machine's clients reach it."""
-        return f"unix:{self._folder / SOCKET}"
+        """Where this process's clients reach it. Raises Unavailable."""
+        path = self._folder / SOCKET
+        if len(os.fsencode(path)) <= SOCKET_PATH_MAX:
+            return f"unix:{path}"
+        if self._way < 0:
+            try:
+                self._way = os.open(self._folder, os.O_PATH | os.O_DIRECTORY)
+            except OSError as error:
+                raise errors.Unavailable(f"cannot open {self._folder}: {error.strerror}") from None
+            weakref.finalize(self, os.close, self._way)
+        return f"unix:/proc/self/fd/{self._way}/{SOCKET}"
 
     @property
     def peer_url(self) -> str:

@@ -366,3 +366,16 @@ async def test_an_etcd_that_is_too_old_is_refused_with_the_reason(
     lab.make("n1")
     with pytest.raises(errors.Unsupported, match=r"3\.4 or later"):
         await lab.start("n1")
+
+
+async def test_a_folder_whose_path_is_too_long_for_a_socket_will_do(
+    lab: Lab, tmp_path: Path
+) -> None:
+    member = lab.make("n1", folder=tmp_path / ("long" * 30))
+    await lab.start("n1")
+    assert "/proc/self/fd/" in member.endpoint
+    store = await lab.store("n1")
+    await store.update(lambda d: d.put(Task(id="t")))
+    lab.signal("n1", signal.SIGKILL)
+    await eventually(lambda: store.update(lambda d: d.put(Task(id="u"))))
+    assert task_ids(store) == {"t", "u"}
