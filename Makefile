@@ -49,7 +49,7 @@ proto: $(VENV)/.installed-dev  ## generate the Python side of the contract
 	@$(PY) proto/generate.py
 
 bench: $(VENV)/.installed-dev  ## run the benchmarks; the last line of each is key=value
-	@for name in store placement compose dry_run proxy deploy failover; do echo "== $$name"; $(PY) -m tests.bench.$$name || exit 1; done
+	@for name in store placement job compose dry_run proxy deploy failover; do echo "== $$name"; $(PY) -m tests.bench.$$name || exit 1; done
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
