@@ -9,6 +9,7 @@ to 3.6). Must not be called while etcd runs.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import struct
@@ -18,6 +19,7 @@ from typing import Final
 
 SEGMENT_BYTES: Final = 64 * 1000 * 1000
 _METADATA, _ENTRY, _STATE, _CRC, _SNAPSHOT = 1, 2, 3, 4, 5
+_SECTOR: Final = 512  # bytes that a disk writes at once
 _TYPES: Final = frozenset((_METADATA, _ENTRY, _STATE, _CRC, _SNAPSHOT))
 # Numbers of fields: of a record; of an entry, a snapshot and a state in its data.
 _RECORD_CRC, _RECORD_DATA = 2, 3
@@ -103,6 +105,10 @@ def _walk(view: mmap.mmap, before: int) -> End | None:
         if following > size:
             torn = True
             break
+        if not any(view[following : following + 8]) and _half_written(
+            view, start, end, begin, following
+        ):
+            break  # etcd leaves it out as well
         start, end, at = begin, begin + (field & ((1 << 56) - 1)), following
         kind = view[start + 1] if view[start] == 1 << 3 else 0
         if kind not in _TYPES:
@@ -121,6 +127,24 @@ def _walk(view: mmap.mmap, before: int) -> End | None:
         state = (term, vote, commit)
     crc = _field(view, start, end, _RECORD_CRC) if end else None
     return End(max(entry, snapshot), at, size, torn, crc[0] if crc else 0, state)
+
+
+def _half_written(view: mmap.mmap, start: int, end: int, begin: int, following: int) -> bool:
+    """Whether the last record, from `begin` on, was being written when the power went: one of its
+    sectors is still empty, and its checksum does not follow that of the record before.
+    """
+    cuts = [begin, *range(begin - begin % _SECTOR + _SECTOR, following, _SECTOR), following]
+    if all(any(view[a:b]) for a, b in itertools.pairwise(cuts)):
+        return False
+    try:
+        before = _field(view, start, end, _RECORD_CRC) if end else None
+        crc = _field(view, begin, following, _RECORD_CRC)
+        data = _field(view, begin, following, _RECORD_DATA)
+    except ValueError:
+        return True
+    if before is None or crc is None or data is None:
+        return True
+    return _crc32c(before[0], view[data[0] : sum(data)]) != crc[0]
 
 
 def _inner(view: mmap.mmap, start: int, end: int, number: int) -> int:
