@@ -54,10 +54,15 @@ class Members:
 
     async def list(self) -> tuple[Peer, ...]:
         """All members, by name. Raises Unavailable without a quorum."""
-        answer = await self._call(
-            self._cluster.MemberList(_rpc.MemberListRequest(), timeout=CALL_S)
-        )
-        return _peers(answer)
+        return _peers(await self._list())
+
+    async def _list(self) -> Any:
+        # etcd 3.4 answers from what this member has applied so far, which may lag behind; the
+        # linearizable read waits until it has applied all that was agreed on.
+        read = pb.RangeRequest(key=b"\0", keys_only=True)
+        await self._call(self._kv.Range(read, timeout=CALL_S))
+        request = _rpc.MemberListRequest()
+        return await self._call(self._cluster.MemberList(request, timeout=CALL_S))
 
     async def add(self, url: str) -> tuple[Peer, ...]:
         """Adds a member that does not vote yet; all members, the new one without a name. One that
@@ -115,13 +120,11 @@ class Members:
         not vote yet count too, for they are about to.
         """
         try:
-            others = {p.id for p in await self.list()}
-            read = pb.RangeRequest(key=b"\0", keys_only=True)  # linearizable: a quorum answers
-            answer = await self._kv.Range(read, timeout=CALL_S)
+            answer = await self._list()
             connected = await self._connected()
-        except (errors.Unavailable, grpc.aio.AioRpcError, OSError, TimeoutError):
+        except (errors.Unavailable, OSError, TimeoutError):
             return False
-        others.discard(answer.header.member_id)
+        others = {p.id for p in _peers(answer)} - {answer.header.member_id}
         return others <= connected
 
     async def _connected(self) -> set[int]:
@@ -146,7 +149,7 @@ class Members:
                 raise errors.Exhausted(
                     f"another manager is being added just now ({details}); try again in a moment"
                 ) from error
-            raise errors.Unavailable(f"etcd's members cannot be changed: {details}") from error
+            raise errors.Unavailable(f"etcd's members cannot be listed or changed: {details}") from error
 
 
 def _peers(answer: Any) -> tuple[Peer, ...]:
