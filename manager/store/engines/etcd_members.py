@@ -149,7 +149,9 @@ class Members:
                 raise errors.Exhausted(
                     f"another manager is being added just now ({details}); try again in a moment"
                 ) from error
-            raise errors.Unavailable(f"etcd's members cannot be listed or changed: {details}") from error
+            raise errors.Unavailable(
+                f"etcd's members cannot be listed or changed: {details}"
+            ) from error
 
 
 def _peers(answer: Any) -> tuple[Peer, ...]:
