@@ -26,7 +26,6 @@ log = structlog.get_logger("relay")
 FRAMES_MAX = 32  # that wait for the manager
 LINES_MAX = 1000  # that wait to be framed
 FRAME_LINES = 250
-STATS_PERIOD_S = 1.0
 END_TIMEOUT_S = 5.0  # for the manager to take the last frames
 
 RuntimeOf = Callable[[str], Runtime]
@@ -100,9 +99,6 @@ async def _produce(
         async for output in outputs:
             if not await out.put(RelayFrame(output=output)):
                 return
-    elif request.stats:
-        while await out.put(RelayFrame(stats=await runtime.stats(request.task_id))):
-            await asyncio.sleep(STATS_PERIOD_S)
     else:
         raise errors.Unsupported(
             "the manager asks for a kind of stream this agent does not know; update swarmd"

@@ -45,6 +45,8 @@ from swarm.rpc import Context, Identity
 from swarm.v1 import (
     BackupRequest,
     BackupResponse,
+    CopyInput,
+    CopyOutput,
     CreateRequest,
     CreateResponse,
     DeployStackRequest,
@@ -59,6 +61,8 @@ from swarm.v1 import (
     GetJoinTokensResponse,
     GetRequest,
     GetResponse,
+    GetServiceHistoryRequest,
+    GetServiceHistoryResponse,
     GetStackHistoryRequest,
     GetStackHistoryResponse,
     GetUnlockKeyRequest,
@@ -79,10 +83,14 @@ from swarm.v1 import (
     RebalanceResponse,
     RemoveRequest,
     RemoveResponse,
+    ResumeUpdateRequest,
+    ResumeUpdateResponse,
     RotateRequest,
     RotateResponse,
     Service,
     Stack,
+    StatsRequest,
+    StatsResponse,
     UpdateRequest,
     UpdateResponse,
     WatchRequest,
@@ -440,6 +448,28 @@ class ControlService:
             async with aclosing(reader.read()) as responses:
                 async for response in responses:
                     yield response
+
+    async def get_service_history(
+        self, request: GetServiceHistoryRequest, context: Context
+    ) -> GetServiceHistoryResponse:
+        raise errors.Unsupported("histories of services are not served yet")
+
+    async def resume_update(
+        self, request: ResumeUpdateRequest, context: Context
+    ) -> ResumeUpdateResponse:
+        raise errors.Unsupported("updates are not resumed yet")
+
+    async def stats(
+        self, request: StatsRequest, context: Context
+    ) -> AsyncGenerator[StatsResponse, None]:
+        raise errors.Unsupported("nothing is measured yet")
+        yield StatsResponse()
+
+    async def copy(
+        self, request: AsyncIterator[CopyInput], context: Context
+    ) -> AsyncGenerator[CopyOutput, None]:
+        raise errors.Unsupported("files are not copied yet")
+        yield CopyOutput()
 
     async def exec(
         self, request: AsyncIterator[ExecInput], context: Context

@@ -315,6 +315,8 @@ class UpdateRequest(google.protobuf.message.Message):
     SPEC_FIELD_NUMBER: builtins.int
     ROLLBACK_FIELD_NUMBER: builtins.int
     REGISTRY_AUTH_FIELD_NUMBER: builtins.int
+    ROLLBACK_TO_FIELD_NUMBER: builtins.int
+    PAUSE_AFTER_FIELD_NUMBER: builtins.int
     kind: swarm.v1.objects_pb2.Kind.ValueType
     id: builtins.str
     version: builtins.int
@@ -322,6 +324,10 @@ class UpdateRequest(google.protobuf.message.Message):
     rollback: builtins.bool
     """For a service: ignore spec and go back to the previous one."""
     registry_auth: builtins.str
+    rollback_to: builtins.int
+    """With `rollback`: the version to go back to; 0: the previous one."""
+    pause_after: builtins.int
+    """For a service: pause for a person once so many slots have the new template; 0: do not."""
     @property
     def spec(self) -> global___Spec: ...
     def __init__(
@@ -333,9 +339,11 @@ class UpdateRequest(google.protobuf.message.Message):
         spec: global___Spec | None = ...,
         rollback: builtins.bool = ...,
         registry_auth: builtins.str = ...,
+        rollback_to: builtins.int = ...,
+        pause_after: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "kind", b"kind", "registry_auth", b"registry_auth", "rollback", b"rollback", "spec", b"spec", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "kind", b"kind", "pause_after", b"pause_after", "registry_auth", b"registry_auth", "rollback", b"rollback", "rollback_to", b"rollback_to", "spec", b"spec", "version", b"version"]) -> None: ...
 
 global___UpdateRequest = UpdateRequest
 
@@ -738,6 +746,115 @@ class GetStackHistoryResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["revisions", b"revisions", "stack", b"stack"]) -> None: ...
 
 global___GetStackHistoryResponse = GetStackHistoryResponse
+
+@typing.final
+class GetServiceHistoryRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: builtins.int
+    service: builtins.str
+    """id, name or id prefix."""
+    def __init__(
+        self,
+        *,
+        service: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["service", b"service"]) -> None: ...
+
+global___GetServiceHistoryRequest = GetServiceHistoryRequest
+
+@typing.final
+class GetServiceHistoryResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: builtins.int
+    VERSIONS_FIELD_NUMBER: builtins.int
+    @property
+    def service(self) -> swarm.v1.objects_pb2.Service: ...
+    @property
+    def versions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ServiceVersion]:
+        """Newest first; the first is the present one. Of the versions that differ in nothing that needs new tasks only the last is kept."""
+
+    def __init__(
+        self,
+        *,
+        service: swarm.v1.objects_pb2.Service | None = ...,
+        versions: collections.abc.Iterable[global___ServiceVersion] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["service", b"service"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["service", b"service", "versions", b"versions"]) -> None: ...
+
+global___GetServiceHistoryResponse = GetServiceHistoryResponse
+
+@typing.final
+class ServiceVersion(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: builtins.int
+    CHANGES_FIELD_NUMBER: builtins.int
+    TASKS_FIELD_NUMBER: builtins.int
+    PREVIOUS_FIELD_NUMBER: builtins.int
+    tasks: builtins.int
+    """Tasks that run it."""
+    previous: builtins.bool
+    """True: what a rollback without a version goes back to."""
+    @property
+    def revision(self) -> swarm.v1.objects_pb2.ServiceRevision: ...
+    @property
+    def changes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FieldChange]:
+        """Against the next older one that is kept."""
+
+    def __init__(
+        self,
+        *,
+        revision: swarm.v1.objects_pb2.ServiceRevision | None = ...,
+        changes: collections.abc.Iterable[global___FieldChange] | None = ...,
+        tasks: builtins.int = ...,
+        previous: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["revision", b"revision"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["changes", b"changes", "previous", b"previous", "revision", b"revision", "tasks", b"tasks"]) -> None: ...
+
+global___ServiceVersion = ServiceVersion
+
+@typing.final
+class ResumeUpdateRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    PAUSE_AFTER_FIELD_NUMBER: builtins.int
+    service: builtins.str
+    """id, name or id prefix."""
+    version: builtins.int
+    """The version the caller has seen; another one is a conflict. 0: any."""
+    pause_after: builtins.int
+    """Pause again once so many slots have the new template, those that have it already counted; 0: do not."""
+    def __init__(
+        self,
+        *,
+        service: builtins.str = ...,
+        version: builtins.int = ...,
+        pause_after: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["pause_after", b"pause_after", "service", b"service", "version", b"version"]) -> None: ...
+
+global___ResumeUpdateRequest = ResumeUpdateRequest
+
+@typing.final
+class ResumeUpdateResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: builtins.int
+    version: builtins.int
+    def __init__(
+        self,
+        *,
+        version: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["version", b"version"]) -> None: ...
+
+global___ResumeUpdateResponse = ResumeUpdateResponse
 
 @typing.final
 class RotateRequest(google.protobuf.message.Message):

@@ -551,15 +551,21 @@ class RelayRequest(google.protobuf.message.Message):
     TASK_ID_FIELD_NUMBER: builtins.int
     LOGS_FIELD_NUMBER: builtins.int
     EXEC_FIELD_NUMBER: builtins.int
-    STATS_FIELD_NUMBER: builtins.int
+    USAGE_FIELD_NUMBER: builtins.int
+    COPY_FIELD_NUMBER: builtins.int
     relay_id: builtins.str
     """To be named in the stream's hello."""
     task_id: builtins.str
-    stats: builtins.bool
     @property
     def logs(self) -> swarm.v1.logs_pb2.LogOptions: ...
     @property
     def exec(self) -> swarm.v1.logs_pb2.ExecStart: ...
+    @property
+    def usage(self) -> swarm.v1.logs_pb2.UsageOptions:
+        """Of the node; no task is named."""
+
+    @property
+    def copy(self) -> swarm.v1.logs_pb2.CopyStart: ...
     def __init__(
         self,
         *,
@@ -567,11 +573,12 @@ class RelayRequest(google.protobuf.message.Message):
         task_id: builtins.str = ...,
         logs: swarm.v1.logs_pb2.LogOptions | None = ...,
         exec: swarm.v1.logs_pb2.ExecStart | None = ...,
-        stats: builtins.bool = ...,
+        usage: swarm.v1.logs_pb2.UsageOptions | None = ...,
+        copy: swarm.v1.logs_pb2.CopyStart | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["exec", b"exec", "logs", b"logs", "purpose", b"purpose", "stats", b"stats"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["exec", b"exec", "logs", b"logs", "purpose", b"purpose", "relay_id", b"relay_id", "stats", b"stats", "task_id", b"task_id"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["purpose", b"purpose"]) -> typing.Literal["logs", "exec", "stats"] | None: ...
+    def HasField(self, field_name: typing.Literal["copy", b"copy", "exec", b"exec", "logs", b"logs", "purpose", b"purpose", "usage", b"usage"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["copy", b"copy", "exec", b"exec", "logs", b"logs", "purpose", b"purpose", "relay_id", b"relay_id", "task_id", b"task_id", "usage", b"usage"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["purpose", b"purpose"]) -> typing.Literal["logs", "exec", "usage", "copy"] | None: ...
 
 global___RelayRequest = RelayRequest
 
@@ -583,7 +590,9 @@ class RelayFrame(google.protobuf.message.Message):
     LOGS_FIELD_NUMBER: builtins.int
     INPUT_FIELD_NUMBER: builtins.int
     OUTPUT_FIELD_NUMBER: builtins.int
-    STATS_FIELD_NUMBER: builtins.int
+    USAGE_FIELD_NUMBER: builtins.int
+    COPY_INPUT_FIELD_NUMBER: builtins.int
+    COPY_OUTPUT_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
     END_FIELD_NUMBER: builtins.int
     hello: builtins.str
@@ -599,7 +608,11 @@ class RelayFrame(google.protobuf.message.Message):
     @property
     def output(self) -> swarm.v1.logs_pb2.ExecOutput: ...
     @property
-    def stats(self) -> global___TaskStats: ...
+    def usage(self) -> swarm.v1.logs_pb2.NodeUsage: ...
+    @property
+    def copy_input(self) -> swarm.v1.logs_pb2.CopyInput: ...
+    @property
+    def copy_output(self) -> swarm.v1.logs_pb2.CopyOutput: ...
     def __init__(
         self,
         *,
@@ -607,45 +620,17 @@ class RelayFrame(google.protobuf.message.Message):
         logs: swarm.v1.logs_pb2.LogsResponse | None = ...,
         input: swarm.v1.logs_pb2.ExecInput | None = ...,
         output: swarm.v1.logs_pb2.ExecOutput | None = ...,
-        stats: global___TaskStats | None = ...,
+        usage: swarm.v1.logs_pb2.NodeUsage | None = ...,
+        copy_input: swarm.v1.logs_pb2.CopyInput | None = ...,
+        copy_output: swarm.v1.logs_pb2.CopyOutput | None = ...,
         error: builtins.str = ...,
         end: builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["end", b"end", "error", b"error", "frame", b"frame", "hello", b"hello", "input", b"input", "logs", b"logs", "output", b"output", "stats", b"stats"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["end", b"end", "error", b"error", "frame", b"frame", "hello", b"hello", "input", b"input", "logs", b"logs", "output", b"output", "stats", b"stats"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["frame", b"frame"]) -> typing.Literal["hello", "logs", "input", "output", "stats", "error", "end"] | None: ...
+    def HasField(self, field_name: typing.Literal["copy_input", b"copy_input", "copy_output", b"copy_output", "end", b"end", "error", b"error", "frame", b"frame", "hello", b"hello", "input", b"input", "logs", b"logs", "output", b"output", "usage", b"usage"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["copy_input", b"copy_input", "copy_output", b"copy_output", "end", b"end", "error", b"error", "frame", b"frame", "hello", b"hello", "input", b"input", "logs", b"logs", "output", b"output", "usage", b"usage"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["frame", b"frame"]) -> typing.Literal["hello", "logs", "input", "output", "usage", "copy_input", "copy_output", "error", "end"] | None: ...
 
 global___RelayFrame = RelayFrame
-
-@typing.final
-class TaskStats(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    TASK_ID_FIELD_NUMBER: builtins.int
-    CPU_TOTAL_NS_FIELD_NUMBER: builtins.int
-    MEMORY_BYTES_FIELD_NUMBER: builtins.int
-    MEMORY_LIMIT_BYTES_FIELD_NUMBER: builtins.int
-    PIDS_FIELD_NUMBER: builtins.int
-    TIMESTAMP_NS_FIELD_NUMBER: builtins.int
-    task_id: builtins.str
-    cpu_total_ns: builtins.int
-    memory_bytes: builtins.int
-    memory_limit_bytes: builtins.int
-    pids: builtins.int
-    timestamp_ns: builtins.int
-    def __init__(
-        self,
-        *,
-        task_id: builtins.str = ...,
-        cpu_total_ns: builtins.int = ...,
-        memory_bytes: builtins.int = ...,
-        memory_limit_bytes: builtins.int = ...,
-        pids: builtins.int = ...,
-        timestamp_ns: builtins.int = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cpu_total_ns", b"cpu_total_ns", "memory_bytes", b"memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "pids", b"pids", "task_id", b"task_id", "timestamp_ns", b"timestamp_ns"]) -> None: ...
-
-global___TaskStats = TaskStats
 
 @typing.final
 class Goodbye(google.protobuf.message.Message):

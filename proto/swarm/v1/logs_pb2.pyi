@@ -164,6 +164,375 @@ class LogsResponse(google.protobuf.message.Message):
 global___LogsResponse = LogsResponse
 
 @typing.final
+class StatsRequest(google.protobuf.message.Message):
+    """What to measure. Nothing named: everything."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SERVICES_FIELD_NUMBER: builtins.int
+    TASKS_FIELD_NUMBER: builtins.int
+    STACK_FIELD_NUMBER: builtins.int
+    NODES_FIELD_NUMBER: builtins.int
+    PERIOD_NS_FIELD_NUMBER: builtins.int
+    ONCE_FIELD_NUMBER: builtins.int
+    stack: builtins.str
+    period_ns: builtins.int
+    """Between two measurements; 0: 1 s. At least 200 ms."""
+    once: builtins.bool
+    """Two measurements of each node, a period apart; then the call ends."""
+    @property
+    def services(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Services, tasks and nodes by name, id or prefix; a stack stands for its services."""
+
+    @property
+    def tasks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        services: collections.abc.Iterable[builtins.str] | None = ...,
+        tasks: collections.abc.Iterable[builtins.str] | None = ...,
+        stack: builtins.str = ...,
+        nodes: collections.abc.Iterable[builtins.str] | None = ...,
+        period_ns: builtins.int = ...,
+        once: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["nodes", b"nodes", "once", b"once", "period_ns", b"period_ns", "services", b"services", "stack", b"stack", "tasks", b"tasks"]) -> None: ...
+
+global___StatsRequest = StatsRequest
+
+@typing.final
+class StatsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: builtins.int
+    PROBLEMS_FIELD_NUMBER: builtins.int
+    @property
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___NodeUsage]:
+        """Those that were heard since the last message."""
+
+    @property
+    def problems(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """A node or task that could not be measured, one sentence each; the call goes on."""
+
+    def __init__(
+        self,
+        *,
+        nodes: collections.abc.Iterable[global___NodeUsage] | None = ...,
+        problems: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["nodes", b"nodes", "problems", b"problems"]) -> None: ...
+
+global___StatsResponse = StatsResponse
+
+@typing.final
+class NodeUsage(google.protobuf.message.Message):
+    """One measurement of a node. Counters only grow; rates are differences of two measurements."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: builtins.int
+    NODE_NAME_FIELD_NUMBER: builtins.int
+    TIMESTAMP_NS_FIELD_NUMBER: builtins.int
+    CPU_TOTAL_NS_FIELD_NUMBER: builtins.int
+    CPUS_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: builtins.int
+    GPUS_FIELD_NUMBER: builtins.int
+    TASKS_FIELD_NUMBER: builtins.int
+    DISK_BYTES_FIELD_NUMBER: builtins.int
+    DISK_TOTAL_BYTES_FIELD_NUMBER: builtins.int
+    node_id: builtins.str
+    node_name: builtins.str
+    """Filled in by the manager."""
+    timestamp_ns: builtins.int
+    """Unix time on the node's clock."""
+    cpu_total_ns: builtins.int
+    """Time that its CPUs were busy, all together, and how many there are."""
+    cpus: builtins.int
+    memory_bytes: builtins.int
+    memory_total_bytes: builtins.int
+    disk_bytes: builtins.int
+    """Of the file system that tasks are kept on."""
+    disk_total_bytes: builtins.int
+    @property
+    def gpus(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GpuLoad]: ...
+    @property
+    def tasks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TaskStats]:
+        """Of the tasks asked for that run here."""
+
+    def __init__(
+        self,
+        *,
+        node_id: builtins.str = ...,
+        node_name: builtins.str = ...,
+        timestamp_ns: builtins.int = ...,
+        cpu_total_ns: builtins.int = ...,
+        cpus: builtins.int = ...,
+        memory_bytes: builtins.int = ...,
+        memory_total_bytes: builtins.int = ...,
+        gpus: collections.abc.Iterable[global___GpuLoad] | None = ...,
+        tasks: collections.abc.Iterable[global___TaskStats] | None = ...,
+        disk_bytes: builtins.int = ...,
+        disk_total_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cpu_total_ns", b"cpu_total_ns", "cpus", b"cpus", "disk_bytes", b"disk_bytes", "disk_total_bytes", b"disk_total_bytes", "gpus", b"gpus", "memory_bytes", b"memory_bytes", "memory_total_bytes", b"memory_total_bytes", "node_id", b"node_id", "node_name", b"node_name", "tasks", b"tasks", "timestamp_ns", b"timestamp_ns"]) -> None: ...
+
+global___NodeUsage = NodeUsage
+
+@typing.final
+class GpuLoad(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    UUID_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    PERCENT_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: builtins.int
+    uuid: builtins.str
+    index: builtins.int
+    model: builtins.str
+    percent: builtins.int
+    """0 to 100; absent: the driver does not tell."""
+    memory_bytes: builtins.int
+    memory_total_bytes: builtins.int
+    def __init__(
+        self,
+        *,
+        uuid: builtins.str = ...,
+        index: builtins.int = ...,
+        model: builtins.str = ...,
+        percent: builtins.int | None = ...,
+        memory_bytes: builtins.int = ...,
+        memory_total_bytes: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_percent", b"_percent", "percent", b"percent"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_percent", b"_percent", "index", b"index", "memory_bytes", b"memory_bytes", "memory_total_bytes", b"memory_total_bytes", "model", b"model", "percent", b"percent", "uuid", b"uuid"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_percent", b"_percent"]) -> typing.Literal["percent"] | None: ...
+
+global___GpuLoad = GpuLoad
+
+@typing.final
+class TaskStats(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: builtins.int
+    CPU_TOTAL_NS_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    MEMORY_LIMIT_BYTES_FIELD_NUMBER: builtins.int
+    PIDS_FIELD_NUMBER: builtins.int
+    TIMESTAMP_NS_FIELD_NUMBER: builtins.int
+    NETWORK_IN_BYTES_FIELD_NUMBER: builtins.int
+    NETWORK_OUT_BYTES_FIELD_NUMBER: builtins.int
+    DISK_READ_BYTES_FIELD_NUMBER: builtins.int
+    DISK_WRITTEN_BYTES_FIELD_NUMBER: builtins.int
+    SERVICE_NAME_FIELD_NUMBER: builtins.int
+    SLOT_FIELD_NUMBER: builtins.int
+    GPUS_FIELD_NUMBER: builtins.int
+    task_id: builtins.str
+    cpu_total_ns: builtins.int
+    memory_bytes: builtins.int
+    memory_limit_bytes: builtins.int
+    pids: builtins.int
+    timestamp_ns: builtins.int
+    """Unix time on the node's clock."""
+    network_in_bytes: builtins.int
+    """Over all its networks and block devices. Absent: the runtime does not tell."""
+    network_out_bytes: builtins.int
+    disk_read_bytes: builtins.int
+    disk_written_bytes: builtins.int
+    service_name: builtins.str
+    """Filled in by the manager."""
+    slot: builtins.int
+    @property
+    def gpus(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """UUIDs of those that it holds."""
+
+    def __init__(
+        self,
+        *,
+        task_id: builtins.str = ...,
+        cpu_total_ns: builtins.int = ...,
+        memory_bytes: builtins.int = ...,
+        memory_limit_bytes: builtins.int = ...,
+        pids: builtins.int = ...,
+        timestamp_ns: builtins.int = ...,
+        network_in_bytes: builtins.int | None = ...,
+        network_out_bytes: builtins.int | None = ...,
+        disk_read_bytes: builtins.int | None = ...,
+        disk_written_bytes: builtins.int | None = ...,
+        service_name: builtins.str = ...,
+        slot: builtins.int = ...,
+        gpus: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_disk_read_bytes", b"_disk_read_bytes", "_disk_written_bytes", b"_disk_written_bytes", "_network_in_bytes", b"_network_in_bytes", "_network_out_bytes", b"_network_out_bytes", "disk_read_bytes", b"disk_read_bytes", "disk_written_bytes", b"disk_written_bytes", "network_in_bytes", b"network_in_bytes", "network_out_bytes", b"network_out_bytes"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_disk_read_bytes", b"_disk_read_bytes", "_disk_written_bytes", b"_disk_written_bytes", "_network_in_bytes", b"_network_in_bytes", "_network_out_bytes", b"_network_out_bytes", "cpu_total_ns", b"cpu_total_ns", "disk_read_bytes", b"disk_read_bytes", "disk_written_bytes", b"disk_written_bytes", "gpus", b"gpus", "memory_bytes", b"memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "network_in_bytes", b"network_in_bytes", "network_out_bytes", b"network_out_bytes", "pids", b"pids", "service_name", b"service_name", "slot", b"slot", "task_id", b"task_id", "timestamp_ns", b"timestamp_ns"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_disk_read_bytes", b"_disk_read_bytes"]) -> typing.Literal["disk_read_bytes"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_disk_written_bytes", b"_disk_written_bytes"]) -> typing.Literal["disk_written_bytes"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_network_in_bytes", b"_network_in_bytes"]) -> typing.Literal["network_in_bytes"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_network_out_bytes", b"_network_out_bytes"]) -> typing.Literal["network_out_bytes"] | None: ...
+
+global___TaskStats = TaskStats
+
+@typing.final
+class UsageOptions(google.protobuf.message.Message):
+    """What an agent is asked to measure."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TASK_IDS_FIELD_NUMBER: builtins.int
+    PERIOD_NS_FIELD_NUMBER: builtins.int
+    ONCE_FIELD_NUMBER: builtins.int
+    NODE_ONLY_FIELD_NUMBER: builtins.int
+    period_ns: builtins.int
+    once: builtins.bool
+    node_only: builtins.bool
+    """Only the node itself."""
+    @property
+    def task_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Empty: all that run there."""
+
+    def __init__(
+        self,
+        *,
+        task_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        period_ns: builtins.int = ...,
+        once: builtins.bool = ...,
+        node_only: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["node_only", b"node_only", "once", b"once", "period_ns", b"period_ns", "task_ids", b"task_ids"]) -> None: ...
+
+global___UsageOptions = UsageOptions
+
+@typing.final
+class CopyStart(google.protobuf.message.Message):
+    """Copying. Archives and paths are as Docker's: out of a task comes a tar of the file or folder at `path`, under its last name; into a
+    task goes a tar that is unpacked in the folder `path`.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    INTO_FIELD_NUMBER: builtins.int
+    STAT_ONLY_FIELD_NUMBER: builtins.int
+    KEEP_KIND_FIELD_NUMBER: builtins.int
+    KEEP_OWNER_FIELD_NUMBER: builtins.int
+    task: builtins.str
+    """Task by id or prefix, or service by name (its first running task)."""
+    path: builtins.str
+    into: builtins.bool
+    """True: into the task."""
+    stat_only: builtins.bool
+    """Only say what is at `path`."""
+    keep_kind: builtins.bool
+    """Into: a folder is not replaced by a file, nor a file by a folder."""
+    keep_owner: builtins.bool
+    """Into: owners are as in the archive, and not the user that the task runs as."""
+    def __init__(
+        self,
+        *,
+        task: builtins.str = ...,
+        path: builtins.str = ...,
+        into: builtins.bool = ...,
+        stat_only: builtins.bool = ...,
+        keep_kind: builtins.bool = ...,
+        keep_owner: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["into", b"into", "keep_kind", b"keep_kind", "keep_owner", b"keep_owner", "path", b"path", "stat_only", b"stat_only", "task", b"task"]) -> None: ...
+
+global___CopyStart = CopyStart
+
+@typing.final
+class CopyInput(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    START_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    END_FIELD_NUMBER: builtins.int
+    data: builtins.bytes
+    """The next part of the archive; at most 1 MiB."""
+    end: builtins.bool
+    """The archive is whole. Without it nothing may be taken for complete."""
+    @property
+    def start(self) -> global___CopyStart: ...
+    def __init__(
+        self,
+        *,
+        start: global___CopyStart | None = ...,
+        data: builtins.bytes = ...,
+        end: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["data", b"data", "end", b"end", "input", b"input", "start", b"start"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "end", b"end", "input", b"input", "start", b"start"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["input", b"input"]) -> typing.Literal["start", "data", "end"] | None: ...
+
+global___CopyInput = CopyInput
+
+@typing.final
+class CopyOutput(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STAT_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    DONE_FIELD_NUMBER: builtins.int
+    data: builtins.bytes
+    done: builtins.bool
+    """The last message: all of it was copied."""
+    @property
+    def stat(self) -> global___FileStat:
+        """First, unless it goes into the task: what is at `path`."""
+
+    def __init__(
+        self,
+        *,
+        stat: global___FileStat | None = ...,
+        data: builtins.bytes = ...,
+        done: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["data", b"data", "done", b"done", "output", b"output", "stat", b"stat"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "done", b"done", "output", b"output", "stat", b"stat"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["output", b"output"]) -> typing.Literal["stat", "data", "done"] | None: ...
+
+global___CopyOutput = CopyOutput
+
+@typing.final
+class FileStat(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    MODE_FIELD_NUMBER: builtins.int
+    MODIFIED_AT_NS_FIELD_NUMBER: builtins.int
+    LINK_TARGET_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its last name; empty and not there: mode 0."""
+    size_bytes: builtins.int
+    mode: builtins.int
+    """As the kernel's st_mode."""
+    modified_at_ns: builtins.int
+    link_target: builtins.str
+    """Of a link."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        size_bytes: builtins.int = ...,
+        mode: builtins.int = ...,
+        modified_at_ns: builtins.int = ...,
+        link_target: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["link_target", b"link_target", "mode", b"mode", "modified_at_ns", b"modified_at_ns", "name", b"name", "size_bytes", b"size_bytes"]) -> None: ...
+
+global___FileStat = FileStat
+
+@typing.final
 class ExecStart(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -535,6 +535,7 @@ class NodeDescription(google.protobuf.message.Message):
     CERT_ISSUER_SUBJECT_FIELD_NUMBER: builtins.int
     CERT_ISSUER_PUBLIC_KEY_FIELD_NUMBER: builtins.int
     ETCD_VERSION_FIELD_NUMBER: builtins.int
+    RUNTIME_PROBLEMS_FIELD_NUMBER: builtins.int
     hostname: builtins.str
     agent_version: builtins.str
     """swarmd's version."""
@@ -564,6 +565,10 @@ class NodeDescription(google.protobuf.message.Message):
 
     @property
     def gpus(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Gpu]: ...
+    @property
+    def runtime_problems(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RuntimeProblem]:
+        """What does not answer or cannot work just now. Its runtimes stay listed above, and what runs on it runs on."""
+
     def __init__(
         self,
         *,
@@ -580,11 +585,44 @@ class NodeDescription(google.protobuf.message.Message):
         cert_issuer_subject: builtins.bytes = ...,
         cert_issuer_public_key: builtins.bytes = ...,
         etcd_version: builtins.str = ...,
+        runtime_problems: collections.abc.Iterable[global___RuntimeProblem] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["engine", b"engine", "platform", b"platform", "resources", b"resources"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent_version", b"agent_version", "cert_issuer_public_key", b"cert_issuer_public_key", "cert_issuer_subject", b"cert_issuer_subject", "data_path_addr", b"data_path_addr", "data_path_port", b"data_path_port", "engine", b"engine", "etcd_version", b"etcd_version", "gpus", b"gpus", "hostname", b"hostname", "platform", b"platform", "resources", b"resources", "runtimes", b"runtimes", "warnings", b"warnings"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent_version", b"agent_version", "cert_issuer_public_key", b"cert_issuer_public_key", "cert_issuer_subject", b"cert_issuer_subject", "data_path_addr", b"data_path_addr", "data_path_port", b"data_path_port", "engine", b"engine", "etcd_version", b"etcd_version", "gpus", b"gpus", "hostname", b"hostname", "platform", b"platform", "resources", b"resources", "runtime_problems", b"runtime_problems", "runtimes", b"runtimes", "warnings", b"warnings"]) -> None: ...
 
 global___NodeDescription = NodeDescription
+
+@typing.final
+class RuntimeProblem(google.protobuf.message.Message):
+    """Why a node takes no new tasks of some runtimes."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUNTIMES_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    SINCE_NS_FIELD_NUMBER: builtins.int
+    CAUSE_FIELD_NUMBER: builtins.int
+    message: builtins.str
+    """A sentence: what does not work and what to do."""
+    since_ns: builtins.int
+    """Since when, on the node's clock, unix time."""
+    cause: builtins.str
+    """engine_unresponsive (it does not answer: nothing is known of its tasks) or disk_full."""
+    @property
+    def runtimes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Values of TaskSpec.runtime."""
+
+    def __init__(
+        self,
+        *,
+        runtimes: collections.abc.Iterable[builtins.str] | None = ...,
+        message: builtins.str = ...,
+        since_ns: builtins.int = ...,
+        cause: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cause", b"cause", "message", b"message", "runtimes", b"runtimes", "since_ns", b"since_ns"]) -> None: ...
+
+global___RuntimeProblem = RuntimeProblem
 
 @typing.final
 class EngineDescription(google.protobuf.message.Message):
@@ -1013,11 +1051,20 @@ class ServiceRevision(google.protobuf.message.Message):
     SPEC_VERSION_FIELD_NUMBER: builtins.int
     SPEC_FIELD_NUMBER: builtins.int
     SEALED_REGISTRY_AUTH_FIELD_NUMBER: builtins.int
+    TASK_VERSION_FIELD_NUMBER: builtins.int
+    WHO_FIELD_NUMBER: builtins.int
+    ROLLBACK_TO_FIELD_NUMBER: builtins.int
     id: builtins.str
     service_id: builtins.str
     spec_version: builtins.int
     sealed_registry_auth: builtins.bytes
     """Credentials its image is pulled with, sealed; empty: none. Never served."""
+    task_version: builtins.int
+    """Service.task_version at that time: versions that share it differ in nothing that needs new tasks. 0: not known."""
+    who: builtins.str
+    """Who made it, as in the log: "local", "admin ada"; empty: the cluster itself (a rollback after a failure)."""
+    rollback_to: builtins.int
+    """For a rollback: the version it went back to."""
     @property
     def meta(self) -> global___Meta: ...
     @property
@@ -1031,9 +1078,12 @@ class ServiceRevision(google.protobuf.message.Message):
         spec_version: builtins.int = ...,
         spec: swarm.v1.specs_pb2.ServiceSpec | None = ...,
         sealed_registry_auth: builtins.bytes = ...,
+        task_version: builtins.int = ...,
+        who: builtins.str = ...,
+        rollback_to: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["meta", b"meta", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "meta", b"meta", "sealed_registry_auth", b"sealed_registry_auth", "service_id", b"service_id", "spec", b"spec", "spec_version", b"spec_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "meta", b"meta", "rollback_to", b"rollback_to", "sealed_registry_auth", b"sealed_registry_auth", "service_id", b"service_id", "spec", b"spec", "spec_version", b"spec_version", "task_version", b"task_version", "who", b"who"]) -> None: ...
 
 global___ServiceRevision = ServiceRevision
 
@@ -1094,12 +1144,26 @@ class UpdateStatus(google.protobuf.message.Message):
     COMPLETED_AT_NS_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
     NEXT_BATCH_AT_NS_FIELD_NUMBER: builtins.int
+    PAUSE_AFTER_FIELD_NUMBER: builtins.int
+    AWAITS_RESUME_FIELD_NUMBER: builtins.int
+    RESUMED_AT_NS_FIELD_NUMBER: builtins.int
+    STOPPED_FIRST_FIELD_NUMBER: builtins.int
+    STOPPED_FIRST_REASON_FIELD_NUMBER: builtins.int
     state: global___UpdateState.ValueType
     started_at_ns: builtins.int
     completed_at_ns: builtins.int
     message: builtins.str
     next_batch_at_ns: builtins.int
     """Not before this time does the next batch start, unix time; 0: at once."""
+    pause_after: builtins.int
+    """It pauses for a person once so many slots have come to the new template; 0: it does not. Set with the update or the last resume."""
+    awaits_resume: builtins.bool
+    """True: paused because of pause_after, and not by a failure."""
+    resumed_at_ns: builtins.int
+    """What failed before does not count, and deadlines begin anew, unix time; 0: it was never resumed."""
+    stopped_first: builtins.int
+    """Slots that were to start first and stopped first, for their new task found no place beside the old one; and why, a sentence."""
+    stopped_first_reason: builtins.str
     def __init__(
         self,
         *,
@@ -1108,8 +1172,13 @@ class UpdateStatus(google.protobuf.message.Message):
         completed_at_ns: builtins.int = ...,
         message: builtins.str = ...,
         next_batch_at_ns: builtins.int = ...,
+        pause_after: builtins.int = ...,
+        awaits_resume: builtins.bool = ...,
+        resumed_at_ns: builtins.int = ...,
+        stopped_first: builtins.int = ...,
+        stopped_first_reason: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["completed_at_ns", b"completed_at_ns", "message", b"message", "next_batch_at_ns", b"next_batch_at_ns", "started_at_ns", b"started_at_ns", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["awaits_resume", b"awaits_resume", "completed_at_ns", b"completed_at_ns", "message", b"message", "next_batch_at_ns", b"next_batch_at_ns", "pause_after", b"pause_after", "resumed_at_ns", b"resumed_at_ns", "started_at_ns", b"started_at_ns", "state", b"state", "stopped_first", b"stopped_first", "stopped_first_reason", b"stopped_first_reason"]) -> None: ...
 
 global___UpdateStatus = UpdateStatus
 
@@ -1153,6 +1222,7 @@ class Task(google.protobuf.message.Message):
     HOST_PORTS_FIELD_NUMBER: builtins.int
     STOP_CAUSE_FIELD_NUMBER: builtins.int
     STOP_MESSAGE_FIELD_NUMBER: builtins.int
+    CRASHES_FIELD_NUMBER: builtins.int
     id: builtins.str
     service_id: builtins.str
     spec_version: builtins.int
@@ -1168,6 +1238,8 @@ class Task(google.protobuf.message.Message):
     stop_cause: global___StopCause.ValueType
     """Why the cluster told it to stop, where that is more than its service's spec; with words for people."""
     stop_message: builtins.str
+    crashes: builtins.int
+    """How many attempts of the slot have crashed in a row before this one; one that has run well for a while ends the row."""
     @property
     def meta(self) -> global___Meta: ...
     @property
@@ -1211,9 +1283,10 @@ class Task(google.protobuf.message.Message):
         host_ports: collections.abc.Iterable[swarm.v1.specs_pb2.PortConfig] | None = ...,
         stop_cause: global___StopCause.ValueType = ...,
         stop_message: builtins.str = ...,
+        crashes: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["meta", b"meta", "status", b"status"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["assigned_generic", b"assigned_generic", "assigned_gpus", b"assigned_gpus", "desired_state", b"desired_state", "host_ports", b"host_ports", "id", b"id", "job_iteration", b"job_iteration", "labels", b"labels", "meta", b"meta", "networks", b"networks", "node_id", b"node_id", "restarts_ns", b"restarts_ns", "service_id", b"service_id", "slot", b"slot", "spec_version", b"spec_version", "start_after_ns", b"start_after_ns", "status", b"status", "stop_cause", b"stop_cause", "stop_message", b"stop_message"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["assigned_generic", b"assigned_generic", "assigned_gpus", b"assigned_gpus", "crashes", b"crashes", "desired_state", b"desired_state", "host_ports", b"host_ports", "id", b"id", "job_iteration", b"job_iteration", "labels", b"labels", "meta", b"meta", "networks", b"networks", "node_id", b"node_id", "restarts_ns", b"restarts_ns", "service_id", b"service_id", "slot", b"slot", "spec_version", b"spec_version", "start_after_ns", b"start_after_ns", "status", b"status", "stop_cause", b"stop_cause", "stop_message", b"stop_message"]) -> None: ...
 
 global___Task = Task
 
@@ -1237,8 +1310,10 @@ class TaskStatus(google.protobuf.message.Message):
     """What went wrong; empty: nothing."""
     cause: builtins.str
     """Why it went wrong where that is known for certain: image_missing (no registry has it), image_denied (the registry wants other
-    credentials), unsupported (this node cannot do what the spec asks), program_missing (neither the image nor, for runtime process, the
-    node has the command); else empty.
+    credentials), image_unreachable (this node cannot get at the registry), unsupported (this node cannot do what the spec asks),
+    program_missing (neither the image nor, for runtime process, the node has the command), disk_full (this node has no room for it),
+    engine_failed (the engine refused or did not answer, which says nothing about the task), unhealthy (its healthcheck failed), oom (it
+    was killed for its memory limit); else empty.
     """
     @property
     def container(self) -> global___ContainerStatus: ...

@@ -15,6 +15,8 @@ from swarm.v1.structs import (
     BackupRequest,
     BackupResponse,
     Caller,
+    CopyInput,
+    CopyOutput,
     CreateRequest,
     CreateResponse,
     DeployStackRequest,
@@ -34,6 +36,8 @@ from swarm.v1.structs import (
     GetNodeInfoResponse,
     GetRequest,
     GetResponse,
+    GetServiceHistoryRequest,
+    GetServiceHistoryResponse,
     GetStackHistoryRequest,
     GetStackHistoryResponse,
     GetUnlockKeyRequest,
@@ -67,8 +71,12 @@ from swarm.v1.structs import (
     RemoveResponse,
     RestoreRequest,
     RestoreResponse,
+    ResumeUpdateRequest,
+    ResumeUpdateResponse,
     RotateRequest,
     RotateResponse,
+    StatsRequest,
+    StatsResponse,
     UnlockRequest,
     UnlockResponse,
     UpdateRequest,
@@ -157,6 +165,26 @@ CONTROL_METHODS: tuple[Method, ...] = (
         audited=False),
     Method('/swarm.v1.Control/Rebalance', 'rebalance', RebalanceRequest, RebalanceResponse,
         client_streams=False, server_streams=False,
+        callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
+        without_manager=False,
+        audited=True),
+    Method('/swarm.v1.Control/GetServiceHistory', 'get_service_history', GetServiceHistoryRequest, GetServiceHistoryResponse,
+        client_streams=False, server_streams=False,
+        callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
+        without_manager=False,
+        audited=False),
+    Method('/swarm.v1.Control/ResumeUpdate', 'resume_update', ResumeUpdateRequest, ResumeUpdateResponse,
+        client_streams=False, server_streams=False,
+        callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
+        without_manager=False,
+        audited=True),
+    Method('/swarm.v1.Control/Stats', 'stats', StatsRequest, StatsResponse,
+        client_streams=False, server_streams=True,
+        callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
+        without_manager=False,
+        audited=False),
+    Method('/swarm.v1.Control/Copy', 'copy', CopyInput, CopyOutput,
+        client_streams=True, server_streams=True,
         callers=frozenset({Caller.LOCAL, Caller.ADMIN, Caller.MANAGER}),
         without_manager=False,
         audited=True),
@@ -259,29 +287,45 @@ class ControlClient:
         """Moves tasks so that nodes are loaded evenly; the control loop does it, start first and within the services' budgets."""
         return await self._channel.unary_unary(CONTROL_METHODS[15], RebalanceResponse, request, timeout_s)
 
+    async def get_service_history(self, request: GetServiceHistoryRequest, *, timeout_s: float | None = 60.0) -> GetServiceHistoryResponse:
+        """The versions of a service that can be gone back to, newest first."""
+        return await self._channel.unary_unary(CONTROL_METHODS[16], GetServiceHistoryResponse, request, timeout_s)
+
+    async def resume_update(self, request: ResumeUpdateRequest, *, timeout_s: float | None = 60.0) -> ResumeUpdateResponse:
+        """Lets a paused update or rollback go on; what has failed so far does not count any more."""
+        return await self._channel.unary_unary(CONTROL_METHODS[17], ResumeUpdateResponse, request, timeout_s)
+
+    def stats(self, request: StatsRequest, *, timeout_s: float | None = None) -> AsyncIterator[StatsResponse]:
+        """What nodes and their tasks use, again and again."""
+        return self._channel.unary_stream(CONTROL_METHODS[18], StatsResponse, request, timeout_s)
+
+    def copy(self, request: AsyncIterable[CopyInput], *, timeout_s: float | None = None) -> AsyncIterator[CopyOutput]:
+        """Copies files into a task or out of it, as a tar archive. The first message is `start`."""
+        return self._channel.stream_stream(CONTROL_METHODS[19], CopyOutput, request, timeout_s)
+
     def logs(self, request: LogsRequest, *, timeout_s: float | None = None) -> AsyncIterator[LogsResponse]:
         """Lines of the tasks chosen, from their nodes."""
-        return self._channel.unary_stream(CONTROL_METHODS[16], LogsResponse, request, timeout_s)
+        return self._channel.unary_stream(CONTROL_METHODS[20], LogsResponse, request, timeout_s)
 
     def exec(self, request: AsyncIterable[ExecInput], *, timeout_s: float | None = None) -> AsyncIterator[ExecOutput]:
         """Runs a command inside a task. The first message is `start`."""
-        return self._channel.stream_stream(CONTROL_METHODS[17], ExecOutput, request, timeout_s)
+        return self._channel.stream_stream(CONTROL_METHODS[21], ExecOutput, request, timeout_s)
 
     async def get_join_tokens(self, request: GetJoinTokensRequest, *, timeout_s: float | None = 60.0) -> GetJoinTokensResponse:
         """The join tokens, after rotating them where asked."""
-        return await self._channel.unary_unary(CONTROL_METHODS[18], GetJoinTokensResponse, request, timeout_s)
+        return await self._channel.unary_unary(CONTROL_METHODS[22], GetJoinTokensResponse, request, timeout_s)
 
     async def get_unlock_key(self, request: GetUnlockKeyRequest, *, timeout_s: float | None = 60.0) -> GetUnlockKeyResponse:
         """The key that opens this cluster's managers after a restart; autolock must be on."""
-        return await self._channel.unary_unary(CONTROL_METHODS[19], GetUnlockKeyResponse, request, timeout_s)
+        return await self._channel.unary_unary(CONTROL_METHODS[23], GetUnlockKeyResponse, request, timeout_s)
 
     def backup(self, request: BackupRequest, *, timeout_s: float | None = None) -> AsyncIterator[BackupResponse]:
         """All of the cluster's state at one revision, in the format of swarm/backup.py, keys included."""
-        return self._channel.unary_stream(CONTROL_METHODS[20], BackupResponse, request, timeout_s)
+        return self._channel.unary_stream(CONTROL_METHODS[24], BackupResponse, request, timeout_s)
 
     def list_audit(self, request: ListAuditRequest, *, timeout_s: float | None = None) -> AsyncIterator[ListAuditResponse]:
         """The audit trail of the manager that answers, oldest first."""
-        return self._channel.unary_stream(CONTROL_METHODS[21], ListAuditResponse, request, timeout_s)
+        return self._channel.unary_stream(CONTROL_METHODS[25], ListAuditResponse, request, timeout_s)
 
 
 class ControlServicer(Protocol):
@@ -345,6 +389,22 @@ class ControlServicer(Protocol):
 
     async def rebalance(self, request: RebalanceRequest, context: Context) -> RebalanceResponse:
         """Moves tasks so that nodes are loaded evenly; the control loop does it, start first and within the services' budgets."""
+        ...
+
+    async def get_service_history(self, request: GetServiceHistoryRequest, context: Context) -> GetServiceHistoryResponse:
+        """The versions of a service that can be gone back to, newest first."""
+        ...
+
+    async def resume_update(self, request: ResumeUpdateRequest, context: Context) -> ResumeUpdateResponse:
+        """Lets a paused update or rollback go on; what has failed so far does not count any more."""
+        ...
+
+    def stats(self, request: StatsRequest, context: Context) -> AsyncIterator[StatsResponse]:
+        """What nodes and their tasks use, again and again."""
+        ...
+
+    def copy(self, request: AsyncIterator[CopyInput], context: Context) -> AsyncIterator[CopyOutput]:
+        """Copies files into a task or out of it, as a tar archive. The first message is `start`."""
         ...
 
     def logs(self, request: LogsRequest, context: Context) -> AsyncIterator[LogsResponse]:

@@ -343,6 +343,7 @@ class UpdateConfig(google.protobuf.message.Message):
     MONITOR_NS_FIELD_NUMBER: builtins.int
     MAX_FAILURE_RATIO_FIELD_NUMBER: builtins.int
     ORDER_FIELD_NUMBER: builtins.int
+    DEADLINE_NS_FIELD_NUMBER: builtins.int
     parallelism: builtins.int
     """How many slots change at once; 0: all."""
     delay_ns: builtins.int
@@ -354,7 +355,11 @@ class UpdateConfig(google.protobuf.message.Message):
     max_failure_ratio: builtins.float
     """Share of failed tasks, 0 to 1, up to which the update goes on."""
     order: builtins.str
-    """stop-first or start-first; empty: stop-first."""
+    """stop-first or start-first; empty: stop-first. A slot whose new task finds no place beside the old one changes stop-first."""
+    deadline_ns: builtins.int
+    """How long the roll-out may go without a slot getting done before it has failed, whatever the reason; a failed one is rolled back or
+    paused as failure_action says (continue: paused). 0: for ever. Absent: 10 minutes.
+    """
     def __init__(
         self,
         *,
@@ -364,9 +369,13 @@ class UpdateConfig(google.protobuf.message.Message):
         monitor_ns: builtins.int | None = ...,
         max_failure_ratio: builtins.float = ...,
         order: builtins.str = ...,
+        deadline_ns: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_monitor_ns", b"_monitor_ns", "monitor_ns", b"monitor_ns"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_monitor_ns", b"_monitor_ns", "delay_ns", b"delay_ns", "failure_action", b"failure_action", "max_failure_ratio", b"max_failure_ratio", "monitor_ns", b"monitor_ns", "order", b"order", "parallelism", b"parallelism"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_deadline_ns", b"_deadline_ns", "_monitor_ns", b"_monitor_ns", "deadline_ns", b"deadline_ns", "monitor_ns", b"monitor_ns"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_deadline_ns", b"_deadline_ns", "_monitor_ns", b"_monitor_ns", "deadline_ns", b"deadline_ns", "delay_ns", b"delay_ns", "failure_action", b"failure_action", "max_failure_ratio", b"max_failure_ratio", "monitor_ns", b"monitor_ns", "order", b"order", "parallelism", b"parallelism"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_deadline_ns", b"_deadline_ns"]) -> typing.Literal["deadline_ns"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_monitor_ns", b"_monitor_ns"]) -> typing.Literal["monitor_ns"] | None: ...
 
 global___UpdateConfig = UpdateConfig
@@ -1402,6 +1411,7 @@ class RestartPolicy(google.protobuf.message.Message):
     DELAY_NS_FIELD_NUMBER: builtins.int
     MAX_ATTEMPTS_FIELD_NUMBER: builtins.int
     WINDOW_NS_FIELD_NUMBER: builtins.int
+    MAX_DELAY_NS_FIELD_NUMBER: builtins.int
     condition: builtins.str
     """none, on-failure or any; empty: any."""
     delay_ns: builtins.int
@@ -1410,6 +1420,8 @@ class RestartPolicy(google.protobuf.message.Message):
     """0 or absent: no limit."""
     window_ns: builtins.int
     """Only restarts this recent count towards max_attempts; 0 or absent: all."""
+    max_delay_ns: builtins.int
+    """From the third crash in a row the delay doubles with each, up to this. Absent: 5 minutes. Not above delay: it stays as it is."""
     def __init__(
         self,
         *,
@@ -1417,13 +1429,16 @@ class RestartPolicy(google.protobuf.message.Message):
         delay_ns: builtins.int | None = ...,
         max_attempts: builtins.int | None = ...,
         window_ns: builtins.int | None = ...,
+        max_delay_ns: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_delay_ns", b"_delay_ns", "_max_attempts", b"_max_attempts", "_window_ns", b"_window_ns", "delay_ns", b"delay_ns", "max_attempts", b"max_attempts", "window_ns", b"window_ns"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_delay_ns", b"_delay_ns", "_max_attempts", b"_max_attempts", "_window_ns", b"_window_ns", "condition", b"condition", "delay_ns", b"delay_ns", "max_attempts", b"max_attempts", "window_ns", b"window_ns"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_delay_ns", b"_delay_ns", "_max_attempts", b"_max_attempts", "_max_delay_ns", b"_max_delay_ns", "_window_ns", b"_window_ns", "delay_ns", b"delay_ns", "max_attempts", b"max_attempts", "max_delay_ns", b"max_delay_ns", "window_ns", b"window_ns"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_delay_ns", b"_delay_ns", "_max_attempts", b"_max_attempts", "_max_delay_ns", b"_max_delay_ns", "_window_ns", b"_window_ns", "condition", b"condition", "delay_ns", b"delay_ns", "max_attempts", b"max_attempts", "max_delay_ns", b"max_delay_ns", "window_ns", b"window_ns"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_delay_ns", b"_delay_ns"]) -> typing.Literal["delay_ns"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_attempts", b"_max_attempts"]) -> typing.Literal["max_attempts"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_delay_ns", b"_max_delay_ns"]) -> typing.Literal["max_delay_ns"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_window_ns", b"_window_ns"]) -> typing.Literal["window_ns"] | None: ...
 

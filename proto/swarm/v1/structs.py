@@ -359,6 +359,7 @@ class RestartPolicy(Message, frozen=True, kw_only=True, omit_defaults=True, gc=F
     delay_ns: int | None = None
     max_attempts: int | None = None
     window_ns: int | None = None
+    max_delay_ns: int | None = None
 
 
 class PlacementPreference(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -448,6 +449,7 @@ class UpdateConfig(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     monitor_ns: int | None = None
     max_failure_ratio: float = 0.0
     order: str = ""
+    deadline_ns: int | None = None
 
 
 class PortConfig(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -726,6 +728,15 @@ class Gpu(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     driver_version: str = ""
 
 
+class RuntimeProblem(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Why a node takes no new tasks of some runtimes."""
+
+    runtimes: tuple[str, ...] = ()
+    message: str = ""
+    since_ns: int = 0
+    cause: str = ""
+
+
 class NodeDescription(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     hostname: str = ""
     platform: Platform | None = None
@@ -740,6 +751,7 @@ class NodeDescription(Message, frozen=True, kw_only=True, omit_defaults=True, gc
     cert_issuer_subject: bytes = b""
     cert_issuer_public_key: bytes = b""
     etcd_version: str = ""
+    runtime_problems: tuple[RuntimeProblem, ...] = ()
 
 
 class NodeStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -788,6 +800,11 @@ class UpdateStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     completed_at_ns: int = 0
     message: str = ""
     next_batch_at_ns: int = 0
+    pause_after: int = 0
+    awaits_resume: bool = False
+    resumed_at_ns: int = 0
+    stopped_first: int = 0
+    stopped_first_reason: str = ""
 
 
 class JobStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -841,6 +858,9 @@ class ServiceRevision(Message, frozen=True, kw_only=True, omit_defaults=True, gc
     spec_version: int = 0
     spec: ServiceSpec | None = None
     sealed_registry_auth: bytes = b""
+    task_version: int = 0
+    who: str = ""
+    rollback_to: int = 0
 
 
 class ContainerStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -886,6 +906,7 @@ class Task(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     host_ports: tuple[PortConfig, ...] = ()
     stop_cause: StopCause = StopCause.UNSPECIFIED
     stop_message: str = ""
+    crashes: int = 0
 
 
 class Secret(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -1002,6 +1023,103 @@ class LogLine(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
 class LogsResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     lines: tuple[LogLine, ...] = ()
     problems: tuple[str, ...] = ()
+
+
+class StatsRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """What to measure. Nothing named: everything."""
+
+    services: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    stack: str = ""
+    nodes: tuple[str, ...] = ()
+    period_ns: int = 0
+    once: bool = False
+
+
+class GpuLoad(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    uuid: str = ""
+    index: int = 0
+    model: str = ""
+    percent: int | None = None
+    memory_bytes: int = 0
+    memory_total_bytes: int = 0
+
+
+class TaskStats(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    task_id: str = ""
+    cpu_total_ns: int = 0
+    memory_bytes: int = 0
+    memory_limit_bytes: int = 0
+    pids: int = 0
+    timestamp_ns: int = 0
+    network_in_bytes: int | None = None
+    network_out_bytes: int | None = None
+    disk_read_bytes: int | None = None
+    disk_written_bytes: int | None = None
+    service_name: str = ""
+    slot: int = 0
+    gpus: tuple[str, ...] = ()
+
+
+class NodeUsage(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """One measurement of a node. Counters only grow; rates are differences of two measurements."""
+
+    node_id: str = ""
+    node_name: str = ""
+    timestamp_ns: int = 0
+    cpu_total_ns: int = 0
+    cpus: int = 0
+    memory_bytes: int = 0
+    memory_total_bytes: int = 0
+    gpus: tuple[GpuLoad, ...] = ()
+    tasks: tuple[TaskStats, ...] = ()
+    disk_bytes: int = 0
+    disk_total_bytes: int = 0
+
+
+class StatsResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    nodes: tuple[NodeUsage, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+class UsageOptions(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """What an agent is asked to measure."""
+
+    task_ids: tuple[str, ...] = ()
+    period_ns: int = 0
+    once: bool = False
+    node_only: bool = False
+
+
+class CopyStart(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Copying. Archives and paths are as Docker's: out of a task comes a tar of the file or folder at `path`, under its last name; into a task goes a tar that is unpacked in the folder `path`."""
+
+    task: str = ""
+    path: str = ""
+    into: bool = False
+    stat_only: bool = False
+    keep_kind: bool = False
+    keep_owner: bool = False
+
+
+class CopyInput(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    start: CopyStart | None = None
+    data: bytes | None = None
+    end: bool | None = None
+
+
+class FileStat(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    name: str = ""
+    size_bytes: int = 0
+    mode: int = 0
+    modified_at_ns: int = 0
+    link_target: str = ""
+
+
+class CopyOutput(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    stat: FileStat | None = None
+    data: bytes | None = None
+    done: bool | None = None
 
 
 class WindowSize(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -1141,6 +1259,8 @@ class UpdateRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=F
     spec: Spec | None = None
     rollback: bool = False
     registry_auth: str = ""
+    rollback_to: int = 0
+    pause_after: int = 0
 
 
 class UpdateResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -1239,6 +1359,32 @@ class GetStackHistoryRequest(Message, frozen=True, kw_only=True, omit_defaults=T
 class GetStackHistoryResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     stack: Stack | None = None
     revisions: tuple[StackRevision, ...] = ()
+
+
+class GetServiceHistoryRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    service: str = ""
+
+
+class ServiceVersion(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    revision: ServiceRevision | None = None
+    changes: tuple[FieldChange, ...] = ()
+    tasks: int = 0
+    previous: bool = False
+
+
+class GetServiceHistoryResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    service: Service | None = None
+    versions: tuple[ServiceVersion, ...] = ()
+
+
+class ResumeUpdateRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    service: str = ""
+    version: int = 0
+    pause_after: int = 0
+
+
+class ResumeUpdateResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    version: int = 0
 
 
 class RotateRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -1579,7 +1725,8 @@ class RelayRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     task_id: str = ""
     logs: LogOptions | None = None
     exec: ExecStart | None = None
-    stats: bool | None = None
+    usage: UsageOptions | None = None
+    copy: CopyStart | None = None
 
 
 class Goodbye(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -1597,21 +1744,14 @@ class ManagerMessage(Message, frozen=True, kw_only=True, omit_defaults=True, gc=
     goodbye: Goodbye | None = None
 
 
-class TaskStats(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    task_id: str = ""
-    cpu_total_ns: int = 0
-    memory_bytes: int = 0
-    memory_limit_bytes: int = 0
-    pids: int = 0
-    timestamp_ns: int = 0
-
-
 class RelayFrame(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     hello: str | None = None
     logs: LogsResponse | None = None
     input: ExecInput | None = None
     output: ExecOutput | None = None
-    stats: TaskStats | None = None
+    usage: NodeUsage | None = None
+    copy_input: CopyInput | None = None
+    copy_output: CopyOutput | None = None
     error: str | None = None
     end: bool | None = None
 
@@ -2402,6 +2542,8 @@ def _fill_restart_policy(s: RestartPolicy, m: Any) -> None:
         m.max_attempts = s.max_attempts
     if s.window_ns is not None:
         m.window_ns = s.window_ns
+    if s.max_delay_ns is not None:
+        m.max_delay_ns = s.max_delay_ns
 
 
 def _read_restart_policy(m: Any) -> RestartPolicy:
@@ -2410,6 +2552,7 @@ def _read_restart_policy(m: Any) -> RestartPolicy:
         delay_ns=m.delay_ns if m.HasField('delay_ns') else None,
         max_attempts=m.max_attempts if m.HasField('max_attempts') else None,
         window_ns=m.window_ns if m.HasField('window_ns') else None,
+        max_delay_ns=m.max_delay_ns if m.HasField('max_delay_ns') else None,
     )
 
 
@@ -2613,6 +2756,8 @@ def _fill_update_config(s: UpdateConfig, m: Any) -> None:
         m.max_failure_ratio = s.max_failure_ratio
     if s.order:
         m.order = s.order
+    if s.deadline_ns is not None:
+        m.deadline_ns = s.deadline_ns
 
 
 def _read_update_config(m: Any) -> UpdateConfig:
@@ -2623,6 +2768,7 @@ def _read_update_config(m: Any) -> UpdateConfig:
         monitor_ns=m.monitor_ns if m.HasField('monitor_ns') else None,
         max_failure_ratio=m.max_failure_ratio,
         order=m.order,
+        deadline_ns=m.deadline_ns if m.HasField('deadline_ns') else None,
     )
 
 
@@ -3362,6 +3508,26 @@ def _read_gpu(m: Any) -> Gpu:
     )
 
 
+def _fill_runtime_problem(s: RuntimeProblem, m: Any) -> None:
+    if s.runtimes:
+        m.runtimes.extend(s.runtimes)
+    if s.message:
+        m.message = s.message
+    if s.since_ns:
+        m.since_ns = s.since_ns
+    if s.cause:
+        m.cause = s.cause
+
+
+def _read_runtime_problem(m: Any) -> RuntimeProblem:
+    return RuntimeProblem(
+        runtimes=tuple(m.runtimes),
+        message=m.message,
+        since_ns=m.since_ns,
+        cause=m.cause,
+    )
+
+
 def _fill_node_description(s: NodeDescription, m: Any) -> None:
     if s.hostname:
         m.hostname = s.hostname
@@ -3392,6 +3558,8 @@ def _fill_node_description(s: NodeDescription, m: Any) -> None:
         m.cert_issuer_public_key = s.cert_issuer_public_key
     if s.etcd_version:
         m.etcd_version = s.etcd_version
+    for runtime_problems in s.runtime_problems:
+        _fill_runtime_problem(runtime_problems, m.runtime_problems.add())
 
 
 def _read_node_description(m: Any) -> NodeDescription:
@@ -3409,6 +3577,7 @@ def _read_node_description(m: Any) -> NodeDescription:
         cert_issuer_subject=m.cert_issuer_subject,
         cert_issuer_public_key=m.cert_issuer_public_key,
         etcd_version=m.etcd_version,
+        runtime_problems=tuple([_read_runtime_problem(v) for v in m.runtime_problems]),
     )
 
 
@@ -3538,6 +3707,16 @@ def _fill_update_status(s: UpdateStatus, m: Any) -> None:
         m.message = s.message
     if s.next_batch_at_ns:
         m.next_batch_at_ns = s.next_batch_at_ns
+    if s.pause_after:
+        m.pause_after = s.pause_after
+    if s.awaits_resume:
+        m.awaits_resume = s.awaits_resume
+    if s.resumed_at_ns:
+        m.resumed_at_ns = s.resumed_at_ns
+    if s.stopped_first:
+        m.stopped_first = s.stopped_first
+    if s.stopped_first_reason:
+        m.stopped_first_reason = s.stopped_first_reason
 
 
 def _read_update_status(m: Any) -> UpdateStatus:
@@ -3547,6 +3726,11 @@ def _read_update_status(m: Any) -> UpdateStatus:
         completed_at_ns=m.completed_at_ns,
         message=m.message,
         next_batch_at_ns=m.next_batch_at_ns,
+        pause_after=m.pause_after,
+        awaits_resume=m.awaits_resume,
+        resumed_at_ns=m.resumed_at_ns,
+        stopped_first=m.stopped_first,
+        stopped_first_reason=m.stopped_first_reason,
     )
 
 
@@ -3682,6 +3866,12 @@ def _fill_service_revision(s: ServiceRevision, m: Any) -> None:
         _fill_service_spec(s.spec, m.spec)
     if s.sealed_registry_auth:
         m.sealed_registry_auth = s.sealed_registry_auth
+    if s.task_version:
+        m.task_version = s.task_version
+    if s.who:
+        m.who = s.who
+    if s.rollback_to:
+        m.rollback_to = s.rollback_to
 
 
 def _read_service_revision(m: Any) -> ServiceRevision:
@@ -3692,6 +3882,9 @@ def _read_service_revision(m: Any) -> ServiceRevision:
         spec_version=m.spec_version,
         spec=_read_service_spec(m.spec) if m.HasField('spec') else None,
         sealed_registry_auth=m.sealed_registry_auth,
+        task_version=m.task_version,
+        who=m.who,
+        rollback_to=m.rollback_to,
     )
 
 
@@ -3798,6 +3991,8 @@ def _fill_task(s: Task, m: Any) -> None:
         m.stop_cause = s.stop_cause
     if s.stop_message:
         m.stop_message = s.stop_message
+    if s.crashes:
+        m.crashes = s.crashes
 
 
 def _read_task(m: Any) -> Task:
@@ -3820,6 +4015,7 @@ def _read_task(m: Any) -> Task:
         host_ports=tuple([_read_port_config(v) for v in m.host_ports]),
         stop_cause=StopCause(m.stop_cause),
         stop_message=m.stop_message,
+        crashes=m.crashes,
     )
 
 
@@ -4150,6 +4346,265 @@ def _read_logs_response(m: Any) -> LogsResponse:
     return LogsResponse(
         lines=tuple([_read_log_line(v) for v in m.lines]),
         problems=tuple(m.problems),
+    )
+
+
+def _fill_stats_request(s: StatsRequest, m: Any) -> None:
+    if s.services:
+        m.services.extend(s.services)
+    if s.tasks:
+        m.tasks.extend(s.tasks)
+    if s.stack:
+        m.stack = s.stack
+    if s.nodes:
+        m.nodes.extend(s.nodes)
+    if s.period_ns:
+        m.period_ns = s.period_ns
+    if s.once:
+        m.once = s.once
+
+
+def _read_stats_request(m: Any) -> StatsRequest:
+    return StatsRequest(
+        services=tuple(m.services),
+        tasks=tuple(m.tasks),
+        stack=m.stack,
+        nodes=tuple(m.nodes),
+        period_ns=m.period_ns,
+        once=m.once,
+    )
+
+
+def _fill_gpu_load(s: GpuLoad, m: Any) -> None:
+    if s.uuid:
+        m.uuid = s.uuid
+    if s.index:
+        m.index = s.index
+    if s.model:
+        m.model = s.model
+    if s.percent is not None:
+        m.percent = s.percent
+    if s.memory_bytes:
+        m.memory_bytes = s.memory_bytes
+    if s.memory_total_bytes:
+        m.memory_total_bytes = s.memory_total_bytes
+
+
+def _read_gpu_load(m: Any) -> GpuLoad:
+    return GpuLoad(
+        uuid=m.uuid,
+        index=m.index,
+        model=m.model,
+        percent=m.percent if m.HasField('percent') else None,
+        memory_bytes=m.memory_bytes,
+        memory_total_bytes=m.memory_total_bytes,
+    )
+
+
+def _fill_task_stats(s: TaskStats, m: Any) -> None:
+    if s.task_id:
+        m.task_id = s.task_id
+    if s.cpu_total_ns:
+        m.cpu_total_ns = s.cpu_total_ns
+    if s.memory_bytes:
+        m.memory_bytes = s.memory_bytes
+    if s.memory_limit_bytes:
+        m.memory_limit_bytes = s.memory_limit_bytes
+    if s.pids:
+        m.pids = s.pids
+    if s.timestamp_ns:
+        m.timestamp_ns = s.timestamp_ns
+    if s.network_in_bytes is not None:
+        m.network_in_bytes = s.network_in_bytes
+    if s.network_out_bytes is not None:
+        m.network_out_bytes = s.network_out_bytes
+    if s.disk_read_bytes is not None:
+        m.disk_read_bytes = s.disk_read_bytes
+    if s.disk_written_bytes is not None:
+        m.disk_written_bytes = s.disk_written_bytes
+    if s.service_name:
+        m.service_name = s.service_name
+    if s.slot:
+        m.slot = s.slot
+    if s.gpus:
+        m.gpus.extend(s.gpus)
+
+
+def _read_task_stats(m: Any) -> TaskStats:
+    return TaskStats(
+        task_id=m.task_id,
+        cpu_total_ns=m.cpu_total_ns,
+        memory_bytes=m.memory_bytes,
+        memory_limit_bytes=m.memory_limit_bytes,
+        pids=m.pids,
+        timestamp_ns=m.timestamp_ns,
+        network_in_bytes=m.network_in_bytes if m.HasField('network_in_bytes') else None,
+        network_out_bytes=m.network_out_bytes if m.HasField('network_out_bytes') else None,
+        disk_read_bytes=m.disk_read_bytes if m.HasField('disk_read_bytes') else None,
+        disk_written_bytes=m.disk_written_bytes if m.HasField('disk_written_bytes') else None,
+        service_name=m.service_name,
+        slot=m.slot,
+        gpus=tuple(m.gpus),
+    )
+
+
+def _fill_node_usage(s: NodeUsage, m: Any) -> None:
+    if s.node_id:
+        m.node_id = s.node_id
+    if s.node_name:
+        m.node_name = s.node_name
+    if s.timestamp_ns:
+        m.timestamp_ns = s.timestamp_ns
+    if s.cpu_total_ns:
+        m.cpu_total_ns = s.cpu_total_ns
+    if s.cpus:
+        m.cpus = s.cpus
+    if s.memory_bytes:
+        m.memory_bytes = s.memory_bytes
+    if s.memory_total_bytes:
+        m.memory_total_bytes = s.memory_total_bytes
+    for gpus in s.gpus:
+        _fill_gpu_load(gpus, m.gpus.add())
+    for tasks in s.tasks:
+        _fill_task_stats(tasks, m.tasks.add())
+    if s.disk_bytes:
+        m.disk_bytes = s.disk_bytes
+    if s.disk_total_bytes:
+        m.disk_total_bytes = s.disk_total_bytes
+
+
+def _read_node_usage(m: Any) -> NodeUsage:
+    return NodeUsage(
+        node_id=m.node_id,
+        node_name=m.node_name,
+        timestamp_ns=m.timestamp_ns,
+        cpu_total_ns=m.cpu_total_ns,
+        cpus=m.cpus,
+        memory_bytes=m.memory_bytes,
+        memory_total_bytes=m.memory_total_bytes,
+        gpus=tuple([_read_gpu_load(v) for v in m.gpus]),
+        tasks=tuple([_read_task_stats(v) for v in m.tasks]),
+        disk_bytes=m.disk_bytes,
+        disk_total_bytes=m.disk_total_bytes,
+    )
+
+
+def _fill_stats_response(s: StatsResponse, m: Any) -> None:
+    for nodes in s.nodes:
+        _fill_node_usage(nodes, m.nodes.add())
+    if s.problems:
+        m.problems.extend(s.problems)
+
+
+def _read_stats_response(m: Any) -> StatsResponse:
+    return StatsResponse(
+        nodes=tuple([_read_node_usage(v) for v in m.nodes]),
+        problems=tuple(m.problems),
+    )
+
+
+def _fill_usage_options(s: UsageOptions, m: Any) -> None:
+    if s.task_ids:
+        m.task_ids.extend(s.task_ids)
+    if s.period_ns:
+        m.period_ns = s.period_ns
+    if s.once:
+        m.once = s.once
+    if s.node_only:
+        m.node_only = s.node_only
+
+
+def _read_usage_options(m: Any) -> UsageOptions:
+    return UsageOptions(
+        task_ids=tuple(m.task_ids),
+        period_ns=m.period_ns,
+        once=m.once,
+        node_only=m.node_only,
+    )
+
+
+def _fill_copy_start(s: CopyStart, m: Any) -> None:
+    if s.task:
+        m.task = s.task
+    if s.path:
+        m.path = s.path
+    if s.into:
+        m.into = s.into
+    if s.stat_only:
+        m.stat_only = s.stat_only
+    if s.keep_kind:
+        m.keep_kind = s.keep_kind
+    if s.keep_owner:
+        m.keep_owner = s.keep_owner
+
+
+def _read_copy_start(m: Any) -> CopyStart:
+    return CopyStart(
+        task=m.task,
+        path=m.path,
+        into=m.into,
+        stat_only=m.stat_only,
+        keep_kind=m.keep_kind,
+        keep_owner=m.keep_owner,
+    )
+
+
+def _fill_copy_input(s: CopyInput, m: Any) -> None:
+    if s.start is not None:
+        m.start.SetInParent()
+        _fill_copy_start(s.start, m.start)
+    if s.data is not None:
+        m.data = s.data
+    if s.end is not None:
+        m.end = s.end
+
+
+def _read_copy_input(m: Any) -> CopyInput:
+    return CopyInput(
+        start=_read_copy_start(m.start) if m.HasField('start') else None,
+        data=m.data if m.HasField('data') else None,
+        end=m.end if m.HasField('end') else None,
+    )
+
+
+def _fill_file_stat(s: FileStat, m: Any) -> None:
+    if s.name:
+        m.name = s.name
+    if s.size_bytes:
+        m.size_bytes = s.size_bytes
+    if s.mode:
+        m.mode = s.mode
+    if s.modified_at_ns:
+        m.modified_at_ns = s.modified_at_ns
+    if s.link_target:
+        m.link_target = s.link_target
+
+
+def _read_file_stat(m: Any) -> FileStat:
+    return FileStat(
+        name=m.name,
+        size_bytes=m.size_bytes,
+        mode=m.mode,
+        modified_at_ns=m.modified_at_ns,
+        link_target=m.link_target,
+    )
+
+
+def _fill_copy_output(s: CopyOutput, m: Any) -> None:
+    if s.stat is not None:
+        m.stat.SetInParent()
+        _fill_file_stat(s.stat, m.stat)
+    if s.data is not None:
+        m.data = s.data
+    if s.done is not None:
+        m.done = s.done
+
+
+def _read_copy_output(m: Any) -> CopyOutput:
+    return CopyOutput(
+        stat=_read_file_stat(m.stat) if m.HasField('stat') else None,
+        data=m.data if m.HasField('data') else None,
+        done=m.done if m.HasField('done') else None,
     )
 
 
@@ -4537,6 +4992,10 @@ def _fill_update_request(s: UpdateRequest, m: Any) -> None:
         m.rollback = s.rollback
     if s.registry_auth:
         m.registry_auth = s.registry_auth
+    if s.rollback_to:
+        m.rollback_to = s.rollback_to
+    if s.pause_after:
+        m.pause_after = s.pause_after
 
 
 def _read_update_request(m: Any) -> UpdateRequest:
@@ -4547,6 +5006,8 @@ def _read_update_request(m: Any) -> UpdateRequest:
         spec=_read_spec(m.spec) if m.HasField('spec') else None,
         rollback=m.rollback,
         registry_auth=m.registry_auth,
+        rollback_to=m.rollback_to,
+        pause_after=m.pause_after,
     )
 
 
@@ -4808,6 +5269,81 @@ def _read_get_stack_history_response(m: Any) -> GetStackHistoryResponse:
     return GetStackHistoryResponse(
         stack=_read_stack(m.stack) if m.HasField('stack') else None,
         revisions=tuple([_read_stack_revision(v) for v in m.revisions]),
+    )
+
+
+def _fill_get_service_history_request(s: GetServiceHistoryRequest, m: Any) -> None:
+    if s.service:
+        m.service = s.service
+
+
+def _read_get_service_history_request(m: Any) -> GetServiceHistoryRequest:
+    return GetServiceHistoryRequest(
+        service=m.service,
+    )
+
+
+def _fill_service_version(s: ServiceVersion, m: Any) -> None:
+    if s.revision is not None:
+        m.revision.SetInParent()
+        _fill_service_revision(s.revision, m.revision)
+    for changes in s.changes:
+        _fill_field_change(changes, m.changes.add())
+    if s.tasks:
+        m.tasks = s.tasks
+    if s.previous:
+        m.previous = s.previous
+
+
+def _read_service_version(m: Any) -> ServiceVersion:
+    return ServiceVersion(
+        revision=_read_service_revision(m.revision) if m.HasField('revision') else None,
+        changes=tuple([_read_field_change(v) for v in m.changes]),
+        tasks=m.tasks,
+        previous=m.previous,
+    )
+
+
+def _fill_get_service_history_response(s: GetServiceHistoryResponse, m: Any) -> None:
+    if s.service is not None:
+        m.service.SetInParent()
+        _fill_service(s.service, m.service)
+    for versions in s.versions:
+        _fill_service_version(versions, m.versions.add())
+
+
+def _read_get_service_history_response(m: Any) -> GetServiceHistoryResponse:
+    return GetServiceHistoryResponse(
+        service=_read_service(m.service) if m.HasField('service') else None,
+        versions=tuple([_read_service_version(v) for v in m.versions]),
+    )
+
+
+def _fill_resume_update_request(s: ResumeUpdateRequest, m: Any) -> None:
+    if s.service:
+        m.service = s.service
+    if s.version:
+        m.version = s.version
+    if s.pause_after:
+        m.pause_after = s.pause_after
+
+
+def _read_resume_update_request(m: Any) -> ResumeUpdateRequest:
+    return ResumeUpdateRequest(
+        service=m.service,
+        version=m.version,
+        pause_after=m.pause_after,
+    )
+
+
+def _fill_resume_update_response(s: ResumeUpdateResponse, m: Any) -> None:
+    if s.version:
+        m.version = s.version
+
+
+def _read_resume_update_response(m: Any) -> ResumeUpdateResponse:
+    return ResumeUpdateResponse(
+        version=m.version,
     )
 
 
@@ -5707,8 +6243,12 @@ def _fill_relay_request(s: RelayRequest, m: Any) -> None:
     if s.exec is not None:
         m.exec.SetInParent()
         _fill_exec_start(s.exec, m.exec)
-    if s.stats is not None:
-        m.stats = s.stats
+    if s.usage is not None:
+        m.usage.SetInParent()
+        _fill_usage_options(s.usage, m.usage)
+    if s.copy is not None:
+        m.copy.SetInParent()
+        _fill_copy_start(s.copy, m.copy)
 
 
 def _read_relay_request(m: Any) -> RelayRequest:
@@ -5717,7 +6257,8 @@ def _read_relay_request(m: Any) -> RelayRequest:
         task_id=m.task_id,
         logs=_read_log_options(m.logs) if m.HasField('logs') else None,
         exec=_read_exec_start(m.exec) if m.HasField('exec') else None,
-        stats=m.stats if m.HasField('stats') else None,
+        usage=_read_usage_options(m.usage) if m.HasField('usage') else None,
+        copy=_read_copy_start(m.copy) if m.HasField('copy') else None,
     )
 
 
@@ -5771,32 +6312,6 @@ def _read_manager_message(m: Any) -> ManagerMessage:
     )
 
 
-def _fill_task_stats(s: TaskStats, m: Any) -> None:
-    if s.task_id:
-        m.task_id = s.task_id
-    if s.cpu_total_ns:
-        m.cpu_total_ns = s.cpu_total_ns
-    if s.memory_bytes:
-        m.memory_bytes = s.memory_bytes
-    if s.memory_limit_bytes:
-        m.memory_limit_bytes = s.memory_limit_bytes
-    if s.pids:
-        m.pids = s.pids
-    if s.timestamp_ns:
-        m.timestamp_ns = s.timestamp_ns
-
-
-def _read_task_stats(m: Any) -> TaskStats:
-    return TaskStats(
-        task_id=m.task_id,
-        cpu_total_ns=m.cpu_total_ns,
-        memory_bytes=m.memory_bytes,
-        memory_limit_bytes=m.memory_limit_bytes,
-        pids=m.pids,
-        timestamp_ns=m.timestamp_ns,
-    )
-
-
 def _fill_relay_frame(s: RelayFrame, m: Any) -> None:
     if s.hello is not None:
         m.hello = s.hello
@@ -5809,9 +6324,15 @@ def _fill_relay_frame(s: RelayFrame, m: Any) -> None:
     if s.output is not None:
         m.output.SetInParent()
         _fill_exec_output(s.output, m.output)
-    if s.stats is not None:
-        m.stats.SetInParent()
-        _fill_task_stats(s.stats, m.stats)
+    if s.usage is not None:
+        m.usage.SetInParent()
+        _fill_node_usage(s.usage, m.usage)
+    if s.copy_input is not None:
+        m.copy_input.SetInParent()
+        _fill_copy_input(s.copy_input, m.copy_input)
+    if s.copy_output is not None:
+        m.copy_output.SetInParent()
+        _fill_copy_output(s.copy_output, m.copy_output)
     if s.error is not None:
         m.error = s.error
     if s.end is not None:
@@ -5824,7 +6345,9 @@ def _read_relay_frame(m: Any) -> RelayFrame:
         logs=_read_logs_response(m.logs) if m.HasField('logs') else None,
         input=_read_exec_input(m.input) if m.HasField('input') else None,
         output=_read_exec_output(m.output) if m.HasField('output') else None,
-        stats=_read_task_stats(m.stats) if m.HasField('stats') else None,
+        usage=_read_node_usage(m.usage) if m.HasField('usage') else None,
+        copy_input=_read_copy_input(m.copy_input) if m.HasField('copy_input') else None,
+        copy_output=_read_copy_output(m.copy_output) if m.HasField('copy_output') else None,
         error=m.error if m.HasField('error') else None,
         end=m.end if m.HasField('end') else None,
     )
@@ -6368,6 +6891,7 @@ _MODULE: dict[type[Message], str] = {
     GpuLink: 'objects_pb2',
     GpuProcess: 'objects_pb2',
     Gpu: 'objects_pb2',
+    RuntimeProblem: 'objects_pb2',
     NodeDescription: 'objects_pb2',
     NodeStatus: 'objects_pb2',
     ManagerStatus: 'objects_pb2',
@@ -6395,6 +6919,16 @@ _MODULE: dict[type[Message], str] = {
     LogsRequest: 'logs_pb2',
     LogLine: 'logs_pb2',
     LogsResponse: 'logs_pb2',
+    StatsRequest: 'logs_pb2',
+    GpuLoad: 'logs_pb2',
+    TaskStats: 'logs_pb2',
+    NodeUsage: 'logs_pb2',
+    StatsResponse: 'logs_pb2',
+    UsageOptions: 'logs_pb2',
+    CopyStart: 'logs_pb2',
+    CopyInput: 'logs_pb2',
+    FileStat: 'logs_pb2',
+    CopyOutput: 'logs_pb2',
     WindowSize: 'logs_pb2',
     ExecStart: 'logs_pb2',
     ExecInput: 'logs_pb2',
@@ -6425,6 +6959,11 @@ _MODULE: dict[type[Message], str] = {
     PlanStackResponse: 'control_pb2',
     GetStackHistoryRequest: 'control_pb2',
     GetStackHistoryResponse: 'control_pb2',
+    GetServiceHistoryRequest: 'control_pb2',
+    ServiceVersion: 'control_pb2',
+    GetServiceHistoryResponse: 'control_pb2',
+    ResumeUpdateRequest: 'control_pb2',
+    ResumeUpdateResponse: 'control_pb2',
     RotateRequest: 'control_pb2',
     RotateResponse: 'control_pb2',
     WatchServicesRequest: 'control_pb2',
@@ -6473,7 +7012,6 @@ _MODULE: dict[type[Message], str] = {
     RelayRequest: 'dispatcher_pb2',
     Goodbye: 'dispatcher_pb2',
     ManagerMessage: 'dispatcher_pb2',
-    TaskStats: 'dispatcher_pb2',
     RelayFrame: 'dispatcher_pb2',
     GetNodeInfoRequest: 'node_pb2',
     GetNodeInfoResponse: 'node_pb2',
@@ -6565,6 +7103,7 @@ _FILL: dict[type[Message], Any] = {
     GpuLink: _fill_gpu_link,
     GpuProcess: _fill_gpu_process,
     Gpu: _fill_gpu,
+    RuntimeProblem: _fill_runtime_problem,
     NodeDescription: _fill_node_description,
     NodeStatus: _fill_node_status,
     ManagerStatus: _fill_manager_status,
@@ -6592,6 +7131,16 @@ _FILL: dict[type[Message], Any] = {
     LogsRequest: _fill_logs_request,
     LogLine: _fill_log_line,
     LogsResponse: _fill_logs_response,
+    StatsRequest: _fill_stats_request,
+    GpuLoad: _fill_gpu_load,
+    TaskStats: _fill_task_stats,
+    NodeUsage: _fill_node_usage,
+    StatsResponse: _fill_stats_response,
+    UsageOptions: _fill_usage_options,
+    CopyStart: _fill_copy_start,
+    CopyInput: _fill_copy_input,
+    FileStat: _fill_file_stat,
+    CopyOutput: _fill_copy_output,
     WindowSize: _fill_window_size,
     ExecStart: _fill_exec_start,
     ExecInput: _fill_exec_input,
@@ -6622,6 +7171,11 @@ _FILL: dict[type[Message], Any] = {
     PlanStackResponse: _fill_plan_stack_response,
     GetStackHistoryRequest: _fill_get_stack_history_request,
     GetStackHistoryResponse: _fill_get_stack_history_response,
+    GetServiceHistoryRequest: _fill_get_service_history_request,
+    ServiceVersion: _fill_service_version,
+    GetServiceHistoryResponse: _fill_get_service_history_response,
+    ResumeUpdateRequest: _fill_resume_update_request,
+    ResumeUpdateResponse: _fill_resume_update_response,
     RotateRequest: _fill_rotate_request,
     RotateResponse: _fill_rotate_response,
     WatchServicesRequest: _fill_watch_services_request,
@@ -6670,7 +7224,6 @@ _FILL: dict[type[Message], Any] = {
     RelayRequest: _fill_relay_request,
     Goodbye: _fill_goodbye,
     ManagerMessage: _fill_manager_message,
-    TaskStats: _fill_task_stats,
     RelayFrame: _fill_relay_frame,
     GetNodeInfoRequest: _fill_get_node_info_request,
     GetNodeInfoResponse: _fill_get_node_info_response,
@@ -6762,6 +7315,7 @@ _READ: dict[type[Message], Any] = {
     GpuLink: _read_gpu_link,
     GpuProcess: _read_gpu_process,
     Gpu: _read_gpu,
+    RuntimeProblem: _read_runtime_problem,
     NodeDescription: _read_node_description,
     NodeStatus: _read_node_status,
     ManagerStatus: _read_manager_status,
@@ -6789,6 +7343,16 @@ _READ: dict[type[Message], Any] = {
     LogsRequest: _read_logs_request,
     LogLine: _read_log_line,
     LogsResponse: _read_logs_response,
+    StatsRequest: _read_stats_request,
+    GpuLoad: _read_gpu_load,
+    TaskStats: _read_task_stats,
+    NodeUsage: _read_node_usage,
+    StatsResponse: _read_stats_response,
+    UsageOptions: _read_usage_options,
+    CopyStart: _read_copy_start,
+    CopyInput: _read_copy_input,
+    FileStat: _read_file_stat,
+    CopyOutput: _read_copy_output,
     WindowSize: _read_window_size,
     ExecStart: _read_exec_start,
     ExecInput: _read_exec_input,
@@ -6819,6 +7383,11 @@ _READ: dict[type[Message], Any] = {
     PlanStackResponse: _read_plan_stack_response,
     GetStackHistoryRequest: _read_get_stack_history_request,
     GetStackHistoryResponse: _read_get_stack_history_response,
+    GetServiceHistoryRequest: _read_get_service_history_request,
+    ServiceVersion: _read_service_version,
+    GetServiceHistoryResponse: _read_get_service_history_response,
+    ResumeUpdateRequest: _read_resume_update_request,
+    ResumeUpdateResponse: _read_resume_update_response,
     RotateRequest: _read_rotate_request,
     RotateResponse: _read_rotate_response,
     WatchServicesRequest: _read_watch_services_request,
@@ -6867,7 +7436,6 @@ _READ: dict[type[Message], Any] = {
     RelayRequest: _read_relay_request,
     Goodbye: _read_goodbye,
     ManagerMessage: _read_manager_message,
-    TaskStats: _read_task_stats,
     RelayFrame: _read_relay_frame,
     GetNodeInfoRequest: _read_get_node_info_request,
     GetNodeInfoResponse: _read_get_node_info_response,
@@ -6927,4 +7495,4 @@ def decode(cls: type[M], data: bytes) -> M:
     return _READ[cls](m)  # type: ignore[no-any-return]  # the table pairs each class with its reader
 
 
-__all__ = ['AdmitRequest', 'AdmitResponse', 'AgentMessage', 'AppArmorOpts', 'Assignment', 'Assignments', 'AuditRecord', 'Availability', 'Backend', 'BackupRequest', 'BackupResponse', 'BindOptions', 'Caller', 'Cluster', 'ClusterInfo', 'ClusterSpec', 'Config', 'ConfigData', 'ConfigReference', 'ConfigSpec', 'ContainerSpec', 'ContainerStatus', 'CreateRequest', 'CreateResponse', 'CredentialSpec', 'DataKey', 'Dependency', 'DeployStackRequest', 'DeployStackResponse', 'DeviceMapping', 'DeviceRequest', 'DnsConfig', 'Driver', 'Endpoint', 'EndpointSpec', 'EnfranchiseRequest', 'EnfranchiseResponse', 'EngineDescription', 'EnginePlugin', 'EtcdAccess', 'EtcdPeer', 'Event', 'ExecInput', 'ExecOutput', 'ExecStart', 'ExplainTaskRequest', 'ExplainTaskResponse', 'ExternalCa', 'FieldChange', 'FileTarget', 'Filter', 'FilterResult', 'ForwardFrame', 'ForwardStart', 'GenericResource', 'GetInfoRequest', 'GetInfoResponse', 'GetJoinTokensRequest', 'GetJoinTokensResponse', 'GetNodeInfoRequest', 'GetNodeInfoResponse', 'GetRequest', 'GetResponse', 'GetStackHistoryRequest', 'GetStackHistoryResponse', 'GetUnlockKeyRequest', 'GetUnlockKeyResponse', 'Global', 'GlobalJob', 'Goodbye', 'Gpu', 'GpuHolder', 'GpuLink', 'GpuProcess', 'GpuProximity', 'GpuUsage', 'HealthConfig', 'Heartbeat', 'HeartbeatAck', 'Hello', 'IngressService', 'InitRequest', 'InitResponse', 'IpamConfig', 'IpamOptions', 'IssueClientCertificateRequest', 'IssueClientCertificateResponse', 'IssueNodeCertificateRequest', 'IssueNodeCertificateResponse', 'JobSpec', 'JobState', 'JobStatus', 'JoinRequest', 'JoinResponse', 'Keyring', 'Kind', 'LeaveRequest', 'LeaveResponse', 'Leaving', 'ListAuditRequest', 'ListAuditResponse', 'ListGpusRequest', 'ListGpusResponse', 'ListQueuesRequest', 'ListQueuesResponse', 'ListRequest', 'ListResponse', 'LogLine', 'LogOptions', 'LogStream', 'LogsRequest', 'LogsResponse', 'ManagerMessage', 'ManagerStatus', 'Message', 'Meta', 'Mount', 'Network', 'NetworkAttachment', 'NetworkAttachmentSpec', 'NetworkSpec', 'Node', 'NodeDescription', 'NodePlacement', 'NodeRole', 'NodeSpec', 'NodeState', 'NodeStatus', 'Object', 'PendingPlacement', 'Placement', 'PlacementPreference', 'PlanStackResponse', 'PlannedChange', 'PlannedMove', 'Platform', 'PortConfig', 'Privileges', 'QueueSpec', 'QueueUsage', 'RaftConfig', 'Reachability', 'RebalanceConfig', 'RebalanceRequest', 'RebalanceResponse', 'RebalanceStatus', 'RelayFrame', 'RelayRequest', 'RemoveRequest', 'RemoveResponse', 'Replicated', 'ReplicatedJob', 'ResourceRequirements', 'Resources', 'RestartPolicy', 'RestoreRequest', 'RestoreResponse', 'RestoreStart', 'RotateRequest', 'RotateResponse', 'SchedulingConfig', 'SeLinuxContext', 'SeccompOpts', 'Secret', 'SecretData', 'SecretReference', 'SecretSpec', 'Service', 'ServiceMode', 'ServicePlacement', 'ServiceRevision', 'ServiceSpec', 'ServiceStatus', 'Spec', 'Stack', 'StackChange', 'StackRevision', 'StackRollback', 'StackSpec', 'StatusAck', 'StatusBatch', 'StopCause', 'Task', 'TaskReport', 'TaskSpec', 'TaskState', 'TaskStats', 'TaskStatus', 'TmpfsOption', 'TmpfsOptions', 'Ulimit', 'UnlockRequest', 'UnlockResponse', 'UpdateConfig', 'UpdateRequest', 'UpdateResponse', 'UpdateState', 'UpdateStatus', 'VirtualIp', 'Volume', 'VolumeOptions', 'VolumeSpec', 'WatchRequest', 'WatchResponse', 'WatchServicesRequest', 'WatchServicesResponse', 'Welcome', 'WindowSize', 'decode', 'encode']
+__all__ = ['AdmitRequest', 'AdmitResponse', 'AgentMessage', 'AppArmorOpts', 'Assignment', 'Assignments', 'AuditRecord', 'Availability', 'Backend', 'BackupRequest', 'BackupResponse', 'BindOptions', 'Caller', 'Cluster', 'ClusterInfo', 'ClusterSpec', 'Config', 'ConfigData', 'ConfigReference', 'ConfigSpec', 'ContainerSpec', 'ContainerStatus', 'CopyInput', 'CopyOutput', 'CopyStart', 'CreateRequest', 'CreateResponse', 'CredentialSpec', 'DataKey', 'Dependency', 'DeployStackRequest', 'DeployStackResponse', 'DeviceMapping', 'DeviceRequest', 'DnsConfig', 'Driver', 'Endpoint', 'EndpointSpec', 'EnfranchiseRequest', 'EnfranchiseResponse', 'EngineDescription', 'EnginePlugin', 'EtcdAccess', 'EtcdPeer', 'Event', 'ExecInput', 'ExecOutput', 'ExecStart', 'ExplainTaskRequest', 'ExplainTaskResponse', 'ExternalCa', 'FieldChange', 'FileStat', 'FileTarget', 'Filter', 'FilterResult', 'ForwardFrame', 'ForwardStart', 'GenericResource', 'GetInfoRequest', 'GetInfoResponse', 'GetJoinTokensRequest', 'GetJoinTokensResponse', 'GetNodeInfoRequest', 'GetNodeInfoResponse', 'GetRequest', 'GetResponse', 'GetServiceHistoryRequest', 'GetServiceHistoryResponse', 'GetStackHistoryRequest', 'GetStackHistoryResponse', 'GetUnlockKeyRequest', 'GetUnlockKeyResponse', 'Global', 'GlobalJob', 'Goodbye', 'Gpu', 'GpuHolder', 'GpuLink', 'GpuLoad', 'GpuProcess', 'GpuProximity', 'GpuUsage', 'HealthConfig', 'Heartbeat', 'HeartbeatAck', 'Hello', 'IngressService', 'InitRequest', 'InitResponse', 'IpamConfig', 'IpamOptions', 'IssueClientCertificateRequest', 'IssueClientCertificateResponse', 'IssueNodeCertificateRequest', 'IssueNodeCertificateResponse', 'JobSpec', 'JobState', 'JobStatus', 'JoinRequest', 'JoinResponse', 'Keyring', 'Kind', 'LeaveRequest', 'LeaveResponse', 'Leaving', 'ListAuditRequest', 'ListAuditResponse', 'ListGpusRequest', 'ListGpusResponse', 'ListQueuesRequest', 'ListQueuesResponse', 'ListRequest', 'ListResponse', 'LogLine', 'LogOptions', 'LogStream', 'LogsRequest', 'LogsResponse', 'ManagerMessage', 'ManagerStatus', 'Message', 'Meta', 'Mount', 'Network', 'NetworkAttachment', 'NetworkAttachmentSpec', 'NetworkSpec', 'Node', 'NodeDescription', 'NodePlacement', 'NodeRole', 'NodeSpec', 'NodeState', 'NodeStatus', 'NodeUsage', 'Object', 'PendingPlacement', 'Placement', 'PlacementPreference', 'PlanStackResponse', 'PlannedChange', 'PlannedMove', 'Platform', 'PortConfig', 'Privileges', 'QueueSpec', 'QueueUsage', 'RaftConfig', 'Reachability', 'RebalanceConfig', 'RebalanceRequest', 'RebalanceResponse', 'RebalanceStatus', 'RelayFrame', 'RelayRequest', 'RemoveRequest', 'RemoveResponse', 'Replicated', 'ReplicatedJob', 'ResourceRequirements', 'Resources', 'RestartPolicy', 'RestoreRequest', 'RestoreResponse', 'RestoreStart', 'ResumeUpdateRequest', 'ResumeUpdateResponse', 'RotateRequest', 'RotateResponse', 'RuntimeProblem', 'SchedulingConfig', 'SeLinuxContext', 'SeccompOpts', 'Secret', 'SecretData', 'SecretReference', 'SecretSpec', 'Service', 'ServiceMode', 'ServicePlacement', 'ServiceRevision', 'ServiceSpec', 'ServiceStatus', 'ServiceVersion', 'Spec', 'Stack', 'StackChange', 'StackRevision', 'StackRollback', 'StackSpec', 'StatsRequest', 'StatsResponse', 'StatusAck', 'StatusBatch', 'StopCause', 'Task', 'TaskReport', 'TaskSpec', 'TaskState', 'TaskStats', 'TaskStatus', 'TmpfsOption', 'TmpfsOptions', 'Ulimit', 'UnlockRequest', 'UnlockResponse', 'UpdateConfig', 'UpdateRequest', 'UpdateResponse', 'UpdateState', 'UpdateStatus', 'UsageOptions', 'VirtualIp', 'Volume', 'VolumeOptions', 'VolumeSpec', 'WatchRequest', 'WatchResponse', 'WatchServicesRequest', 'WatchServicesResponse', 'Welcome', 'WindowSize', 'decode', 'encode']

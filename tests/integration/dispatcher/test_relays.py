@@ -111,16 +111,6 @@ async def test_input_that_nobody_reads_does_not_keep_a_finished_command(tmp_path
                 await asyncio.wait_for(feeding, 10)
 
 
-async def test_stats_come_until_the_client_has_enough(tmp_path: Path) -> None:
-    async with running(tmp_path) as (manager, _, task):
-        async with manager.dispatcher.relays.open(
-            "n1", RelayRequest(task_id=task, stats=True)
-        ) as r:
-            frame = await anext(r.frames())
-        assert frame.stats is not None
-        assert frame.stats.memory_bytes == 1024
-
-
 @pytest.mark.parametrize(
     ("request_", "reason"),
     [
