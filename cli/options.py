@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from functools import wraps
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -28,6 +30,7 @@ __all__ = [
     "DURATION",
     "Ref",
     "StackRevisionRef",
+    "TaskList",
     "detach_options",
     "filter_option",
     "format_option",
@@ -38,6 +41,7 @@ __all__ = [
     "quiet_names_option",
     "quiet_option",
     "read_input",
+    "task_list_options",
     "timeout_option",
 ]
 
@@ -270,6 +274,45 @@ def list_options(*keys: str) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         return filter_option(*keys)(format_option(quiet_option(function)))
+
+    return decorate
+
+
+@dataclass(frozen=True, slots=True)
+class TaskList:
+    """How a list of tasks was asked for."""
+
+    filters: tuple[tuple[str, str], ...] = ()
+    form: str = ""
+    quiet: bool = False
+    no_trunc: bool = False
+    resolve: bool = True
+
+
+def task_list_options(*keys: str) -> Callable[[F], F]:
+    """The options of a command that lists tasks, filters by these keys; it gets them as one
+    `wanted: TaskList`.
+    """
+
+    def decorate(function: F) -> F:
+        @wraps(function)
+        def gathered(
+            *,
+            filters: tuple[tuple[str, str], ...],
+            form: str,
+            quiet: bool,
+            no_trunc: bool,
+            no_resolve: bool,
+            **arguments: Any,
+        ) -> Any:
+            wanted = TaskList(filters, form, quiet, no_trunc, resolve=not no_resolve)
+            return function(**arguments, wanted=wanted)
+
+        resolving = click.option("--no-resolve", is_flag=True, help="Show ids instead of names.")
+        options = (filter_option(*keys), format_option, quiet_option, no_trunc_option, resolving)
+        for option in reversed(options):
+            gathered = option(gathered)
+        return cast("F", gathered)
 
     return decorate
 

@@ -16,6 +16,7 @@ from typing import Any
 from cli.connection import Connection
 from cli.format import Record, print_rows, short_id
 from cli.objects import list_objects, name_of
+from cli.options import TaskList, make_filters
 from cli.reasons import brief
 from cli.settings import Settings
 from cli.times import age
@@ -23,7 +24,7 @@ from swarm.errors import NotFound
 from swarm.states import label
 from swarm.v1 import Filter, GetRequest, Kind, Node, PortConfig, Service, Task
 
-__all__ = ["Lookup", "fetch_tasks", "print_tasks", "task_rows"]
+__all__ = ["Lookup", "fetch_tasks", "list_tasks", "task_rows"]
 
 COLUMNS = (
     ("ID", "ID"),
@@ -170,24 +171,20 @@ def host_ports(ports: Iterable[PortConfig]) -> str:
     )
 
 
-def print_tasks(
-    tasks: Sequence[Task],
-    lookup: Lookup,
-    settings: Settings,
-    *,
-    form: str,
-    quiet: bool,
-    no_trunc: bool,
+async def list_tasks(
+    connection: Connection, settings: Settings, wanted: TaskList, **only: Sequence[str]
 ) -> None:
-    """Prints the list to stdout."""
-    if quiet and not form:
-        no_trunc = True  # Docker's -q prints whole ids
-    rows = task_rows(tasks, lookup, now_ns=settings.clock.now_ns(), no_trunc=no_trunc)
+    """Prints tasks to stdout, as `wanted`; `only` those of these services or nodes."""
+    tasks, lookup = await fetch_tasks(
+        connection, make_filters(wanted.filters, **only), resolve=wanted.resolve
+    )
+    # Docker's -q prints whole ids.
+    whole = wanted.no_trunc or (wanted.quiet and not wanted.form)
     print_rows(
-        rows,
+        task_rows(tasks, lookup, now_ns=settings.clock.now_ns(), no_trunc=whole),
         COLUMNS,
-        form=form,
-        quiet=quiet,
+        form=wanted.form,
+        quiet=wanted.quiet,
         terminal=settings.terminal(),
         sentences="Error",
     )

@@ -11,15 +11,15 @@ from cli.lazy import Command
 from cli.objects import raise_all
 from cli.options import (
     Ref,
-    filter_option,
+    TaskList,
     format_option,
     list_options,
     make_filters,
     no_trunc_option,
-    quiet_option,
+    task_list_options,
 )
 from cli.settings import settings
-from cli.tasks import fetch_tasks, print_tasks
+from cli.tasks import list_tasks
 from swarm.errors import SwarmError
 from swarm.v1 import GetRequest, GetResponse, Kind
 
@@ -61,20 +61,8 @@ def ls(filters: tuple[tuple[str, str], ...], form: str, *, quiet: bool, no_trunc
 
 @click.command(cls=Command)
 @JOBS
-@filter_option("id", "name", "node", "desired-state", "label")
-@format_option
-@quiet_option
-@no_trunc_option
-@click.option("--no-resolve", is_flag=True, help="Show ids instead of names.")
-def ps(
-    jobs: tuple[str, ...],
-    filters: tuple[tuple[str, str], ...],
-    form: str,
-    *,
-    quiet: bool,
-    no_trunc: bool,
-    no_resolve: bool,
-) -> None:
+@task_list_options("id", "name", "node", "desired-state", "label")
+def ps(jobs: tuple[str, ...], *, wanted: TaskList) -> None:
     r"""List the tasks of jobs.
 
     The newest task of each slot comes first; the ones before it are marked with \_.
@@ -83,9 +71,7 @@ def ps(
     async def work(connection: Connection) -> list[SwarmError]:
         found, problems = await get_jobs(connection, jobs)
         if found:
-            asked = make_filters(filters, service=[job.id for job in found])
-            tasks, lookup = await fetch_tasks(connection, asked, resolve=not no_resolve)
-            print_tasks(tasks, lookup, settings(), form=form, quiet=quiet, no_trunc=no_trunc)
+            await list_tasks(connection, settings(), wanted, service=[job.id for job in found])
         return problems
 
     raise_all(call(work))

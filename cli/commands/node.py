@@ -16,17 +16,16 @@ from cli.lazy import Group
 from cli.objects import get_each, inspect_all, list_objects, name_of, raise_all, remove_all
 from cli.options import (
     Ref,
-    filter_option,
+    TaskList,
     format_option,
     key_values,
     list_options,
     make_filters,
-    no_trunc_option,
-    quiet_option,
+    task_list_options,
 )
 from cli.pretty import describe_node, manager_word
 from cli.settings import settings
-from cli.tasks import fetch_tasks, print_tasks
+from cli.tasks import list_tasks
 from swarm.errors import Conflict, Invalid, NotFound, SwarmError
 from swarm.gpus import WHOLE, format_share
 from swarm.v1 import (
@@ -114,20 +113,8 @@ def node_row(node: Node, self_id: str, gpus: tuple[int, int]) -> Record:
 
 @group.command()
 @click.argument("nodes", nargs=-1, type=Ref("node"), metavar="[NODE...]")
-@filter_option("id", "name", "label", "desired-state")
-@format_option
-@quiet_option
-@no_trunc_option
-@click.option("--no-resolve", is_flag=True, help="Show ids instead of names.")
-def ps(
-    nodes: tuple[str, ...],
-    filters: tuple[tuple[str, str], ...],
-    form: str,
-    *,
-    quiet: bool,
-    no_trunc: bool,
-    no_resolve: bool,
-) -> None:
+@task_list_options("id", "name", "label", "desired-state")
+def ps(nodes: tuple[str, ...], *, wanted: TaskList) -> None:
     """List the tasks of nodes; of the one that answers when none is named."""
 
     async def work(connection: Connection) -> list[SwarmError]:
@@ -135,9 +122,7 @@ def ps(
         found, problems = await get_each(connection, Kind.NODE, refs)
         ids = [answer.object.node.id for answer in found if answer.object and answer.object.node]
         if ids:
-            asked = make_filters(filters, node=ids)
-            tasks, lookup = await fetch_tasks(connection, asked, resolve=not no_resolve)
-            print_tasks(tasks, lookup, settings(), form=form, quiet=quiet, no_trunc=no_trunc)
+            await list_tasks(connection, settings(), wanted, node=ids)
         return problems
 
     raise_all(call(work))

@@ -9,16 +9,16 @@ from cli.lazy import Command
 from cli.objects import get_each, inspect_all, raise_all, remove_all
 from cli.options import (
     Ref,
-    filter_option,
+    TaskList,
     format_option,
     list_options,
     make_filters,
     no_trunc_option,
-    quiet_option,
+    task_list_options,
 )
 from cli.services import fetch_services, print_services
 from cli.settings import settings
-from cli.tasks import fetch_tasks, print_tasks
+from cli.tasks import list_tasks
 from swarm.errors import SwarmError
 from swarm.v1 import Kind
 
@@ -42,20 +42,8 @@ def ls(filters: tuple[tuple[str, str], ...], form: str, *, quiet: bool, no_trunc
 
 @click.command(cls=Command)
 @SERVICES
-@filter_option("id", "name", "node", "desired-state", "label")
-@format_option
-@quiet_option
-@no_trunc_option
-@click.option("--no-resolve", is_flag=True, help="Show ids instead of names.")
-def ps(
-    services: tuple[str, ...],
-    filters: tuple[tuple[str, str], ...],
-    form: str,
-    *,
-    quiet: bool,
-    no_trunc: bool,
-    no_resolve: bool,
-) -> None:
+@task_list_options("id", "name", "node", "desired-state", "label")
+def ps(services: tuple[str, ...], *, wanted: TaskList) -> None:
     r"""List the tasks of services.
 
     The newest task of each slot comes first; the ones before it are marked with \_.
@@ -65,9 +53,7 @@ def ps(
         found, problems = await get_each(connection, Kind.SERVICE, services)
         ids = [a.object.service.id for a in found if a.object and a.object.service]
         if ids:
-            asked = make_filters(filters, service=ids)
-            tasks, lookup = await fetch_tasks(connection, asked, resolve=not no_resolve)
-            print_tasks(tasks, lookup, settings(), form=form, quiet=quiet, no_trunc=no_trunc)
+            await list_tasks(connection, settings(), wanted, service=ids)
         return problems
 
     raise_all(call(work))

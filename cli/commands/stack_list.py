@@ -11,16 +11,17 @@ from cli.objects import list_objects
 from cli.options import (
     Ref,
     StackRevisionRef,
+    TaskList,
     filter_option,
     format_option,
     make_filters,
-    no_trunc_option,
     quiet_names_option,
     quiet_option,
+    task_list_options,
 )
 from cli.services import STACK_LABEL, fetch_services, print_services
 from cli.settings import settings
-from cli.tasks import fetch_tasks, natural, print_tasks
+from cli.tasks import list_tasks, natural
 from cli.times import ago, rfc3339
 from swarm.errors import NotFound
 from swarm.v1 import (
@@ -70,20 +71,8 @@ def ls(form: str, *, quiet: bool) -> None:
 
 @click.command(cls=Command)
 @click.argument("stack", type=Ref("stack"))
-@filter_option("id", "name", "node", "desired-state", "label")
-@format_option
-@quiet_option
-@no_trunc_option
-@click.option("--no-resolve", is_flag=True, help="Show ids instead of names.")
-def ps(
-    stack: str,
-    filters: tuple[tuple[str, str], ...],
-    form: str,
-    *,
-    quiet: bool,
-    no_trunc: bool,
-    no_resolve: bool,
-) -> None:
+@task_list_options("id", "name", "node", "desired-state", "label")
+def ps(stack: str, *, wanted: TaskList) -> None:
     """List the tasks of a stack."""
 
     async def work(connection: Connection) -> None:
@@ -92,9 +81,9 @@ def ps(
         if not services:
             click.echo(f"Nothing found in stack: {stack}", err=True)
             return
-        asked = make_filters(filters, service=[service.id for service in services])
-        tasks, lookup = await fetch_tasks(connection, asked, resolve=not no_resolve)
-        print_tasks(tasks, lookup, settings(), form=form, quiet=quiet, no_trunc=no_trunc)
+        await list_tasks(
+            connection, settings(), wanted, service=[service.id for service in services]
+        )
 
     call(work)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 import msgspec
 
@@ -12,15 +14,14 @@ from cli.lazy import Group
 from cli.objects import inspect_all
 from cli.options import (
     Ref,
-    filter_option,
+    TaskList,
     format_option,
-    make_filters,
-    no_trunc_option,
-    quiet_option,
+    task_list_options,
 )
 from cli.reasons import explain_lines
+from cli.services import STACK_LABEL
 from cli.settings import settings
-from cli.tasks import fetch_tasks, print_tasks
+from cli.tasks import list_tasks
 from swarm.v1 import ExplainTaskRequest, ExplainTaskResponse, Kind
 
 
@@ -33,28 +34,16 @@ group.add_command(task_logs, "logs")
 
 
 @group.command("ls")
-@filter_option("id", "name", "label", "service", "node", "desired-state", "stack")
-@format_option
-@quiet_option
-@no_trunc_option
-@click.option("--no-resolve", is_flag=True, help="Show ids instead of names.")
-def ls(
-    filters: tuple[tuple[str, str], ...],
-    form: str,
-    *,
-    quiet: bool,
-    no_trunc: bool,
-    no_resolve: bool,
-) -> None:
+@task_list_options("id", "name", "label", "service", "node", "desired-state", "stack")
+def ls(*, wanted: TaskList) -> None:
     """List all tasks."""
     asked = tuple(
-        ("label", f"com.docker.stack.namespace={value}") if key == "stack" else (key, value)
-        for key, value in filters
+        ("label", f"{STACK_LABEL}={value}") if key == "stack" else (key, value)
+        for key, value in wanted.filters
     )
 
     async def work(connection: Connection) -> None:
-        tasks, lookup = await fetch_tasks(connection, make_filters(asked), resolve=not no_resolve)
-        print_tasks(tasks, lookup, settings(), form=form, quiet=quiet, no_trunc=no_trunc)
+        await list_tasks(connection, settings(), replace(wanted, filters=asked))
 
     call(work)
 
