@@ -24,6 +24,8 @@ from swarm.v1 import (
     Cluster,
     ClusterSpec,
     Config,
+    CopyInput,
+    CopyOutput,
     CreateRequest,
     CreateResponse,
     DeployStackRequest,
@@ -41,6 +43,8 @@ from swarm.v1 import (
     GetNodeInfoResponse,
     GetRequest,
     GetResponse,
+    GetServiceHistoryRequest,
+    GetServiceHistoryResponse,
     GetStackHistoryRequest,
     GetStackHistoryResponse,
     GetUnlockKeyRequest,
@@ -77,12 +81,16 @@ from swarm.v1 import (
     RemoveResponse,
     RestoreRequest,
     RestoreResponse,
+    ResumeUpdateRequest,
+    ResumeUpdateResponse,
     RotateRequest,
     RotateResponse,
     Secret,
     Service,
     ServiceRevision,
     ServiceStatus,
+    StatsRequest,
+    StatsResponse,
     UnlockRequest,
     UnlockResponse,
     UpdateRequest,
@@ -125,6 +133,12 @@ class FakeCluster:
         self.deploy_changes: tuple[Any, ...] = ()
         self.plan = PlanStackResponse()
         self.history = GetStackHistoryResponse()
+        # By service id.
+        self.service_histories: dict[str, GetServiceHistoryResponse] = {}
+        # One item per message of Stats: an answer, or an error to raise.
+        self.stats_script: list[Any] = []
+        self.copy_script: list[CopyOutput] = []
+        self.copy_inputs: list[CopyInput] = []
         self.rotated = RotateResponse()
         self.gpus = ListGpusResponse()
         self.queues = ListQueuesResponse()
@@ -332,6 +346,39 @@ class _Control:
     ) -> GetStackHistoryResponse:
         self.cluster.note("get_stack_history", request)
         return self.cluster.history
+
+    async def get_service_history(
+        self, request: GetServiceHistoryRequest, context: rpc.Context
+    ) -> GetServiceHistoryResponse:
+        self.cluster.note("get_service_history", request)
+        found = self.cluster.find(Kind.SERVICE, request.service)
+        answer = self.cluster.service_histories.get(found.id, GetServiceHistoryResponse())
+        return msgspec.structs.replace(answer, service=found)
+
+    async def resume_update(
+        self, request: ResumeUpdateRequest, context: rpc.Context
+    ) -> ResumeUpdateResponse:
+        self.cluster.note("resume_update", request)
+        self.cluster.version += 1
+        return ResumeUpdateResponse(version=self.cluster.version)
+
+    async def stats(
+        self, request: StatsRequest, context: rpc.Context
+    ) -> AsyncIterator[StatsResponse]:
+        self.cluster.note("stats", request)
+        for step in self.cluster.stats_script:
+            if isinstance(step, SwarmError):
+                raise step
+            yield step
+
+    async def copy(
+        self, request: AsyncIterator[CopyInput], context: rpc.Context
+    ) -> AsyncIterator[CopyOutput]:
+        self.cluster.note("copy", None)
+        async for item in request:
+            self.cluster.copy_inputs.append(item)
+        for answer in self.cluster.copy_script:
+            yield answer
 
     async def rotate(self, request: RotateRequest, context: rpc.Context) -> RotateResponse:
         self.cluster.note("rotate", request)
