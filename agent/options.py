@@ -12,10 +12,10 @@ from pathlib import Path
 from agent.gpus import inventory
 from swarm import __version__, errors, logs
 from swarm.audit import Copy, copy_to
+from swarm.files import SOCKET_PATH_MAX
 
 RELAY_PORT = 7946  # Swarm's port for traffic between nodes
 PEER_PORT = 2380  # etcd's own
-SOCKET_PATH_MAX = 107  # bytes in sockaddr_un, less the final zero
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from swarm.files import SOCKET_PATH_MAX
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 HOME = ROOT / ".demo"
@@ -37,7 +39,6 @@ NODES = {"n1": "127.0.0.1", "n2": "127.0.0.2", "n3": "127.0.0.3"}
 START_TIMEOUT_S = 20.0
 PULL_TIMEOUT_S = 30.0
 ASK_TIMEOUT_S = 10.0
-SOCKET_PATH_MAX = 107
 
 
 class DemoError(Exception):

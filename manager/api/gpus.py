@@ -7,20 +7,16 @@ stops, and while its node is out of reach.
 from __future__ import annotations
 
 from manager.api.lookup import name_of
+from manager.scheduler import spec_of_version, unavailable
 from manager.store import View
 from swarm import errors, states
 from swarm.gpus import WHOLE, GpuAsk, ask_of
 from swarm.v1 import (
-    Availability,
     Gpu,
     GpuHolder,
     GpuUsage,
     ListGpusResponse,
     Node,
-    NodeState,
-    Service,
-    ServiceRevision,
-    ServiceSpec,
     Task,
     TaskState,
 )
@@ -50,19 +46,11 @@ def _of_node(view: View, node: Node, asks: dict[tuple[str, int], GpuAsk | None])
                 asks[key] = _ask(view, *key)
             for uuid in task.assigned_gpus:
                 held.setdefault(uuid, []).append((task, asks[key]))
-    takes = (
-        node.status is not None
-        and node.status.state == NodeState.READY
-        and (node.spec is None or node.spec.availability in _TAKES)
-        and not node.revoked
-    )
+    takes = unavailable(node) is None
     return [
         _usage(view, node, gpu, held.get(gpu.uuid, []), takes=takes and gpu.uuid not in split)
         for gpu in _in_order(gpus)
     ]
-
-
-_TAKES = (Availability.ACTIVE, Availability.UNSPECIFIED)
 
 
 def _usage(
@@ -103,12 +91,7 @@ def _hostname(node: Node) -> str:
 
 def _ask(view: View, service_id: str, spec_version: int) -> GpuAsk | None:
     """What that version asks for; None: it cannot be known any more, so whole GPUs are assumed."""
-    revision = view.get(ServiceRevision, f"{service_id}.{spec_version}")
-    spec: ServiceSpec | None = revision.spec if revision is not None else None
-    if revision is None:
-        service = view.get(Service, service_id)
-        if service is not None and service.spec_version == spec_version:
-            spec = service.spec
+    spec = spec_of_version(view, service_id, spec_version)
     if spec is None or spec.task is None or spec.task.resources is None:
         return None
     try:

@@ -13,7 +13,7 @@ from manager.api.roles import is_reachable
 from manager.api.services import previous_revision
 from manager.ca import manager_addrs
 from manager.control import Causes, service_status, standing
-from manager.scheduler import explain
+from manager.scheduler import NodeTable, explain
 from manager.store import EngineFacts, View
 from swarm.v1 import (
     Cluster,
@@ -103,8 +103,9 @@ def list_objects(view: View, request: ListRequest, *, now_ns: int) -> ListRespon
 def explain_task(view: View, ref: str, *, now_ns: int) -> ExplainTaskResponse:
     """Why a task is where it is, or nowhere. Raises NotFound, Invalid."""
     task = find(view, Task, ref)
-    found = explain(view, task)
-    place = standing(view, task, now_ns=now_ns)
+    table = NodeTable.build(view)
+    found = explain(table, view, task)
+    place = standing(view, table, task, now_ns=now_ns)
     held = place.held_back
     if held:
         found = structs.replace(found, summary=f"{found.summary}; {held[0]}", hint=place.hint)

@@ -52,13 +52,15 @@ class Admission:
 
     # -------------------------------------------------------------- taking in changes
 
-    def reset(self, table: NodeTable, view: View) -> None:
-        """Begins anew with a view; `table` was built from it."""
-        self.__init__(table)  # type: ignore[misc]  # all of it is forgotten
+    @classmethod
+    def of(cls, table: NodeTable, view: View) -> Admission:
+        """Begins with a view; `table` was built from it."""
+        made = cls(table)
         for service in view.all(Service):
-            self.observe_service(None, service)
+            made.observe_service(None, service)
         for cluster in view.all(Cluster):
-            self._configure(cluster)
+            made._configure(cluster)
+        return made
 
     def observe_service(self, old: Service | None, new: Service | None) -> bool:
         """Takes a change of a service; True: others that wait may come before it now."""

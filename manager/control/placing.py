@@ -61,7 +61,7 @@ class Placer:
         self._sleepers = Sleepers(table)
         self._emptied = set()
         self._refresh_ns = 0
-        self.admission.reset(table, view)
+        self.admission = Admission.of(table, view)
 
     def note_task(self, task: Task, view: View) -> None:
         """Takes one task of a view that the Placer begins with."""

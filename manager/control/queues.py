@@ -15,7 +15,7 @@ from manager.control.template import spec_of_version, state_of
 from manager.control.tick import Tick
 from manager.scheduler import NodeTable
 from manager.scheduler.queues import Amounts, Ledger, amounts_of, specs_by_name, totals_of
-from manager.scheduler.ranking import job_since_ns, terms_of
+from manager.scheduler.ranking import job_turn, terms_of
 from manager.store import Draft, View
 from swarm import states
 from swarm.v1 import Cluster, Node, QueueSpec, QueueUsage, Service, Task, TaskState
@@ -58,15 +58,15 @@ def usage(view: View) -> tuple[QueueUsage, ...]:
     return tuple(found)
 
 
-def standing(view: View, task: Task, *, now_ns: int) -> Standing:
-    """Where a task that waits for a node stands, and what holds it back though nodes may fit. Cost:
-    all that waits is placed in a draft.
+def standing(view: View, table: NodeTable, task: Task, *, now_ns: int) -> Standing:
+    """Where a task that waits for a node stands, and what holds it back though nodes may fit.
+    `table`: of the view; it is used up: all that waits is placed in a draft.
     """
     service = view.get(Service, task.service_id)
     if service is None or not is_unplaced(task):
         return Standing()
     terms = terms_of(service.spec)
-    held_back, hint = _held_back(view, task, now_ns, terms.queue)
+    held_back, hint = _held_back(view, table, task, now_ns, terms.queue)
     if not terms.job:
         return Standing(held_back=held_back, hint=hint)
     order = [s.id for s in _waiting(view).get(terms.queue, ())]
@@ -74,8 +74,9 @@ def standing(view: View, task: Task, *, now_ns: int) -> Standing:
     return Standing(terms.queue, position, held_back, hint)
 
 
-def _held_back(view: View, task: Task, now_ns: int, queue: str) -> tuple[tuple[str, ...], str]:
-    table = NodeTable.build(view)
+def _held_back(
+    view: View, table: NodeTable, task: Task, now_ns: int, queue: str
+) -> tuple[tuple[str, ...], str]:
     placer = Placer(table, explains=False)
     placer.reset(table, view)
     for other in view.all(Task):
@@ -129,14 +130,7 @@ def _waiting(view: View) -> dict[str, list[Service]]:
         if terms.job and any(is_unplaced(t) for t in view.by(Task, "service", service.id)):
             found.setdefault(terms.queue, []).append(service)
     for services in found.values():
-        services.sort(
-            key=lambda s: (
-                -terms_of(s.spec).priority,
-                job_since_ns(s),
-                s.spec.name if s.spec else "",
-                s.id,
-            )
-        )
+        services.sort(key=lambda s: job_turn(s).place)
     return found
 
 

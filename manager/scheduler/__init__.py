@@ -21,7 +21,7 @@ from manager.scheduler.explain import (
 from manager.scheduler.filters import FILTERS, Rejection, rejection, unavailable, unseen, unsuitable
 from manager.scheduler.nodeinfo import FAILURES_MAX, NodeInfo
 from manager.scheduler.placement import ASSIGNED_MESSAGE, Group, Placement, place
-from manager.scheduler.requirement import NOTHING, Requirement, requirement_of
+from manager.scheduler.requirement import NOTHING, Requirement, requirement_of, spec_of_version
 from manager.scheduler.table import Claim, NodeTable
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "reason",
     "rejection",
     "requirement_of",
+    "spec_of_version",
     "unavailable",
     "unseen",
     "unsuitable",

@@ -225,12 +225,12 @@ def _more_of(worst: FilterResult, *, never: bool) -> str:
     return f"lower reservations of {worst.detail}, free some, or add a node"
 
 
-def explain(view: View, task: Task) -> ExplainTaskResponse:
-    """Why the task is where it is, or why it is nowhere. Works out the whole table: O(cluster).
+def explain(table: NodeTable, view: View, task: Task) -> ExplainTaskResponse:
+    """Why the task is where it is, or why it is nowhere. `table`: of the view.
 
-    For a task that has a node, the account says where else it would fit, without its own claim.
+    For a task that has a node, the account says where else it would fit, without its own claim,
+    which the table has lost then.
     """
-    table = NodeTable.build(view)
     table.sync_task(task.id, None, view)
     need = table.requirement(task, view)
     state = task.status.state if task.status else TaskState.NEW

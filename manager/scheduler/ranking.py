@@ -90,6 +90,16 @@ class Turn:
         return (-self.terms.priority, self.terms.job, self.since_ns, self.name, self.key)
 
 
+def job_turn(service: Service) -> Turn:
+    """The turn of a job as a whole, among other jobs."""
+    return Turn(
+        key=(service.id, 0, ""),
+        terms=terms_of(service.spec),
+        since_ns=job_since_ns(service),
+        name=service.spec.name if service.spec is not None else "",
+    )
+
+
 class Ranking:
     """The turns that are still to be had."""
 

@@ -19,9 +19,18 @@ from manager.scheduler.constraints import (
 )
 from manager.scheduler.gpus import GpuNeed
 from manager.scheduler.masks import PROCESS_RUNTIME, Static
+from manager.store import View
 from swarm import errors
 from swarm.gpus import GpuAsk, ask_of, is_gpu_kind, is_gpu_request
-from swarm.v1 import EndpointSpec, GenericResource, Resources, ServiceSpec, TaskSpec
+from swarm.v1 import (
+    EndpointSpec,
+    GenericResource,
+    Resources,
+    Service,
+    ServiceRevision,
+    ServiceSpec,
+    TaskSpec,
+)
 
 __all__ = [
     "NOTHING",
@@ -161,6 +170,15 @@ class Requirement:
 
 NOTHING = Requirement()
 """What a task claims whose spec is gone."""
+
+
+def spec_of_version(view: View, service_id: str, version: int) -> ServiceSpec | None:
+    """The spec that tasks of the version were made from; None when it is not kept any more."""
+    revision = view.get(ServiceRevision, f"{service_id}.{version}")
+    if revision is not None:
+        return revision.spec
+    service = view.get(Service, service_id)
+    return service.spec if service is not None and service.spec_version == version else None
 
 
 def requirement_of(spec: ServiceSpec | None) -> Requirement:

@@ -38,6 +38,7 @@ from manager.scheduler.requirement import (
     HostPort,
     Requirement,
     requirement_of,
+    spec_of_version,
 )
 from manager.store import Change, View
 from swarm import errors, states
@@ -48,7 +49,6 @@ from swarm.v1 import (
     Kind,
     Node,
     Service,
-    ServiceRevision,
     ServiceSpec,
     Task,
     TaskState,
@@ -429,14 +429,9 @@ class NodeTable:
         found = self._requirements.get(key)
         if found is not None:
             return found
-        revision = view.get(ServiceRevision, f"{service_id}.{spec_version}")
-        if revision is not None:
-            spec = revision.spec
-        else:
-            service = view.get(Service, service_id)
-            if service is None or service.spec_version != spec_version:
-                return NOTHING
-            spec = service.spec
+        spec = spec_of_version(view, service_id, spec_version)
+        if spec is None:
+            return NOTHING
         found = self._requirements[key] = self.requirement_of_spec(spec)
         return found
 

@@ -1,9 +1,12 @@
-"""Files that must be whole or not there."""
+"""Files that must be whole or not there; sockets' paths."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
+
+SOCKET_PATH_MAX: Final = 107  # bytes in sockaddr_un, less the final zero
 
 
 def write_private(path: Path, data: bytes) -> None:

@@ -35,7 +35,7 @@ from manager.store.engines.etcd_client import EtcdClient
 from manager.store.engines.etcd_members import Members, Peer
 from manager.store.engines.etcd_output import Output
 from swarm import errors, tls
-from swarm.files import write_private
+from swarm.files import SOCKET_PATH_MAX, write_private
 
 __all__ = ["INSTALL", "QUOTA_BYTES", "Member", "Members", "Peer", "Removed", "binary", "version"]
 
@@ -52,7 +52,6 @@ STOP_S: Final = 5.0
 RESTART_S_MIN, RESTART_S_MAX = 0.2, 10.0
 # etcd makes it in its working folder, under a name of this form.
 SOCKET: Final = "client.sock:0"
-SOCKET_PATH_MAX: Final = 107  # bytes
 # Says that there is data, or was; without it an empty folder would look like a new member's.
 BEGUN: Final = "begun"
 # Where earlier versions kept what is in memory now.

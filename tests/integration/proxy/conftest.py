@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -17,15 +16,6 @@ from swarm.v1 import Backend, IngressService, PortConfig
 KEY = b"k" * 32
 DEADLINE_S = 15.0
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-def free_port() -> int:
-    """A port that is free at every loopback address used here."""
-    with contextlib.ExitStack() as stack:
-        first = stack.enter_context(socket.socket())
-        first.bind(("127.0.0.1", 0))
-        port = first.getsockname()[1]
-        return int(port)
 
 
 async def until(condition: Callable[[], bool]) -> None:

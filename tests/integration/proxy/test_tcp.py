@@ -18,7 +18,8 @@ from agent.proxy.preamble import Status
 from swarm import errors
 from swarm.clock import SystemClock
 from swarm.v1 import Backend, PortConfig
-from tests.integration.proxy.conftest import KEY, Bench, free_port, service, until
+from tests.integration.proxy.conftest import KEY, Bench, service, until
+from tests.ports import free_port
 
 
 async def test_every_node_reaches_replicas_on_all_nodes_in_turn(bench: Bench) -> None:

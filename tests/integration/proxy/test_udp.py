@@ -13,7 +13,8 @@ from agent.ingress import LocalTarget
 from agent.proxy import Proxy, udp
 from agent.proxy.preamble import Datagram, Kind, encode_datagram
 from swarm.clock import SystemClock
-from tests.integration.proxy.conftest import KEY, Bench, Node, free_port, service, until
+from tests.integration.proxy.conftest import KEY, Bench, Node, service, until
+from tests.ports import free_port
 
 
 class Client:

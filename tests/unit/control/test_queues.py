@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from manager.control import rehearse, standing, usage
+from manager.scheduler import NodeTable
 from swarm.ids import seeded_rng
 from swarm.v1 import QueueSpec
 from tests.unit.control.test_admission import cluster, complete, run_job
@@ -48,14 +49,19 @@ def test_a_waiting_task_knows_its_queue_its_turn_and_what_holds_it_back() -> Non
         world.clock.advance(seconds=1)
     world.settle()
     (task,) = world.live("s-three")
-    found = standing(world.tables, task, now_ns=world.clock.now_ns())
+    found = standing(world.tables, NodeTable.build(world.tables), task, now_ns=world.clock.now_ns())
     assert (found.queue, found.position) == ("batch", 1)
     assert found.held_back == (
         "the quota of queue batch is 1 tasks: its jobs hold 1, this one needs 1",
     )
     assert "raise its quota" in found.hint
     (placed,) = world.running("s-one")
-    assert standing(world.tables, placed, now_ns=world.clock.now_ns()).queue == ""
+    assert (
+        standing(
+            world.tables, NodeTable.build(world.tables), placed, now_ns=world.clock.now_ns()
+        ).queue
+        == ""
+    )
 
 
 def test_a_task_that_preempts_says_what_it_waits_for() -> None:
@@ -67,7 +73,7 @@ def test_a_task_that_preempts_says_what_it_waits_for() -> None:
     world.settle()
     (task,) = world.live("s-high")
     assert state_of(task) < S.ASSIGNED
-    found = standing(world.tables, task, now_ns=world.clock.now_ns())
+    found = standing(world.tables, NodeTable.build(world.tables), task, now_ns=world.clock.now_ns())
     assert found.held_back == ("waits for tasks of lower priority to stop on n1",)
 
 

@@ -556,17 +556,20 @@ def test_explain_answers_for_waiting_placed_and_ended_tasks() -> None:
     case = Case([make_node("n1", cpu=CPU), make_node("n2", cpu=0)], spec(cpu_nano=CPU))
     case.place(1)
     (placed,) = case.placed
-    answer = explain(case.tables, placed)
+    answer = explain(NodeTable.build(case.tables), case.tables, placed)
     assert answer.summary == "task web.1 is on node n1: assigned"
     assert (answer.nodes_total, answer.nodes_fit) == (2, 1), "its own claim is not in its way"
     (waiting,) = case.new(1)
-    answer = explain(case.tables, waiting)
+    answer = explain(NodeTable.build(case.tables), case.tables, waiting)
     assert answer.summary.startswith(
         "task web.2 waits: no suitable node (2 of 2 nodes short of CPU"
     )
     assert answer.hint == "lower reservations of cpu, free some, or add a node"
     ended = structs.replace(placed, status=TaskStatus(state=TaskState.FAILED, err="exit code 1"))
-    assert explain(case.tables, ended).summary == "task web.1 has ended: failed (exit code 1)"
+    assert (
+        explain(NodeTable.build(case.tables), case.tables, ended).summary
+        == "task web.1 has ended: failed (exit code 1)"
+    )
 
 
 @st.composite

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from manager.scheduler import (
+    NodeTable,
     account,
     explain,
 )
@@ -196,7 +197,7 @@ def test_several_gpus_are_those_joined_best() -> None:
     (other,) = bench.place("one")
     assert set(two.assigned_gpus) in ({"n-0", "n-2"}, {"n-1", "n-3"})
     assert not {*one.assigned_gpus, *other.assigned_gpus} & set(two.assigned_gpus)
-    answer = explain(bench.tables, two)
+    answer = explain(NodeTable.build(bench.tables), bench.tables, two)
     assert "joined by NVLink" in answer.decision
 
 
@@ -278,14 +279,16 @@ def test_never_is_told_from_not_now_node_by_node() -> None:
 def test_a_placed_task_is_told_how_its_node_compares() -> None:
     bench = Bench([make_node("n1"), make_node("n2")], spec(cpu_nano=CPU))
     (first, second) = bench.place("web", 2)
-    text = explain(bench.tables, first).decision
+    text = explain(NodeTable.build(bench.tables), bench.tables, first).decision
     assert text == (
         "spread: its node comes first of the 2 that fit now (0 of the service, 0 tasks, 0% claimed)"
         "; next n2 (1 of the service, 1 task, 25% claimed)"
     )
     gpus = Bench([gpu_node("g", 2)], spec(devices=(gpu(),)))
     (task,) = gpus.place("web")
-    assert explain(gpus.tables, task).decision.startswith("it would go to the same node now: fgd: ")
+    assert explain(NodeTable.build(gpus.tables), gpus.tables, task).decision.startswith(
+        "it would go to the same node now: fgd: "
+    )
     assert second.node_id == "n2"
 
 
