@@ -823,12 +823,29 @@ global___GpuProcess = GpuProcess
 class NodeStatus(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class UnresponsiveSinceNsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     STATE_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
     ADDR_FIELD_NUMBER: builtins.int
     SINCE_NS_FIELD_NUMBER: builtins.int
     MANAGER_ID_FIELD_NUMBER: builtins.int
     SESSION_ID_FIELD_NUMBER: builtins.int
+    UNRESPONSIVE_SINCE_NS_FIELD_NUMBER: builtins.int
     state: global___NodeState.ValueType
     message: builtins.str
     """Why it is not ready."""
@@ -840,6 +857,12 @@ class NodeStatus(google.protobuf.message.Message):
     """The manager that holds the node's session, or held the last one, by its node's id: that one says whether the node is down."""
     session_id: builtins.str
     """That session's id."""
+    @property
+    def unresponsive_since_ns(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """The runtimes that do not answer there (NodeDescription.runtime_problems, cause engine_unresponsive), and since when by the managers'
+        clocks, unix time.
+        """
+
     def __init__(
         self,
         *,
@@ -849,8 +872,9 @@ class NodeStatus(google.protobuf.message.Message):
         since_ns: builtins.int = ...,
         manager_id: builtins.str = ...,
         session_id: builtins.str = ...,
+        unresponsive_since_ns: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["addr", b"addr", "manager_id", b"manager_id", "message", b"message", "session_id", b"session_id", "since_ns", b"since_ns", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["addr", b"addr", "manager_id", b"manager_id", "message", b"message", "session_id", b"session_id", "since_ns", b"since_ns", "state", b"state", "unresponsive_since_ns", b"unresponsive_since_ns"]) -> None: ...
 
 global___NodeStatus = NodeStatus
 
@@ -1223,6 +1247,7 @@ class Task(google.protobuf.message.Message):
     STOP_CAUSE_FIELD_NUMBER: builtins.int
     STOP_MESSAGE_FIELD_NUMBER: builtins.int
     CRASHES_FIELD_NUMBER: builtins.int
+    RUNNING_SINCE_NS_FIELD_NUMBER: builtins.int
     id: builtins.str
     service_id: builtins.str
     spec_version: builtins.int
@@ -1233,13 +1258,17 @@ class Task(google.protobuf.message.Message):
     """Empty: not placed."""
     desired_state: global___TaskState.ValueType
     start_after_ns: builtins.int
-    """Its desired state becomes running not before this, unix time; 0: at once."""
+    """Its desired state becomes running not before this, unix time; 0: at once. Of a job's task that has failed: when the slot's next
+    attempt is due.
+    """
     job_iteration: builtins.int
     stop_cause: global___StopCause.ValueType
     """Why the cluster told it to stop, where that is more than its service's spec; with words for people."""
     stop_message: builtins.str
     crashes: builtins.int
     """How many attempts of the slot have crashed in a row before this one; one that has run well for a while ends the row."""
+    running_since_ns: builtins.int
+    """When a manager first heard that it runs, unix time; 0: it has never run."""
     @property
     def meta(self) -> global___Meta: ...
     @property
@@ -1284,9 +1313,10 @@ class Task(google.protobuf.message.Message):
         stop_cause: global___StopCause.ValueType = ...,
         stop_message: builtins.str = ...,
         crashes: builtins.int = ...,
+        running_since_ns: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["meta", b"meta", "status", b"status"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["assigned_generic", b"assigned_generic", "assigned_gpus", b"assigned_gpus", "crashes", b"crashes", "desired_state", b"desired_state", "host_ports", b"host_ports", "id", b"id", "job_iteration", b"job_iteration", "labels", b"labels", "meta", b"meta", "networks", b"networks", "node_id", b"node_id", "restarts_ns", b"restarts_ns", "service_id", b"service_id", "slot", b"slot", "spec_version", b"spec_version", "start_after_ns", b"start_after_ns", "status", b"status", "stop_cause", b"stop_cause", "stop_message", b"stop_message"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["assigned_generic", b"assigned_generic", "assigned_gpus", b"assigned_gpus", "crashes", b"crashes", "desired_state", b"desired_state", "host_ports", b"host_ports", "id", b"id", "job_iteration", b"job_iteration", "labels", b"labels", "meta", b"meta", "networks", b"networks", "node_id", b"node_id", "restarts_ns", b"restarts_ns", "running_since_ns", b"running_since_ns", "service_id", b"service_id", "slot", b"slot", "spec_version", b"spec_version", "start_after_ns", b"start_after_ns", "status", b"status", "stop_cause", b"stop_cause", "stop_message", b"stop_message"]) -> None: ...
 
 global___Task = Task
 

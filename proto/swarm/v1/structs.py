@@ -761,6 +761,7 @@ class NodeStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
     since_ns: int = 0
     manager_id: str = ""
     session_id: str = ""
+    unresponsive_since_ns: dict[str, int] = field(default_factory=dict)
 
 
 class ManagerStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -907,6 +908,7 @@ class Task(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     stop_cause: StopCause = StopCause.UNSPECIFIED
     stop_message: str = ""
     crashes: int = 0
+    running_since_ns: int = 0
 
 
 class Secret(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -3594,6 +3596,8 @@ def _fill_node_status(s: NodeStatus, m: Any) -> None:
         m.manager_id = s.manager_id
     if s.session_id:
         m.session_id = s.session_id
+    if s.unresponsive_since_ns:
+        m.unresponsive_since_ns.update(s.unresponsive_since_ns)
 
 
 def _read_node_status(m: Any) -> NodeStatus:
@@ -3604,6 +3608,7 @@ def _read_node_status(m: Any) -> NodeStatus:
         since_ns=m.since_ns,
         manager_id=m.manager_id,
         session_id=m.session_id,
+        unresponsive_since_ns=dict(m.unresponsive_since_ns),
     )
 
 
@@ -3993,6 +3998,8 @@ def _fill_task(s: Task, m: Any) -> None:
         m.stop_message = s.stop_message
     if s.crashes:
         m.crashes = s.crashes
+    if s.running_since_ns:
+        m.running_since_ns = s.running_since_ns
 
 
 def _read_task(m: Any) -> Task:
@@ -4016,6 +4023,7 @@ def _read_task(m: Any) -> Task:
         stop_cause=StopCause(m.stop_cause),
         stop_message=m.stop_message,
         crashes=m.crashes,
+        running_since_ns=m.running_since_ns,
     )
 
 
