@@ -175,11 +175,14 @@ class StatsRequest(google.protobuf.message.Message):
     NODES_FIELD_NUMBER: builtins.int
     PERIOD_NS_FIELD_NUMBER: builtins.int
     ONCE_FIELD_NUMBER: builtins.int
+    NODES_ONLY_FIELD_NUMBER: builtins.int
     stack: builtins.str
     period_ns: builtins.int
-    """Between two measurements; 0: 1 s. At least 200 ms."""
+    """Between two measurements; 0: 1 s, or as much longer as so many nodes and tasks need. At least 200 ms."""
     once: builtins.bool
     """Two measurements of each node, a period apart; then the call ends."""
+    nodes_only: builtins.bool
+    """Only the nodes themselves."""
     @property
     def services(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Services, tasks and nodes by name, id or prefix; a stack stands for its services."""
@@ -197,8 +200,9 @@ class StatsRequest(google.protobuf.message.Message):
         nodes: collections.abc.Iterable[builtins.str] | None = ...,
         period_ns: builtins.int = ...,
         once: builtins.bool = ...,
+        nodes_only: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["nodes", b"nodes", "once", b"once", "period_ns", b"period_ns", "services", b"services", "stack", b"stack", "tasks", b"tasks"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["nodes", b"nodes", "nodes_only", b"nodes_only", "once", b"once", "period_ns", b"period_ns", "services", b"services", "stack", b"stack", "tasks", b"tasks"]) -> None: ...
 
 global___StatsRequest = StatsRequest
 
@@ -243,6 +247,7 @@ class NodeUsage(google.protobuf.message.Message):
     TASKS_FIELD_NUMBER: builtins.int
     DISK_BYTES_FIELD_NUMBER: builtins.int
     DISK_TOTAL_BYTES_FIELD_NUMBER: builtins.int
+    PROBLEMS_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     node_name: builtins.str
     """Filled in by the manager."""
@@ -262,6 +267,10 @@ class NodeUsage(google.protobuf.message.Message):
     def tasks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TaskStats]:
         """Of the tasks asked for that run here."""
 
+    @property
+    def problems(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What could not be measured, one sentence each. The manager moves them to the message's own."""
+
     def __init__(
         self,
         *,
@@ -276,8 +285,9 @@ class NodeUsage(google.protobuf.message.Message):
         tasks: collections.abc.Iterable[global___TaskStats] | None = ...,
         disk_bytes: builtins.int = ...,
         disk_total_bytes: builtins.int = ...,
+        problems: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cpu_total_ns", b"cpu_total_ns", "cpus", b"cpus", "disk_bytes", b"disk_bytes", "disk_total_bytes", b"disk_total_bytes", "gpus", b"gpus", "memory_bytes", b"memory_bytes", "memory_total_bytes", b"memory_total_bytes", "node_id", b"node_id", "node_name", b"node_name", "tasks", b"tasks", "timestamp_ns", b"timestamp_ns"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cpu_total_ns", b"cpu_total_ns", "cpus", b"cpus", "disk_bytes", b"disk_bytes", "disk_total_bytes", b"disk_total_bytes", "gpus", b"gpus", "memory_bytes", b"memory_bytes", "memory_total_bytes", b"memory_total_bytes", "node_id", b"node_id", "node_name", b"node_name", "problems", b"problems", "tasks", b"tasks", "timestamp_ns", b"timestamp_ns"]) -> None: ...
 
 global___NodeUsage = NodeUsage
 
@@ -390,13 +400,18 @@ class UsageOptions(google.protobuf.message.Message):
     PERIOD_NS_FIELD_NUMBER: builtins.int
     ONCE_FIELD_NUMBER: builtins.int
     NODE_ONLY_FIELD_NUMBER: builtins.int
+    SERVICE_IDS_FIELD_NUMBER: builtins.int
     period_ns: builtins.int
     once: builtins.bool
     node_only: builtins.bool
     """Only the node itself."""
     @property
     def task_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Empty: all that run there."""
+        """Neither tasks nor services: all that run there."""
+
+    @property
+    def service_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """All tasks of these services, those that come later as well."""
 
     def __init__(
         self,
@@ -405,8 +420,9 @@ class UsageOptions(google.protobuf.message.Message):
         period_ns: builtins.int = ...,
         once: builtins.bool = ...,
         node_only: builtins.bool = ...,
+        service_ids: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["node_only", b"node_only", "once", b"once", "period_ns", b"period_ns", "task_ids", b"task_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["node_only", b"node_only", "once", b"once", "period_ns", b"period_ns", "service_ids", b"service_ids", "task_ids", b"task_ids"]) -> None: ...
 
 global___UsageOptions = UsageOptions
 

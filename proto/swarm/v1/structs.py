@@ -1036,6 +1036,7 @@ class StatsRequest(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     nodes: tuple[str, ...] = ()
     period_ns: int = 0
     once: bool = False
+    nodes_only: bool = False
 
 
 class GpuLoad(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -1077,6 +1078,7 @@ class NodeUsage(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False
     tasks: tuple[TaskStats, ...] = ()
     disk_bytes: int = 0
     disk_total_bytes: int = 0
+    problems: tuple[str, ...] = ()
 
 
 class StatsResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -1091,6 +1093,7 @@ class UsageOptions(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     period_ns: int = 0
     once: bool = False
     node_only: bool = False
+    service_ids: tuple[str, ...] = ()
 
 
 class CopyStart(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -4370,6 +4373,8 @@ def _fill_stats_request(s: StatsRequest, m: Any) -> None:
         m.period_ns = s.period_ns
     if s.once:
         m.once = s.once
+    if s.nodes_only:
+        m.nodes_only = s.nodes_only
 
 
 def _read_stats_request(m: Any) -> StatsRequest:
@@ -4380,6 +4385,7 @@ def _read_stats_request(m: Any) -> StatsRequest:
         nodes=tuple(m.nodes),
         period_ns=m.period_ns,
         once=m.once,
+        nodes_only=m.nodes_only,
     )
 
 
@@ -4479,6 +4485,8 @@ def _fill_node_usage(s: NodeUsage, m: Any) -> None:
         m.disk_bytes = s.disk_bytes
     if s.disk_total_bytes:
         m.disk_total_bytes = s.disk_total_bytes
+    if s.problems:
+        m.problems.extend(s.problems)
 
 
 def _read_node_usage(m: Any) -> NodeUsage:
@@ -4494,6 +4502,7 @@ def _read_node_usage(m: Any) -> NodeUsage:
         tasks=tuple([_read_task_stats(v) for v in m.tasks]),
         disk_bytes=m.disk_bytes,
         disk_total_bytes=m.disk_total_bytes,
+        problems=tuple(m.problems),
     )
 
 
@@ -4520,6 +4529,8 @@ def _fill_usage_options(s: UsageOptions, m: Any) -> None:
         m.once = s.once
     if s.node_only:
         m.node_only = s.node_only
+    if s.service_ids:
+        m.service_ids.extend(s.service_ids)
 
 
 def _read_usage_options(m: Any) -> UsageOptions:
@@ -4528,6 +4539,7 @@ def _read_usage_options(m: Any) -> UsageOptions:
         period_ns=m.period_ns,
         once=m.once,
         node_only=m.node_only,
+        service_ids=tuple(m.service_ids),
     )
 
 
