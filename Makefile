@@ -43,7 +43,7 @@ check: $(VENV)/.installed-dev  ## format, lint, types, import contracts, generat
 
 test: $(VENV)/.installed-dev  ## install what the tests need and run every test
 	@bash deploy/test-tools.sh
-	@$(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	@$(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 proto: $(VENV)/.installed-dev  ## generate the Python side of the contract
 	@$(PY) proto/generate.py

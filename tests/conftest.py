@@ -3,6 +3,7 @@
 import asyncio
 import os
 import warnings
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -26,6 +27,15 @@ def _no_loop_of_nobody():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         asyncio.set_event_loop(None)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]):
+    """Beside each other the long files begin first, so that none is left over at the end."""
+    if hasattr(config, "workerinput"):
+        order = {"sim": 0, "e2e": 1, "integration": 2}
+        folder = Path(__file__).parent
+        items.sort(key=lambda i: order.get(i.path.relative_to(folder).parts[0], 3))
 
 
 @pytest.hookimpl(hookwrapper=True)
