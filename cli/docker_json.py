@@ -91,10 +91,18 @@ _UPDATE_STATUS = table(
     StartedAt started_at_ns
     CompletedAt completed_at_ns
     Message message
+    NextBatchAt next_batch_at_ns
+    PauseAfter pause_after
+    AwaitsResume awaits_resume
+    ResumedAt resumed_at_ns
+    StoppedFirst stopped_first
+    StoppedFirstReason stopped_first_reason
     """,
     state=label,
     started_at_ns=_time,
     completed_at_ns=_time,
+    next_batch_at_ns=_time,
+    resumed_at_ns=_time,
 )
 _ENDPOINT = table(
     "Spec spec !\nPorts ports\nVirtualIPs virtual_ips",
@@ -189,6 +197,7 @@ _TASK_STATUS = table(
     State state
     Message message
     Err err
+    Cause cause
     ContainerStatus container
     PortStatus ports !
     """,
@@ -212,7 +221,10 @@ _TASK = table(
     SpecVersion spec_version
     StopCause stop_cause
     StopMessage stop_message
+    Crashes crashes
+    StartAfter start_after_ns
     """,
+    start_after_ns=_time,
     status=of(_TASK_STATUS),
     desired_state=label,
     stop_cause=label,

@@ -365,6 +365,7 @@ TASK_SPEC = table(
             Delay delay_ns
             MaxAttempts max_attempts
             Window window_ns
+            MaxDelay max_delay_ns
             """
         )
     ),
@@ -404,6 +405,7 @@ _UPDATE_CONFIG = table(
     Monitor monitor_ns
     MaxFailureRatio max_failure_ratio !
     Order order
+    Deadline deadline_ns
     """
 )
 PORT = table(

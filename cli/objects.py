@@ -6,7 +6,7 @@ wrong name does not hide the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import click
@@ -18,6 +18,11 @@ from swarm.errors import NotManager, SwarmError, Unavailable
 from swarm.v1 import Filter, GetRequest, GetResponse, Kind, ListRequest, RemoveRequest
 
 __all__ = ["get_each", "inspect_all", "list_objects", "remove_all"]
+
+
+Describe = Callable[[GetResponse], str]
+# Asks for what a description needs beside the objects.
+Prepare = Callable[[Connection, Sequence[GetResponse]], Awaitable[Describe]]
 
 
 def attribute(kind: Kind) -> str:
@@ -54,16 +59,24 @@ def inspect_all(
     refs: Sequence[str],
     *,
     form: str,
-    pretty: Callable[[GetResponse], str] | None = None,
+    pretty: Describe | None = None,
+    prepare: Prepare | None = None,
 ) -> None:
-    """Prints Docker's JSON of each; then raises the problems."""
+    """Prints Docker's JSON of each, or what `pretty` makes of it; `prepare` makes that in the same
+    connection. Then raises the problems.
+    """
 
-    async def work(connection: Connection) -> tuple[list[GetResponse], list[SwarmError]]:
-        return await get_each(connection, kind, refs)
+    async def work(
+        connection: Connection,
+    ) -> tuple[list[GetResponse], list[SwarmError], Describe | None]:
+        found, problems = await get_each(connection, kind, refs)
+        describe = await prepare(connection, found) if prepare is not None and found else pretty
+        return found, problems, describe
 
-    found, problems = call(work)
-    if pretty is not None:
-        click.echo("\n\n".join(pretty(answer) for answer in found))
+    found, problems, describe = call(work)
+    if describe is not None or prepare is not None:
+        if describe is not None and found:
+            click.echo("\n\n".join(describe(answer) for answer in found))
     elif found or not problems or not form:
         from cli import docker_json  # large, and lists do without
 

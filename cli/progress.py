@@ -17,6 +17,7 @@ import click
 
 from cli.verdict import done
 from swarm.clock import SECOND_NS
+from swarm.quantities import format_duration, parse_duration
 from swarm.v1 import ServiceStatus, TaskState, UpdateState
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ _COUNTED = re.compile(
     r"\d+ of \d+ (replicas?|tasks?|nodes?) "
     r"(((is|are) )?[a-z]+|.* must keep running for .*|.* not yet on the current version)"
 )
+_NEXT_TRY = re.compile(r"next try in ([0-9.hmµn]*s)\b")
+_NOW = "next try now"
 _NUMBER = re.compile(r"\d+")
 _RUNNING = TaskState.RUNNING.name.lower()
 _COMPLETE = TaskState.COMPLETE.name.lower()
@@ -90,7 +93,7 @@ def _row(status: ServiceStatus, progress: str, elapsed_s: float, *, removing: bo
             TaskState[pair[0].upper()] if pair[0].upper() in TaskState.__members__ else 0
         ),
     )
-    states = ", ".join(f"{number} {state}" for state, number in counted)
+    states = ", ".join(f"{number} {state.replace('_', ' ')}" for state, number in counted)
     if removing:
         left = status.stopping
         noun = "task" if left == 1 else "tasks"
@@ -101,7 +104,7 @@ def _row(status: ServiceStatus, progress: str, elapsed_s: float, *, removing: bo
     update = status.update_status
     under_way = update.message if update and update.state is UpdateState.UPDATING else ""
     reasons = tuple(
-        reason
+        _counted_down(reason, elapsed_s)
         for reason in status.reasons
         if not _COUNTED.fullmatch(reason) and reason != under_way
     )
@@ -110,6 +113,21 @@ def _row(status: ServiceStatus, progress: str, elapsed_s: float, *, removing: bo
         # It is over when the manager says so, not before.
         settles_in_s = max(1, math.ceil(status.settles_in_ns / SECOND_NS - elapsed_s))
     return Row(status.name, number, status.desired, progress, states, reasons, unit, settles_in_s)
+
+
+def _counted_down(reason: str, elapsed_s: float) -> str:
+    """A reason that says when the next try is, so long after it was said."""
+
+    def left(found: re.Match[str]) -> str:
+        try:
+            left_s = math.ceil(parse_duration(found[1]) / SECOND_NS - elapsed_s)
+        except ValueError:
+            return found[0]  # of another version: it is shown as it came
+        return (
+            f"next try in {format_duration(left_s * SECOND_NS)}" if left_s > 0 else "next try now"
+        )
+
+    return _NEXT_TRY.sub(left, reason)
 
 
 class NoDisplay:

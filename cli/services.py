@@ -5,18 +5,20 @@ common: waiting, warnings, credentials.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import click
 
 from cli.connection import Connection, call
 from cli.format import Column, Record, print_rows, short_id
-from cli.objects import name_of
+from cli.objects import name_of, names_of
 from cli.settings import Settings
 from cli.tasks import natural, shown_image
 from swarm.errors import EXIT_INTERRUPTED
 from swarm.v1 import (
     Filter,
+    GetResponse,
     Kind,
     ListRequest,
     PortConfig,
@@ -94,6 +96,18 @@ def _row(service: Service, status: ServiceStatus, *, no_trunc: bool) -> Record:
         Labels=",".join(f"{key}={value}" for key, value in sorted(labels.items())),
         Label=lambda key: labels.get(key, ""),
     )
+
+
+async def describing(
+    connection: Connection, answers: Sequence[GetResponse]
+) -> Callable[[GetResponse], str]:
+    """What shows these services to people, with names for ids."""
+    from cli.pretty import describe_service
+
+    found = [a.object.service for a in answers if a.object is not None and a.object.service]
+    joined = any(s.spec and s.spec.task and s.spec.task.networks for s in found)
+    networks = await names_of(connection, Kind.NETWORK) if joined else {}
+    return partial(describe_service, networks=networks)
 
 
 def mode_name(mode: ServiceMode | None) -> str:

@@ -20,11 +20,22 @@ from cli.options import TaskList, make_filters
 from cli.reasons import brief
 from cli.settings import Settings
 from cli.times import age
+from swarm.clock import SECOND_NS
 from swarm.errors import NotFound
-from swarm.states import label
-from swarm.v1 import Filter, GetRequest, Kind, Node, PortConfig, Service, Task
+from swarm.quantities import format_duration
+from swarm.states import ended, label
+from swarm.v1 import Filter, GetRequest, Kind, Node, PortConfig, Service, Task, TaskState
 
-__all__ = ["Lookup", "fetch_tasks", "list_tasks", "task_rows"]
+__all__ = [
+    "Lookup",
+    "current_state",
+    "fetch_tasks",
+    "list_tasks",
+    "next_try_ns",
+    "task_rows",
+    "wait_text",
+    "why",
+]
 
 COLUMNS = (
     ("ID", "ID"),
@@ -37,6 +48,7 @@ COLUMNS = (
     ("PORTS", "Ports"),
 )
 LOOKUPS_MAX = 16  # Get calls in flight for specs that are no longer current
+CRASHES = 2  # in a row, from which on a task that waits for its start backs off
 _DIGITS = re.compile(r"(\d+)")
 
 
@@ -128,8 +140,6 @@ def task_rows(
     before = ""
     for name, task in named:
         status = task.status
-        state = label(status.state).capitalize() if status else "New"
-        when = age(status.timestamp_ns, now_ns) if status else ""
         ports = task.host_ports or (status.ports if status else ())
         error = why(task) if no_trunc else brief(why(task))
         image = lookup.images.get((task.service_id, task.spec_version), "")
@@ -140,13 +150,40 @@ def task_rows(
                 Image=shown_image(image, whole=no_trunc),
                 Node=lookup.node(task),
                 DesiredState=label(task.desired_state).capitalize(),
-                CurrentState=f"{state} {when}".strip(),
+                CurrentState=current_state(task, now_ns),
                 Error=f'"{error}"' if error else "",
                 Ports=host_ports(ports),
+                NextTry=wait_text(next_try_ns(task, now_ns)),
+                Crashes=task.crashes,
             )
         )
         before = name
     return rows
+
+
+def current_state(task: Task, now_ns: int) -> str:
+    """ "Running 2 minutes ago", "Backing off, next try in 38s"."""
+    if wait_ns := next_try_ns(task, now_ns):
+        return f"Backing off, next try in {wait_text(wait_ns)}"
+    status = task.status
+    if status is None:
+        return "New"
+    return f"{label(status.state).capitalize()} {age(status.timestamp_ns, now_ns)}".strip()
+
+
+def next_try_ns(task: Task, now_ns: int) -> int:
+    """How long a task still waits because those before it have crashed again and again; 0: it does
+    not. The delay after a single crash is the service's restart delay and no news.
+    """
+    waits = task.desired_state is TaskState.READY and task.crashes >= CRASHES
+    if not waits or (task.status is not None and ended(task.status.state)):
+        return 0
+    return max(0, task.start_after_ns - now_ns)
+
+
+def wait_text(wait_ns: int) -> str:
+    """In whole seconds, none too few: "38s", "4m38s"; empty: there is nothing to wait for."""
+    return format_duration(-(-wait_ns // SECOND_NS) * SECOND_NS) if wait_ns else ""
 
 
 def why(task: Task) -> str:

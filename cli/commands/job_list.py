@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import click
 
 from cli.connection import Connection, call
@@ -18,6 +20,7 @@ from cli.options import (
     no_trunc_option,
     task_list_options,
 )
+from cli.services import describing
 from cli.settings import settings
 from cli.tasks import list_tasks
 from swarm.errors import SwarmError
@@ -84,19 +87,19 @@ def ps(jobs: tuple[str, ...], *, wanted: TaskList) -> None:
 def inspect(jobs: tuple[str, ...], form: str, *, pretty: bool) -> None:
     """Show jobs, as `service inspect` does."""
 
-    async def work(connection: Connection) -> tuple[list[GetResponse], list[SwarmError]]:
+    async def work(
+        connection: Connection,
+    ) -> tuple[list[GetResponse], list[SwarmError], Callable[[GetResponse], str]]:
         found, problems = await get_jobs(connection, jobs)
         answers = [
             await connection.control.get(GetRequest(kind=Kind.SERVICE, ref=job.id)) for job in found
         ]
-        return answers, problems
+        return answers, problems, await describing(connection, answers if pretty else ())
 
-    answers, problems = call(work)
+    answers, problems, describe = call(work)
     if pretty:
-        from cli.pretty import describe_service
-
         if answers:
-            click.echo("\n\n".join(describe_service(answer) for answer in answers))
+            click.echo("\n\n".join(describe(answer) for answer in answers))
     elif answers or not form:
         from cli import docker_json
 

@@ -16,7 +16,7 @@ from cli.options import (
     no_trunc_option,
     task_list_options,
 )
-from cli.services import fetch_services, print_services
+from cli.services import describing, fetch_services, print_services
 from cli.settings import settings
 from cli.tasks import list_tasks
 from swarm.errors import SwarmError
@@ -65,12 +65,7 @@ def ps(services: tuple[str, ...], *, wanted: TaskList) -> None:
 @click.option("--pretty", is_flag=True, help="Print for people.")
 def inspect(services: tuple[str, ...], form: str, *, pretty: bool) -> None:
     """Show services."""
-    if pretty:
-        from cli.pretty import describe_service
-
-        inspect_all(Kind.SERVICE, services, form=form, pretty=describe_service)
-    else:
-        inspect_all(Kind.SERVICE, services, form=form)
+    inspect_all(Kind.SERVICE, services, form=form, prepare=describing if pretty else None)
 
 
 @click.command(cls=Command)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import click
 import msgspec
@@ -11,7 +13,7 @@ from cli.commands.logs import task_logs
 from cli.connection import Connection, call
 from cli.format import print_inspected
 from cli.lazy import Group
-from cli.objects import inspect_all
+from cli.objects import inspect_all, names_of
 from cli.options import (
     Ref,
     TaskList,
@@ -22,7 +24,7 @@ from cli.reasons import explain_lines
 from cli.services import STACK_LABEL
 from cli.settings import settings
 from cli.tasks import list_tasks
-from swarm.v1 import ExplainTaskRequest, ExplainTaskResponse, Kind
+from swarm.v1 import ExplainTaskRequest, ExplainTaskResponse, GetResponse, Kind
 
 
 @click.group(cls=Group)
@@ -51,9 +53,20 @@ def ls(*, wanted: TaskList) -> None:
 @group.command()
 @click.argument("tasks", nargs=-1, required=True, type=Ref("task"), metavar="TASK...")
 @format_option
-def inspect(tasks: tuple[str, ...], form: str) -> None:
+@click.option("--pretty", is_flag=True, help="Print for people.")
+def inspect(tasks: tuple[str, ...], form: str, *, pretty: bool) -> None:
     """Show tasks with the spec they run."""
-    inspect_all(Kind.TASK, tasks, form=form)
+    inspect_all(Kind.TASK, tasks, form=form, prepare=_describing if pretty else None)
+
+
+async def _describing(
+    connection: Connection, answers: Sequence[GetResponse]
+) -> Callable[[GetResponse], str]:
+    from cli.pretty_task import describe_task
+
+    del answers
+    nodes = await names_of(connection, Kind.NODE)
+    return partial(describe_task, nodes=nodes, now_ns=settings().clock.now_ns())
 
 
 @group.command()

@@ -342,3 +342,13 @@ def test_a_service_that_gets_further_is_not_stuck(later: ServiceStatus) -> None:
     stuck.note(verdict_of(w=STUCK), 5.0)
     assert stuck.note(verdict_of(w=later), 5.5) is None
     assert stuck.note(verdict_of(w=STUCK), 8.0) == 8.0 + STUCK_HOLD_S, "it begins anew"
+
+
+def test_a_reason_that_names_the_next_try_counts_down() -> None:
+    reason = "1 of 3 replicas backs off after 4 crashes, next try in 1m38s"
+    seen = status(reasons=(reason,), states={"running": 2, "backing_off": 1}, up_to_date=2)
+    [row] = rows([seen], {"w": Progress.GOING}, removing=False, elapsed_s={"w": 40.2})
+    assert row.reasons == ("1 of 3 replicas backs off after 4 crashes, next try in 58s",)
+    assert row.states == "1 backing off"
+    [late] = rows([seen], {"w": Progress.GOING}, removing=False, elapsed_s={"w": 100.0})
+    assert late.reasons[0].endswith("next try now")
