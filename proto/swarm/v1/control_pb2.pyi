@@ -951,6 +951,7 @@ class ServiceStatus(google.protobuf.message.Message):
     STUCK_FIELD_NUMBER: builtins.int
     FAILING_TASK_ID_FIELD_NUMBER: builtins.int
     JOB_FIELD_NUMBER: builtins.int
+    SPEC_VERSION_FIELD_NUMBER: builtins.int
     service_id: builtins.str
     name: builtins.str
     desired: builtins.int
@@ -978,6 +979,8 @@ class ServiceStatus(google.protobuf.message.Message):
     """The newest task that failed and kept it from converging: its log says more. Empty: none."""
     job: builtins.bool
     """Its tasks run to completion."""
+    spec_version: builtins.int
+    """Service.spec_version, by which who waits for a change tells that somebody else has made the next one."""
     @property
     def reasons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Why it has not converged: one sentence per cause, first why it is stuck, then most frequent first; at most 5."""
@@ -1007,9 +1010,10 @@ class ServiceStatus(google.protobuf.message.Message):
         stuck: builtins.bool = ...,
         failing_task_id: builtins.str = ...,
         job: builtins.bool = ...,
+        spec_version: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["update_status", b"update_status"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["completed", b"completed", "converged", b"converged", "desired", b"desired", "failing_task_id", b"failing_task_id", "job", b"job", "name", b"name", "reasons", b"reasons", "removed", b"removed", "running", b"running", "service_id", b"service_id", "settles_in_ns", b"settles_in_ns", "states", b"states", "stopping", b"stopping", "stuck", b"stuck", "up_to_date", b"up_to_date", "update_status", b"update_status"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["completed", b"completed", "converged", b"converged", "desired", b"desired", "failing_task_id", b"failing_task_id", "job", b"job", "name", b"name", "reasons", b"reasons", "removed", b"removed", "running", b"running", "service_id", b"service_id", "settles_in_ns", b"settles_in_ns", "spec_version", b"spec_version", "states", b"states", "stopping", b"stopping", "stuck", b"stuck", "up_to_date", b"up_to_date", "update_status", b"update_status"]) -> None: ...
 
 global___ServiceStatus = ServiceStatus
 

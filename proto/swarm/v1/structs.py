@@ -1207,6 +1207,7 @@ class ServiceStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=F
     stuck: bool = False
     failing_task_id: str = ""
     job: bool = False
+    spec_version: int = 0
 
 
 class GetResponse(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -4839,6 +4840,8 @@ def _fill_service_status(s: ServiceStatus, m: Any) -> None:
         m.failing_task_id = s.failing_task_id
     if s.job:
         m.job = s.job
+    if s.spec_version:
+        m.spec_version = s.spec_version
 
 
 def _read_service_status(m: Any) -> ServiceStatus:
@@ -4859,6 +4862,7 @@ def _read_service_status(m: Any) -> ServiceStatus:
         stuck=m.stuck,
         failing_task_id=m.failing_task_id,
         job=m.job,
+        spec_version=m.spec_version,
     )
 
 
