@@ -14,8 +14,9 @@ from msgspec import structs
 
 from manager.api import history
 from manager.api.lookup import quoted, word
-from manager.api.references import kept_ids, rely_on_uses, users
+from manager.api.references import kept_ids, users
 from manager.api.services import ask_removal
+from manager.control import rely_on_uses
 from manager.store import Draft, View
 from swarm import errors
 from swarm.v1 import Config, Kind, Network, Secret, Service, Stack, Volume

@@ -36,7 +36,7 @@ from manager.api.services import (
     update_service,
 )
 from manager.api.superseding import check_current
-from manager.api.validate import warnings_of
+from manager.api.validate import mode_name, warnings_of
 from manager.api.validate_objects import (
     check_config,
     check_network,
@@ -171,9 +171,15 @@ def update(draft: Draft, request: UpdateRequest, *, sealer: Sealer, here: Here) 
     if request.rollback:
         if not isinstance(o, Service):
             raise errors.Invalid(f"only services can be rolled back, {quoted(o)} cannot")
-        roll_back(draft, o)
+        _check_pause(o, request.pause_after)
+        roll_back(draft, o, to=request.rollback_to, pause_after=request.pause_after)
         followers = _restart_followers(draft, o, sealer)
         return Done("rollback", Kind.SERVICE, o.id, name_of(o), restarted=followers)
+    if request.rollback_to:
+        raise errors.Invalid(
+            f"{quoted(o)}: a version to go back to is named, and the update is no rollback"
+        )
+    _check_pause(o, request.pause_after)
     given = request.spec or Spec()
     if _kind_of(given) != request.kind:
         raise errors.Invalid(
@@ -185,7 +191,11 @@ def update(draft: Draft, request: UpdateRequest, *, sealer: Sealer, here: Here) 
         case Service():
             assert given.service is not None
             warnings = _update_service(
-                draft, o, given.service, Credentials(request.registry_auth, sealer)
+                draft,
+                o,
+                given.service,
+                Credentials(request.registry_auth, sealer),
+                pause_after=request.pause_after,
             )
             restarted = _restart_followers(draft, o, sealer)
         case Secret():
@@ -232,16 +242,47 @@ def _check_version(o: Any, request: UpdateRequest) -> None:
 
 
 def _update_service(
-    draft: Draft, service: Service, spec: ServiceSpec, credentials: Credentials
+    draft: Draft,
+    service: Service,
+    spec: ServiceSpec,
+    credentials: Credentials,
+    *,
+    pause_after: int,
 ) -> tuple[str, ...]:
     problems = Problems()
     find_ = problems.of(quoted(service))
     credentials.check(problems)
     spec = prepare(find_, draft, spec)
     problems.raise_any()
-    update_service(find_, draft, service, spec, credentials=credentials, ledger=PortLedger(draft))
+    update_service(
+        find_,
+        draft,
+        service,
+        spec,
+        credentials=credentials,
+        ledger=PortLedger(draft),
+        pause_after=pause_after,
+    )
     problems.raise_any()
-    return warnings_of(spec)
+    warnings = warnings_of(spec)
+    after = draft.get(Service, service.id)
+    status = after.update_status if after is not None else None
+    if pause_after and (status is None or status.pause_after != pause_after):
+        warnings += (
+            f"{quoted(service)} has nothing to pause: no task has to be replaced for this change",
+        )
+    return warnings
+
+
+def _check_pause(o: Any, pause_after: int) -> None:
+    if not pause_after:
+        return
+    if not isinstance(o, Service):
+        raise errors.Invalid(f"only updates of services can be paused, those of {quoted(o)} cannot")
+    if o.spec is not None and o.spec.mode is not None and mode_name(o.spec.mode).endswith("-job"):
+        raise errors.Invalid(
+            f"{quoted(o)} is a job: its update replaces all of its tasks, and cannot pause"
+        )
 
 
 def _restart_followers(draft: Draft, before: Service, sealer: Sealer) -> tuple[str, ...]:

@@ -19,11 +19,12 @@ from manager.allocator import (
 from manager.api.lookup import name_of, quoted
 from manager.api.names import check_labels
 from manager.api.problems import Finder, Problems
-from manager.api.references import rely_on_uses, users
+from manager.api.references import users
 from manager.api.roles import Here, check_removable, check_role
 from manager.api.validate_jobs import check_queues
 from manager.api.validate_objects import check_cluster, check_node
 from manager.ca import Sealer, autolock, data_keys, rotation
+from manager.control import rely_on_uses
 from manager.store import Draft, View
 from swarm import errors
 from swarm.v1 import (

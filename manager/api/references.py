@@ -2,13 +2,11 @@
 
 `resolve` fills in both ids and names, so that the stored spec says exactly which object is meant
 and a rename or a new version of a secret is a change of the template. `users` is the other
-direction: who uses an object. That nobody does is seen by looking at all services, and clashes with
-no row when somebody begins to: `rely_on` and `rely_on_uses` make the two clash.
+direction: who uses an object. How a commit relies on either: manager/control/uses.py.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Set
 from typing import TypeVar
 
@@ -17,7 +15,8 @@ from msgspec import structs
 from manager.api.lookup import nearest_name, quoted, served, spec_of, task_of, word
 from manager.api.names import PREDEFINED_NETWORKS
 from manager.api.problems import Finder
-from manager.store import Draft, View
+from manager.control import ids_used
+from manager.store import View
 from swarm import states
 from swarm.v1 import (
     Config,
@@ -35,7 +34,6 @@ from swarm.v1 import (
     Task,
 )
 
-Used = Secret | Config | Network
 # Names, by kind, that are declared beside the spec.
 Declared = Set[tuple[Kind, str]]
 _U = TypeVar("_U", Secret, Config, Network)
@@ -156,51 +154,7 @@ def _one(view: View, cls: type[_U], id_: str, name: str) -> _U | None:
     return found
 
 
-# ---------------------------------------------------------------- as a commit relies on it
-
-# An object's use and its removal meet in one of so many guards: few enough that none is ever taken
-# away, so many that two objects rarely share one.
-_GUARDS = 256
-
-
-def rely_on(draft: Draft, spec: ServiceSpec, before: ServiceSpec | None) -> None:
-    """The commit fails if what the resolved spec uses, and `before` did not, has meanwhile been
-    seen to be unused.
-    """
-    known = ids_used(before) if before is not None else set()
-    for id_ in sorted(ids_used(spec) - known):
-        found = _object(draft, id_)
-        # None: a network that each host has by itself. Version 0: made by this very draft.
-        if found is not None and found.meta is not None and found.meta.version:
-            draft.guard(_guard_of(id_))
-
-
-def rely_on_uses(draft: Draft, id_: str) -> None:
-    """The commit fails if anybody has meanwhile begun to use the object. Called in one go with the
-    look at who does, by whoever removes it, or changes all of its users.
-    """
-    draft.guard(_guard_of(id_))
-
-
-def _guard_of(id_: str) -> str:
-    return f"use/{zlib.crc32(id_.encode()) % _GUARDS:02x}"
-
-
-def _object(view: View, id_: str) -> Used | None:
-    return view.get(Secret, id_) or view.get(Config, id_) or view.get(Network, id_)
-
-
 # ---------------------------------------------------------------- the other direction
-
-
-def ids_used(spec: ServiceSpec) -> set[str]:
-    """Ids of all secrets, configs and networks of a stored spec."""
-    task = task_of(spec)
-    out = {n.target for n in task.networks}
-    if task.container is not None:
-        out |= {s.secret_id for s in task.container.secrets}
-        out |= {c.config_id for c in task.container.configs}
-    return out
 
 
 def users(view: View, id_: str) -> list[str]:

@@ -17,11 +17,11 @@ from manager.allocator import PortLedger
 from manager.api.lookup import find, quoted, seen_version, spec_of, task_of, word
 from manager.api.objects import create_config, create_secret
 from manager.api.problems import Problems
-from manager.api.references import ids_used, rely_on_uses
 from manager.api.services import Credentials, restart_followers, update_service
 from manager.api.superseding import check_current, supersede
 from manager.api.validate_objects import check_config, check_secret
 from manager.ca import Sealer
+from manager.control import ids_used, rely_on_uses
 from manager.store import STACK_LABEL, Draft
 from swarm import errors
 from swarm.v1 import (

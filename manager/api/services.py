@@ -18,10 +18,11 @@ from msgspec import structs
 from manager.allocator import PortLedger
 from manager.api.lookup import nearest_name, quoted, spec_of, task_of
 from manager.api.problems import Finder, Problems, nearest
-from manager.api.references import Declared, rely_on, resolve
+from manager.api.references import Declared, resolve
 from manager.api.validate import check_service, complete, mode_name
 from manager.api.validate_jobs import check_queue, rely_on_queue
 from manager.ca import Sealer
+from manager.control import needs_new_tasks, rely_on, versions
 from manager.store import Draft, View
 from swarm import errors
 from swarm.v1 import (
@@ -34,8 +35,8 @@ from swarm.v1 import (
 )
 
 PAUSED = (UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED)
+GOING = (UpdateState.UPDATING, UpdateState.ROLLBACK_STARTED)
 ROLLED_BACK = (UpdateState.ROLLBACK_STARTED, UpdateState.ROLLBACK_COMPLETED)
-JOB_MODES = ("replicated-job", "global-job")
 
 
 class RemovalPending(errors.Conflict):
@@ -110,9 +111,7 @@ def _endpoint(
     find: Finder, ledger: PortLedger, spec: ServiceSpec, service: Service
 ) -> Endpoint | None:
     """The spec's ports with the published ones filled in; ports that others have are noted."""
-    if spec.endpoint is None:
-        return None
-    ports, clashes = ledger.allocate(spec.endpoint.ports, owner=service)
+    endpoint, clashes = versions.endpoint_of(ledger, spec, service)
     for clash in clashes:
         port = clash.port
         theirs = "ingress" if port.publish_mode == "host" else "published"
@@ -121,11 +120,7 @@ def _endpoint(
             f"port {port.published_port}/{port.protocol or 'tcp'} is already in use by "
             f"{quoted(clash.holder)} ({clash.holder.id}) as a {theirs} port; choose another",
         )
-    return Endpoint(
-        spec=spec.endpoint,
-        ports=ports,
-        virtual_ips=service.endpoint.virtual_ips if service.endpoint else (),
-    )
+    return endpoint
 
 
 def _check_name_free(draft: Draft, name: str) -> None:
@@ -162,7 +157,7 @@ def create_service(
     service = structs.replace(service, endpoint=_endpoint(find, ledger, spec, service))
     rely_on(draft, spec, None)
     rely_on_queue(draft, spec, None)
-    _put_revision(draft, service, credentials.seal(b""))
+    versions.put_revision(draft, service, credentials.seal(b""))
     ledger.enter(None, service)
     return draft.put(service)
 
@@ -175,8 +170,10 @@ def update_service(
     *,
     credentials: Credentials,
     ledger: PortLedger,
+    pause_after: int = 0,
 ) -> bool:
     """Gives the service a prepared spec; False: it has it already and nothing was changed.
+    `pause_after`: its roll-out pauses for a person after so many slots; 0: it does not.
 
     Without changes, an update whose roll-out is paused is taken up again, as in Docker; and where
     the spec is what a rollback led to, it is no rollback any more: it is what is asked for, and the
@@ -192,35 +189,60 @@ def update_service(
             draft.put(structs.replace(current, sealed_registry_auth=sealed))
         state = service.update_status.state if service.update_status is not None else None
         if state in PAUSED or state in ROLLED_BACK:
-            draft.put(structs.replace(service, update_status=None))
+            status = _begun(draft, pause_after) if pause_after else None
+            draft.put(structs.replace(service, update_status=status))
         return state in PAUSED or sealed != before
-    _put_next(find, draft, service, spec, sealed, ledger=ledger, status=None)
+    status = _begun(draft, pause_after) if pause_after else None
+    if status is not None and not needs_new_tasks(spec_of(service), spec):
+        under_way = service.update_status
+        going = under_way is not None and under_way.state in GOING
+        status = structs.replace(under_way, pause_after=pause_after) if going else None  # type: ignore[type-var]  # not None where it goes
+    _put_next(find, draft, service, spec, sealed, ledger=ledger, status=status)
     return True
 
 
-def roll_back(draft: Draft, service: Service) -> None:
-    """Back to the previous spec, with the credentials it had. Raises Invalid where there is none,
-    or where what it uses is gone.
+def _begun(draft: Draft, pause_after: int) -> UpdateStatus:
+    """A roll-out that begins now and pauses for a person."""
+    return UpdateStatus(
+        state=UpdateState.UPDATING,
+        started_at_ns=draft.now_ns,
+        message="update in progress",
+        pause_after=pause_after,
+    )
+
+
+def roll_back(draft: Draft, service: Service, *, to: int = 0, pause_after: int = 0) -> None:
+    """Back to the spec of a version (0: the previous one, see versions.target), with the
+    credentials it had. Raises Invalid and NotFound where there is none, Conflict where what it uses
+    is gone.
     """
-    previous = _revision(draft, service, service.previous_spec_version)
-    if not service.previous_spec_version or previous is None or previous.spec is None:
-        raise errors.Invalid(
-            f"{quoted(service)} ({service.id}) does not have a previous spec to go back to: it was "
-            "not updated since it was created"
-        )
-    problems = Problems()
-    find = problems.of(f"previous spec of {quoted(service)}")
-    spec = prepare(find, draft, previous.spec)
-    problems.raise_any()
+    entry = versions.chosen(draft, service, to)
+    spec = versions.spec_back(draft, service, entry)
     _check_changeable(service, spec)
+    ledger = PortLedger(draft)
+    endpoint = versions.checked(draft, service, spec, entry.spec_version, ledger)
+    problems = Problems()
+    find = problems.of(f"version {entry.spec_version} of {quoted(service)}")
+    spec = prepare(find, draft, spec)
+    problems.raise_any()
     status = UpdateStatus(
         state=UpdateState.ROLLBACK_STARTED,
         started_at_ns=draft.now_ns,
         message="manually requested rollback",
+        pause_after=pause_after,
     )
-    sealed = previous.sealed_registry_auth
-    _put_next(find, draft, service, spec, sealed, ledger=PortLedger(draft), status=status)
-    problems.raise_any()
+    before = spec_of(service)
+    changed = versions.put_next(
+        draft,
+        service,
+        spec,
+        endpoint=endpoint,
+        sealed=entry.sealed_registry_auth,
+        status=status,
+        rollback_to=entry.spec_version,
+    )
+    rely_on_queue(draft, spec, before)
+    ledger.enter(service, changed)
 
 
 def follows(spec: ServiceSpec, changed: Collection[str]) -> bool:
@@ -320,74 +342,20 @@ def _put_next(
     ledger: PortLedger,
     status: UpdateStatus | None,
 ) -> None:
-    """The next version of the service; its roll-out begins anew where tasks must be replaced."""
-    number = service.spec_version + 1
-    replaces = needs_new_tasks(spec_of(service), spec)
-    is_job = spec.mode is not None and mode_name(spec.mode) in JOB_MODES
-    runs_again = is_cancelled(spec_of(service)) and not is_cancelled(spec)
-    changed = structs.replace(
-        service,
-        spec=spec,
-        spec_version=number,
-        previous_spec_version=service.spec_version,
-        task_version=number if replaces else service.task_version,
-        endpoint=_endpoint(find, ledger, spec, service),
-        update_status=status if replaces or status else service.update_status,
-        job_iteration=service.job_iteration + (1 if is_job and (replaces or runs_again) else 0),
+    """The next version of the service; ports that others have are noted."""
+    endpoint = _endpoint(find, ledger, spec, service)
+    changed = versions.put_next(
+        draft, service, spec, endpoint=endpoint, sealed=sealed, status=status
     )
-    rely_on(draft, spec, spec_of(service))
     rely_on_queue(draft, spec, spec_of(service))
-    _put_revision(draft, changed, sealed)
     ledger.enter(service, changed)
-    draft.put(changed)
-
-
-def is_cancelled(spec: ServiceSpec) -> bool:
-    """Whether it is a job that should not run. One that should again begins a new iteration: what
-    it had done before it was cancelled is done again.
-    """
-    return spec.job is not None and spec.job.cancelled
-
-
-def needs_new_tasks(before: ServiceSpec, after: ServiceSpec) -> bool:
-    """Whether running tasks no longer fit the spec: their template changed, or the ports that they
-    were started with. (SwarmKit replaces tasks for any change of ports; a new published port for an
-    unchanged target needs none, as nodes balance to the target.)
-    """
-    return before.task != after.task or _task_ports(before) != _task_ports(after)
-
-
-def _task_ports(spec: ServiceSpec) -> set[tuple[str, int, int, str]]:
-    """What of the published ports a task itself has to do with."""
-    return {
-        (p.protocol or "tcp", p.target_port, p.published_port, p.host_ip)
-        if p.publish_mode == "host"
-        else (p.protocol or "tcp", p.target_port, 0, "ingress")
-        for p in (spec.endpoint.ports if spec.endpoint else ())
-    }
-
-
-def _revision(view: View, service: Service, number: int) -> ServiceRevision | None:
-    return view.get(ServiceRevision, f"{service.id}.{number}")
 
 
 def service_revision(view: View, service: Service) -> ServiceRevision | None:
     """The entry of the present spec, with what its image is pulled with."""
-    return _revision(view, service, service.spec_version)
+    return versions.revision(view, service, service.spec_version)
 
 
 def previous_revision(view: View, service: Service) -> ServiceRevision | None:
-    """The spec that a rollback returns to."""
-    return _revision(view, service, service.previous_spec_version)
-
-
-def _put_revision(draft: Draft, service: Service, sealed: bytes) -> None:
-    draft.put(
-        ServiceRevision(
-            id=f"{service.id}.{service.spec_version}",
-            service_id=service.id,
-            spec_version=service.spec_version,
-            spec=service.spec,
-            sealed_registry_auth=sealed,
-        )
-    )
+    """The version before the last change."""
+    return versions.revision(view, service, service.previous_spec_version)

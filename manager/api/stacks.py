@@ -32,7 +32,7 @@ from manager.api.objects import (
 )
 from manager.api.plan_version import check_expected
 from manager.api.problems import Finder, Problems
-from manager.api.references import kept_ids, rely_on_uses
+from manager.api.references import kept_ids
 from manager.api.services import (
     Credentials,
     RemovalPending,
@@ -41,9 +41,7 @@ from manager.api.services import (
     follows,
     force_update,
     forced,
-    is_cancelled,
     mode_change,
-    needs_new_tasks,
     prepare,
     restart_followers,
     service_revision,
@@ -59,6 +57,8 @@ from manager.api.validate_objects import (
     check_volume,
 )
 from manager.ca import Sealer
+from manager.control import needs_new_tasks, rely_on_uses
+from manager.control.versions import is_cancelled
 from manager.store import STACK_LABEL, Draft
 from swarm.v1 import (
     Config,

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from manager.api.lookup import quoted, spec_of
 from manager.api.problems import Finder, nearest
-from manager.api.references import rely_on_uses
+from manager.control import rely_on_uses
 from manager.store import Draft, View
 from swarm.v1 import (
     Cluster,

@@ -26,7 +26,6 @@ from manager.control.automatic import Automatic
 from manager.control.books import Books
 from manager.control.history import (
     forget_orphans,
-    keep_versions,
     reap_tasks,
     remove_service,
     versions_of,
@@ -49,6 +48,7 @@ from manager.control.template import (
 )
 from manager.control.tick import Tick
 from manager.control.update import update
+from manager.control.versions import keep_versions
 from manager.control.work import Budget, Work
 from manager.scheduler import NodeTable, unsuitable
 from manager.scheduler.nodeinfo import FAILURE_WINDOW_NS

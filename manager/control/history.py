@@ -1,4 +1,4 @@
-"""What is forgotten: ended tasks beyond the history limit, and versions that nothing refers to.
+"""What is forgotten: ended tasks beyond the history limit, and services. Versions: versions.py.
 
 Of each slot the newest `task_history_limit` ended tasks are kept (Docker's default 5; negative:
 all), and the slot's newest task whatever the limit, if that has ended: it tells that the slot has
@@ -17,7 +17,7 @@ from manager.control.template import state_of
 from manager.control.work import Work
 from manager.store import Draft
 from swarm import states
-from swarm.v1 import Cluster, Node, Service, ServiceRevision, Task, TaskState
+from swarm.v1 import Cluster, Node, Task, TaskState
 
 DEFAULT_HISTORY_LIMIT = 5
 
@@ -73,30 +73,6 @@ def remove_service(work: Work) -> bool:
     for task in list(work.tasks.values()):
         work.remove(task)
     return all(work.lost(task) for task in work.tasks.values())
-
-
-def keep_versions(draft: Draft, service_id: str, used: set[int]) -> None:
-    """Deletes the service's versions except the present, the previous and those that tasks use;
-    makes sure that the present one is kept.
-    """
-    service = draft.get(Service, service_id)
-    if service is not None:
-        used = used | {service.spec_version, service.previous_spec_version}
-    revisions = draft.by(ServiceRevision, "service", service_id)
-    for revision in sorted(revisions, key=lambda r: r.spec_version):
-        if revision.spec_version not in used:
-            draft.delete(ServiceRevision, revision.id)
-    if service is not None and service.spec is not None:
-        present = f"{service_id}.{service.spec_version}"
-        if draft.get(ServiceRevision, present) is None:
-            draft.put(
-                ServiceRevision(
-                    id=present,
-                    service_id=service_id,
-                    spec_version=service.spec_version,
-                    spec=service.spec,
-                )
-            )
 
 
 def versions_of(tasks: Iterable[Task]) -> set[int]:

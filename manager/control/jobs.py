@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from msgspec import structs
 
-from manager.control.history import keep_versions, reap_slots
+from manager.control.history import reap_slots
 from manager.control.job_book import (
     BACKLOG_MAX,
     LIVE,
@@ -46,6 +46,7 @@ from manager.control.restart import OLD_TASK_TIMEOUT_NS, promote
 from manager.control.slots import Slot, is_live, is_lost
 from manager.control.stuck import failure
 from manager.control.template import Mode, state_of, stop_grace_ns
+from manager.control.versions import keep_versions
 from manager.control.work import Work
 from manager.store import View
 from swarm import states

@@ -3,7 +3,8 @@
 A task refers to the spec it was made from by version. It is out of date when a task made now would
 be another one: the task template differs, or the ports that a task itself has to do with. A label
 or the number of replicas makes no difference, nor does a change of constraints alone as long as the
-task's node satisfies the new ones (as in SwarmKit's orchestrator.IsTaskDirty).
+task's node satisfies the new ones (as in SwarmKit's orchestrator.IsTaskDirty). Beyond SwarmKit, a
+change of the restart policy makes none: the managers carry it out, and the present one counts.
 """
 
 from __future__ import annotations
@@ -168,10 +169,25 @@ class Templates:
         self._placement_only[version] = False
         if now is None or then is None or _task_ports(now) != _task_ports(then):
             return False
-        if now.task == then.task:
+        if _of_task(now) == _of_task(then):
             return True
-        self._placement_only[version] = _constraints_only(now.task, then.task)
+        self._placement_only[version] = _constraints_only(_of_task(now), _of_task(then))
         return False
+
+
+def needs_new_tasks(before: ServiceSpec, after: ServiceSpec) -> bool:
+    """Whether tasks of the one spec do not fit the other: their template changed, or the ports that
+    they were started with. Constraints count; whether they matter, each task's node says.
+    (SwarmKit replaces tasks for any change of ports; a new published port for an unchanged target
+    needs none, as nodes balance to the target.)
+    """
+    return _of_task(before) != _of_task(after) or _task_ports(before) != _task_ports(after)
+
+
+def _of_task(spec: ServiceSpec) -> TaskSpec | None:
+    """What of the template a task is made of."""
+    task = spec.task
+    return structs.replace(task, restart=None) if task is not None and task.restart else task
 
 
 def _constraints_only(now: TaskSpec | None, then: TaskSpec | None) -> bool:

@@ -163,9 +163,9 @@ class Store:
 
     # -------------------------------------------------------------- writing
 
-    def draft(self) -> Draft:
-        """An empty draft over the present state."""
-        return Draft(self._tables, now_ns=self._clock.now_ns())
+    def draft(self, *, who: str = "") -> Draft:
+        """An empty draft over the present state, on somebody's behalf."""
+        return Draft(self._tables, now_ns=self._clock.now_ns(), who=who)
 
     async def commit(self, draft: Draft, *, fence: Fence | None = None, who: str = "") -> int:
         """Makes the draft's changes durable, all or none; returns the revision they have. `who`
@@ -227,7 +227,7 @@ class Store:
             return await self._attempt(fn, fence, who)
 
     async def _attempt(self, fn: Callable[[Draft], R], fence: Fence | None, who: str) -> R:
-        draft = self.draft()
+        draft = self.draft(who=who)
         result = fn(draft)
         await self.commit(draft, fence=fence, who=who)
         return result

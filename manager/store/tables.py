@@ -308,9 +308,11 @@ class Draft:
     this view.
     """
 
-    def __init__(self, base: View, *, now_ns: int) -> None:
+    def __init__(self, base: View, *, now_ns: int, who: str = "") -> None:
+        """`who`: on whose behalf, for objects that note it; empty: the cluster's own."""
         self._base = base
         self.now_ns = now_ns
+        self.who = who
         self._over: dict[type[Message], _Table[Any]] = {}
         self._gone: dict[type[Message], set[str]] = {}
         # What the commit relies on: (kind, id) -> version; 0: must not exist.

@@ -22,8 +22,8 @@ from manager.allocator import overlap
 from manager.api import ControlService
 from manager.api.leftovers import finish
 from manager.api.lookup import spec_of
-from manager.api.references import ids_used
 from manager.ca import Sealer
+from manager.control import ids_used
 from manager.store import Draft, Stale, Store
 from manager.store.tables import SCHEMAS
 from swarm import errors

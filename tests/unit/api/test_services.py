@@ -272,7 +272,7 @@ async def test_rollback_to_a_port_that_another_service_has_by_now(api: Api):
     await api.update(api.one(Service, "web"), service=service(ports=[port(8081)]))
     await api.create(service=service("other", ports=[port(8080)]))
     before = api.one(Service, "web")
-    with pytest.raises(errors.Invalid, match='port 8080/tcp is already in use by service "other"'):
+    with pytest.raises(errors.Conflict, match='port 8080/tcp is already in use by service "other"'):
         await api.update(before, rollback=True)
     assert api.one(Service, "web") == before
 

@@ -14,8 +14,8 @@ from msgspec import structs
 from manager.api.history import HISTORY_MAX
 from manager.api.leftovers import finish as finish_stacks
 from manager.api.plan_version import plan_version
-from manager.api.references import ids_used
 from manager.api.stack_request import resolve_request
+from manager.control import ids_used
 from manager.store import STACK_LABEL
 from manager.store.tables import SCHEMAS
 from swarm import errors

@@ -8,8 +8,7 @@ from typing import Any
 
 from msgspec import structs
 
-from manager.api.services import needs_new_tasks
-from manager.control import Controller, service_status
+from manager.control import Controller, needs_new_tasks, service_status
 from manager.store import Draft, Tables
 from swarm import states
 from swarm.clock import ManualClock
