@@ -19,13 +19,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 from msgspec import structs
 
 from manager.api.aside import Aside
-from manager.api.field_diff import DIGEST_DIGITS, TEXT_BYTES_MAX, change, changes
-from manager.api.lookup import CLASSES, spec_of, task_of
+from manager.api.field_diff import TEXT_BYTES_MAX, change, changes
+from manager.api.lookup import CLASSES, spec_of
 from manager.api.plan_version import check_expected, plan_version
+from manager.api.readable import Readable, short
 from manager.api.services import PAUSED
 from manager.api.stack_request import resolve_request
 from manager.api.stacks import UNCHANGED, UPDATED, deploy
@@ -39,13 +39,11 @@ from swarm.v1 import (
     DeployStackRequest,
     FieldChange,
     Kind,
-    Network,
     PlannedChange,
     PlanStackResponse,
     Secret,
     Service,
     ServicePlacement,
-    ServiceSpec,
     Stack,
     StackChange,
     Task,
@@ -126,7 +124,7 @@ class _Comparison:
         self._sealer = sealer
         self._rehearsal = rehearsal
         self._texts_left = TEXTS_BYTES_MAX
-        self._contents: dict[tuple[type[Any], str], str] = {}
+        self._readable = Readable(sealer)
 
     def of(self, done: StackChange) -> PlannedChange:
         """The account of one object."""
@@ -158,7 +156,7 @@ class _Comparison:
             effect = self._effect(before, after, placement)
             return effect, self._service_fields(before, after, recreated=effect == RECREATED)
         if isinstance(before, Secret) and isinstance(after, Secret):
-            data = (_short(before.digest), _short(after.digest))
+            data = (short(before.digest), short(after.digest))
         elif isinstance(before, Config) and isinstance(after, Config):
             data = self._texts(_spec(before).data, _spec(after).data)
         else:
@@ -184,7 +182,7 @@ class _Comparison:
         return self._digest(before), self._digest(after)
 
     def _digest(self, data: bytes) -> str:
-        return _short(self._sealer.digest(data))
+        return short(self._sealer.digest(data))
 
     # ------------------------------------------------------------ services
 
@@ -205,8 +203,8 @@ class _Comparison:
     def _service_fields(
         self, before: Service, after: Service, *, recreated: bool
     ) -> tuple[FieldChange, ...]:
-        old = self._for_people(self._before, spec_of(before))
-        new = self._for_people(self._after, spec_of(after))
+        old = self._readable.service(self._before, spec_of(before))
+        new = self._readable.service(self._after, spec_of(after))
         found = changes(old, new)
         if recreated and all(_leaves_tasks_alone(f) for f in found):
             # Something that makes no difference to people makes one to the control loop: the plan
@@ -214,46 +212,6 @@ class _Comparison:
             found = changes(old, new, literal=True)
         if _paused(before) and not _paused(after) and before.spec_version == after.spec_version:
             found = (*found, change("update_status", "paused", "taken up again"))
-        return found
-
-    def _for_people(self, view: View, spec: ServiceSpec) -> ServiceSpec:
-        """The spec with names in place of networks' ids, and digests of the content in place of
-        the ids of secrets and configs.
-        """
-        task = task_of(spec)
-        container = task.container
-        if container is not None and (container.secrets or container.configs):
-            container = structs.replace(
-                container,
-                secrets=tuple(
-                    structs.replace(r, secret_id=self._content(view, Secret, r.secret_id))
-                    for r in container.secrets
-                ),
-                configs=tuple(
-                    structs.replace(r, config_id=self._content(view, Config, r.config_id))
-                    for r in container.configs
-                ),
-            )
-        networks = tuple(
-            structs.replace(n, target=_network_name(view, n.target)) for n in task.networks
-        )
-        return structs.replace(
-            spec, task=structs.replace(task, container=container, networks=networks)
-        )
-
-    def _content(self, view: View, cls: type[Secret] | type[Config], id_: str) -> str:
-        """A digest of all that tasks see of a secret or config; the id of one that is gone."""
-        key = (cls, id_)
-        found = self._contents.get(key)
-        if found is None:
-            o = view.get(cls, id_)
-            if o is None:
-                return id_
-            digest = o.digest if isinstance(o, Secret) else self._sealer.digest(_spec(o).data)
-            templating = _spec(o).templating
-            if templating is not None:
-                digest = self._sealer.digest(digest.encode() + msgspec.json.encode(templating))
-            found = self._contents[key] = _short(digest)
         return found
 
 
@@ -265,11 +223,6 @@ def _leaves_tasks_alone(field: FieldChange) -> bool:
     return not field.path.startswith(("task", "endpoint"))
 
 
-def _network_name(view: View, target: str) -> str:
-    network = view.get(Network, target)
-    return network.spec.name if network is not None and network.spec is not None else target
-
-
 def _bare(o: Secret | Config) -> Any:
     """The spec without name (a superseded version has lost it) and content."""
     return structs.replace(_spec(o), name="", data=b"")
@@ -278,7 +231,3 @@ def _bare(o: Secret | Config) -> Any:
 def _spec(o: Any) -> Any:
     assert o.spec is not None
     return o.spec
-
-
-def _short(digest: str) -> str:
-    return digest[:DIGEST_DIGITS]

@@ -32,6 +32,7 @@ from manager.api.roles import Here
 from manager.api.rotate import rotate
 from manager.api.services import RemovalPending
 from manager.api.stacks import deploy_request
+from manager.api.updating import resume_update, service_history
 from manager.api.watching import dirty, watch_objects, watch_services
 from manager.ca import Sealer, manager_addrs
 from manager.control import usage
@@ -452,12 +453,28 @@ class ControlService:
     async def get_service_history(
         self, request: GetServiceHistoryRequest, context: Context
     ) -> GetServiceHistoryResponse:
-        raise errors.Unsupported("histories of services are not served yet")
+        async with measured(self._clock, "GetServiceHistory"):
+            await self._catch_up(context)
+            return await self._aside.ask(
+                lambda view: service_history(view, request.service, sealer=self._sealer)
+            )
 
     async def resume_update(
         self, request: ResumeUpdateRequest, context: Context
     ) -> ResumeUpdateResponse:
-        raise errors.Unsupported("updates are not resumed yet")
+        async with measured(self._clock, "ResumeUpdate"):
+            asked = await self._apply(context, lambda draft: resume_update(draft, request))
+            service = self._store.get(Service, asked.id)
+            _changed(
+                context,
+                what="resume",
+                kind="service",
+                name=name_of(asked),
+                id=asked.id,
+                revision=self._store.revision,
+            )
+            version = service.meta.version if service is not None and service.meta else 0
+            return ResumeUpdateResponse(version=version)
 
     async def stats(
         self, request: StatsRequest, context: Context
