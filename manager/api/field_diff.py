@@ -101,6 +101,7 @@ _DEFAULTS: dict[Field, Any] = {
     ("RestartPolicy", "delay_ns"): 5 * SECOND_NS,
     ("RestartPolicy", "max_attempts"): 0,
     ("RestartPolicy", "window_ns"): 0,
+    ("RestartPolicy", "max_delay_ns"): 300 * SECOND_NS,
     ("ContainerSpec", "stop_grace_period_ns"): 10 * SECOND_NS,
     ("TaskSpec", "docker_runtime"): "container",
     ("NetworkSpec", "ipv4"): True,

@@ -171,6 +171,7 @@ def _check_restart(find: Finder, restart: RestartPolicy, *, is_job: bool) -> Non
         find.add("condition", "a job runs to completion; use none or on-failure")
     find.not_negative("delay", restart.delay_ns, "a duration")
     find.not_negative("window", restart.window_ns, "a duration")
+    find.not_negative("max_delay", restart.max_delay_ns, "a duration")
 
 
 # ---------------------------------------------------------------- task template

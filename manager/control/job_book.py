@@ -34,6 +34,7 @@ from typing import TypeVar
 
 import msgspec
 
+from manager.control.backoff import MAX_DELAY_NS
 from manager.control.slots import Slot, is_live, slot_of, slot_order
 from manager.control.template import (
     DEFAULT_RESTART_DELAY_NS,
@@ -45,13 +46,11 @@ from manager.control.template import (
 )
 from manager.store import View
 from swarm import errors, states
-from swarm.clock import SECOND_NS
 from swarm.v1 import JobState, RestartPolicy, Service, StopCause, Task, TaskState
 
 K = TypeVar("K")
 
-BACKOFF_NS_MAX = 300 * SECOND_NS
-RESTARTS_KEPT = 32  # of a slot, where no limit says how many count: far beyond BACKOFF_NS_MAX
+RESTARTS_KEPT = 32  # of a slot, where no limit says how many count: far beyond MAX_DELAY_NS
 # With so many tasks that found no place no more are made (except of gangs): what waits costs a look
 # each time something may fit, and more of them would not be placed sooner.
 BACKLOG_MAX = 500
@@ -139,8 +138,11 @@ class Terms:
             delay_ns = DEFAULT_RESTART_DELAY_NS
         if not self.backs_off:
             return delay_ns
+        most_ns = self.policy.max_delay_ns
+        if most_ns is None:
+            most_ns = MAX_DELAY_NS
         # A longer delay than the bound was asked for as it is.
-        return max(delay_ns, min(delay_ns << min(attempts, RESTARTS_KEPT), BACKOFF_NS_MAX))
+        return max(delay_ns, min(delay_ns << min(attempts, RESTARTS_KEPT), most_ns))
 
     def counted(self, task: Task) -> tuple[int, ...]:
         """The attempts that count against the task's end, oldest first; see restart.py on windows:
@@ -164,7 +166,8 @@ class Terms:
         if not ended_by_itself(ended):
             return 0, ended.restarts_ns
         counted = self.counted(ended)
-        due_ns = _changed_ns(ended) + self.delay_ns(len(counted))
+        # Once it was worked out it stands in the task.
+        due_ns = ended.start_after_ns or _changed_ns(ended) + self.delay_ns(len(counted))
         limit = self.policy.max_attempts or (RESTARTS_KEPT if self.backs_off else 0)
         return due_ns, (*counted, due_ns)[-limit:] if limit else ()
 

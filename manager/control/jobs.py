@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from msgspec import structs
 
+from manager.control.backoff import crashes_after, crashes_kept
 from manager.control.history import reap_slots
 from manager.control.job_book import (
     BACKLOG_MAX,
@@ -154,7 +155,7 @@ class _Step:
 
     def _tend_slot(self, slot: Slot, tasks: list[Task]) -> None:
         work, terms = self._work, self.terms
-        phase, _ = phase_of(tasks, terms)
+        phase, due_ns = phase_of(tasks, terms)
         newest = tasks[-1]
         if phase is Phase.COMPLETE:
             # The one that completed was given up before, with its node.
@@ -174,6 +175,9 @@ class _Step:
                 work.wake(until_ns, slot)
         elif phase is Phase.FAILED and states.wanted(newest.desired_state):
             work.stop(newest)
+        elif phase is Phase.RETRY and due_ns > work.now_ns and not newest.start_after_ns:
+            # For people: nothing else of it says when the slot's next attempt is made.
+            work.put(structs.replace(newest, start_after_ns=due_ns))
 
     # -------------------------------------------------------------- what is begun
 
@@ -190,7 +194,8 @@ class _Step:
             if after[0] is Phase.RETRY and self._room() <= 0:
                 continue
             _, restarts_ns = self.terms.next_attempt(newest)
-            if work.create(slot, restarts_ns=restarts_ns) is None:
+            made = work.create(slot, restarts_ns=restarts_ns, crashes=self._crashes(newest))
+            if made is None:
                 look.again.add(slot)
                 break
             self._retire(slot)
@@ -199,6 +204,11 @@ class _Step:
             self._fill()
         else:
             self._fill_nodes()
+
+    def _crashes(self, ended: Task) -> int:
+        """How many attempts of its slot have crashed in a row; for people alone."""
+        count = crashes_after if ended_by_itself(ended) else crashes_kept
+        return count(self._work.service, ended, self._work.now_ns)
 
     def _room(self) -> int:
         room = self.terms.at_once - self._in(*LIVE, Phase.STOPPING)
@@ -284,7 +294,8 @@ class _Step:
                 _, restarts_ns = terms.next_attempt(task)
                 carried = max(carried, restarts_ns, key=lambda r: (len(r), r))
         for slot in numbers:
-            work.create(slot, ready_first=True, restarts_ns=carried, beyond=True)
+            crashes = max((self._crashes(t) for t in self._kept(slot)[-1:]), default=0)
+            work.create(slot, ready_first=True, restarts_ns=carried, crashes=crashes, beyond=True)
             self._retire(slot)
             self._settle(slot)
         look.again.update(s for s in look.slots if self._phase(s) is Phase.RETRY)
@@ -446,9 +457,7 @@ class _Step:
         slots = {s for s, a in after.items() if a is not None and a[0] is Phase.FAILED}
         slots |= {s for s in self._book.failed if s not in after}
         ended = [self._tasks(s)[-1] for s in sorted(slots, key=str)]
-        first = min(
-            ended, key=lambda t: (t.status.timestamp_ns if t.status else 0, t.slot, t.node_id)
-        )
+        first = min(ended, key=lambda t: (t.meta.updated_at_ns if t.meta else 0, t.slot, t.node_id))
         which = f"task {first.slot or first.node_id}"
         more = f"; {len(ended) - 1} more failed" if len(ended) > 1 else ""
         if first.stop_cause == StopCause.TIMED_OUT:

@@ -27,6 +27,7 @@ delay, doubled with each that the slot remembers.
 
 from __future__ import annotations
 
+from manager.control.backoff import crashes_kept
 from manager.control.nodes import is_drained, replacement_version
 from manager.control.slots import Slot, slot_of, slot_order
 from manager.control.template import (
@@ -132,6 +133,7 @@ def begin(work: Work, leaver: Task, *, node_id: str = "") -> bool:
         version=replacement_version(work, leaver),
         ready_first=stop_first(work),
         restarts_ns=leaver.restarts_ns,
+        crashes=crashes_kept(work.service, leaver, work.now_ns),
         node_id=node_id,
     )
     return comer is not None

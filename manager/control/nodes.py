@@ -19,6 +19,7 @@ In services with one task a node there is no elsewhere: the slot stays empty unt
 
 from __future__ import annotations
 
+from manager.control.backoff import crashes_kept
 from manager.control.slots import is_live, is_lost, slot_of
 from manager.control.template import state_of
 from manager.control.work import Work
@@ -118,7 +119,8 @@ def _replace(
     message: str = "",
 ) -> None:
     """Stops the task and puts the next one in its slot; `wait`: it starts when this one has
-    stopped. Restarts that count are carried on, and so is a delay that is not over. What follows a
+    stopped. Restarts that count are carried on, and so is a delay that is not over, and the crashes
+    in a row. What follows a
     job's task is made when that has ended (jobs.py).
     """
     if work.mode.job:
@@ -127,12 +129,14 @@ def _replace(
     slot = slot_of(task)
     others = [t for t in work.live(slot) if t.id != task.id]
     if not others and work.may_create(slot):
+        due_ns = task.start_after_ns if task.start_after_ns > work.now_ns else 0
         made = work.create(
             slot,
             version=replacement_version(work, task),
-            ready_first=wait,
-            start_after_ns=task.start_after_ns if wait else 0,
+            ready_first=wait or due_ns > 0,
+            start_after_ns=due_ns,
             restarts_ns=task.restarts_ns,
+            crashes=crashes_kept(work.service, task, work.now_ns),
         )
         if made is None:
             return  # the next tick comes back to it

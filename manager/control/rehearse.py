@@ -278,7 +278,9 @@ def _complete(stage: _Stage, task_id: str) -> None:
 
 def _report(stage: _Stage, task: Task, state: TaskState) -> None:
     status = structs.replace(task.status or TaskStatus(), state=state, timestamp_ns=stage.now_ns)
-    stage.put(structs.replace(task, status=status))
+    runs_ns = stage.now_ns if state == TaskState.RUNNING else 0
+    since_ns = task.running_since_ns or runs_ns
+    stage.put(structs.replace(task, status=status, running_since_ns=since_ns))
 
 
 def _counts(task: Task) -> bool:

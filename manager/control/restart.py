@@ -1,15 +1,16 @@
 """What follows a task that has ended by itself.
 
-The policy is Docker's: condition (none, on-failure, any), delay, max_attempts, window. The
-replacement is made at once, so that it is placed and prepared during the delay; it has desired
-state READY and `start_after_ns`, and becomes RUNNING when it is due, its predecessor has stopped
-and no gate (gates.py) holds it back; one that is held back gets its node only then. One that fails
-to get ready before is replaced when it would have been due. All of it stands in the objects: a new
-leader goes on where the old one was.
+The policy is Docker's: condition (none, on-failure, any), delay, max_attempts, window; and the
+delay grows with the crashes in a row (backoff.py). The replacement is made at once, so that it is
+placed and prepared during the delay; it has desired state READY and `start_after_ns`, and becomes
+RUNNING when it is due, its predecessor has stopped and no gate (gates.py) holds it back; one that
+is held back gets its node only then. One that fails to get ready before is replaced when it would
+have been due. All of it stands in the objects: a new leader goes on where the old one was.
 
 The window, and a departure: SwarmKit counts the restarts of the last `window`. With a window
 shorter than the delay none is ever counted, and max_attempts does nothing. Here the time spent
-waiting for delays does not count as part of the window, so it measures running.
+waiting for delays, which may have grown, does not count as part of the window, so it measures
+running.
 
 A slot whose task ended for good keeps that task as its newest; whether it has, is decided again
 from the same facts each time, so a changed policy or template brings it back to life.
@@ -19,15 +20,11 @@ from __future__ import annotations
 
 from msgspec import structs
 
+from manager.control.backoff import crashes_after, crashes_kept, delay_ns, waited_ns
 from manager.control.moves import waits_for_stop
 from manager.control.nodes import replacement_version
 from manager.control.slots import Slot, is_live
-from manager.control.template import (
-    DEFAULT_RESTART_DELAY_NS,
-    restart_policy,
-    state_of,
-    stop_grace_ns,
-)
+from manager.control.template import restart_policy, state_of, stop_grace_ns
 from manager.control.work import Work
 from swarm import states
 from swarm.clock import SECOND_NS
@@ -83,7 +80,8 @@ def _next_attempt(work: Work, slot: Slot, ended: Task) -> bool:
     policy = restart_policy(work.service.spec)
     version = replacement_version(work, ended)
     if _ended_by_itself(ended) and not work.lost(ended):
-        due_ns = work.now_ns + _delay_ns(policy)
+        crashes = crashes_after(work.service, ended, work.now_ns)
+        due_ns = work.now_ns + delay_ns(policy, crashes, work.rng)
         restarts = _counted(ended, policy, work.now_ns)
         limit = policy.max_attempts or 0
         made = work.create(
@@ -92,6 +90,7 @@ def _next_attempt(work: Work, slot: Slot, ended: Task) -> bool:
             ready_first=True,
             start_after_ns=due_ns,
             restarts_ns=(*restarts, due_ns)[-limit:] if limit else (),
+            crashes=crashes,
         )
     else:
         made = work.create(
@@ -99,6 +98,7 @@ def _next_attempt(work: Work, slot: Slot, ended: Task) -> bool:
             version=version,
             ready_first=not states.ended(state_of(ended)) and not work.lost(ended),
             restarts_ns=ended.restarts_ns,
+            crashes=crashes_kept(work.service, ended, work.now_ns),
         )
     return made is not None
 
@@ -140,14 +140,13 @@ def _counted(task: Task, policy: RestartPolicy, at_ns: int) -> tuple[int, ...]:
     window_ns = policy.window_ns or 0
     if not window_ns:
         return task.restarts_ns
-    delay_ns = _delay_ns(policy)
-    newest_first = reversed(task.restarts_ns)
-    kept = [r for i, r in enumerate(newest_first) if at_ns - r - i * delay_ns <= window_ns]
+    kept: list[int] = []
+    waited = 0  # by the attempts since
+    for i, restart_ns in enumerate(reversed(task.restarts_ns)):
+        if at_ns - restart_ns - waited <= window_ns:
+            kept.append(restart_ns)
+        waited += waited_ns(policy, max(0, task.crashes - i))
     return tuple(reversed(kept))
-
-
-def _delay_ns(policy: RestartPolicy) -> int:
-    return DEFAULT_RESTART_DELAY_NS if policy.delay_ns is None else policy.delay_ns
 
 
 def promote(work: Work) -> None:

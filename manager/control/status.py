@@ -4,6 +4,7 @@ waits for, what `service ls` shows, and what the API gives to clients that watch
 
 from __future__ import annotations
 
+import re
 from collections import Counter, deque
 
 from manager.control.gates import Gates, holding, words
@@ -13,11 +14,13 @@ from manager.control.stuck import (
     BY_ITSELF,
     Facts,
     Trouble,
+    backs_off,
     failure,
     is_open,
     newest_failure,
     settles_ns,
     troubles,
+    waits_ns,
 )
 from manager.control.tally import Tally
 from manager.control.template import (
@@ -40,6 +43,7 @@ from swarm.quantities import format_duration
 from swarm.v1 import Node, Service, ServiceStatus, Task, TaskState, UpdateState
 
 REASONS_MAX = 5
+_IN_A_ROW = re.compile(r",? \d+ times in a row$")
 ROLLED_BACK = "the update failed and was rolled back to the previous version"
 
 
@@ -85,6 +89,7 @@ def service_status(
         stuck=bool(stuck),
         failing_task_id=account.failing(stuck) if reasons else "",
         job=mode_of(service.spec).job,
+        spec_version=service.spec_version,
     )
 
 
@@ -304,7 +309,7 @@ class _Account:
                 elif self._mode.per_node and not is_open(self._view, self._service, slot):
                     continue
                 else:
-                    why[_ended(ended)] += count
+                    why[self._ended(ended)] += count
         self._explain(why, done=done, out_of_date=out_of_date, overlap=overlap, moving=moving)
 
     def _watch(self, task: Task) -> None:
@@ -392,12 +397,25 @@ class _Account:
             return f"{BE} not placed: {err}" if err else f"{BE} not placed"
         if task.desired_state == TaskState.READY:
             before = _newest([t for t in siblings if t.id != task.id])
+            if wait_ns := waits_ns(task, self._now_ns):
+                ended = before is not None and state_of(before) in BY_ITSELF
+                why = failure(before) + "," if before is not None and ended else "crashed"
+                return f"{backs_off(wait_ns)}: {why} {task.crashes} times in a row"
             if before is not None and state_of(before) in BY_ITSELF:
                 return f"{BE} waiting to be restarted: {failure(before)}"
             return f"{BE} waiting until the tasks before have stopped"
         failed = newest_failure(siblings)
         last = failure(failed) if failed is not None else ""
         return f"{BE} {states.label(state)}{f', after a failure: {last}' if last else ''}"
+
+    def _ended(self, task: Task) -> str:
+        if state_of(task) in BY_ITSELF and not states.wanted(task.desired_state):
+            return f"ended and will not be restarted: {failure(task)}"
+        if wait_ns := waits_ns(task, self._now_ns):
+            return f"{backs_off(wait_ns)}: {failure(task)}, {task.crashes + 1} times in a row"
+        if state_of(task) in BY_ITSELF:
+            return f"{BE} waiting to be restarted: {failure(task)}"
+        return f"ended: {task.stop_message or failure(task)}"
 
 
 def _follows(task: Task, running: Task) -> bool:
@@ -411,17 +429,10 @@ def _newest(tasks: list[Task]) -> Task | None:
     return max(tasks, key=lambda t: (t.meta.created_at_ns if t.meta else 0, t.id), default=None)
 
 
-def _ended(task: Task) -> str:
-    if state_of(task) in BY_ITSELF and not states.wanted(task.desired_state):
-        return f"ended and will not be restarted: {failure(task)}"
-    if state_of(task) in BY_ITSELF:
-        return f"{BE} waiting to be restarted: {failure(task)}"
-    return f"ended: {task.stop_message or failure(task)}"
-
-
 def _says(trouble: str, reason: str) -> bool:
     """Whether the trouble tells what the reason does: of the same cause, or of the same gate."""
     _, colon, cause = reason.partition(": ")
+    cause = _IN_A_ROW.sub("", cause)
     if not colon:
         return trouble.startswith(reason)
     return trouble.startswith((reason, cause)) or trouble.endswith(cause)

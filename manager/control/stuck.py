@@ -8,9 +8,8 @@ most telling first:
 - its update was paused by a failure;
 - an image that no registry has, or that needs other credentials; something that none of the nodes
   open to it can do;
-- a crash loop: the last CRASHES tasks of a slot ended by themselves before they had run for as long
-  as they are watched, and none has since. It takes that many kept tasks, so a cluster that keeps
-  fewer (task_history_limit) tells of crash loops only by update_config and max_attempts;
+- a crash loop: the last CRASHES tasks of a slot ended by themselves before they had run well for a
+  while (backoff.py), and the next one, if it runs, is still watched;
 - tasks that ended and are not to be restarted: the restart policy, or its attempts, are used up;
 - replicas that would not all fit even if nothing else ran and every node were ready;
 - a gate (depends_on) on a service that does not exist or is stuck itself.
@@ -22,8 +21,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import takewhile
 
+from manager.control.backoff import GROWS_FROM, crashes_after, healthcheck
 from manager.control.gates import Closed, Gates, stays_ended, words
 from manager.control.slots import Slot, is_live, is_unplaced, slot_of, slot_order
 from manager.control.template import (
@@ -41,18 +40,16 @@ from manager.scheduler import FOR_EVER, ceiling, requirement_of, unavailable, un
 from manager.store import View
 from swarm import states
 from swarm.clock import SECOND_NS
-from swarm.v1 import HealthConfig, Node, Service, Task, TaskState
+from swarm.quantities import format_duration
+from swarm.v1 import Node, Service, Task, TaskState
 
-CRASHES = 3  # in a row are a loop: one is an accident, two may wait for something that starts
+CRASHES = GROWS_FROM  # in a row are a loop
+BACKS_OFF_FROM = 2  # crashes in a row: from then on a task that waits for its start is said to
 IMAGE_CAUSES = frozenset({"image_missing", "image_denied"})
 NODE_CAUSES = frozenset({"unsupported", "program_missing"})
 BY_ITSELF = frozenset({TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED})
 BE = "{be}"  # stands for is or are, where a sentence is on one task or several
 _EXIT = "task: non-zero exit ("
-# Docker's defaults of a healthcheck.
-_INTERVAL_NS = 30 * SECOND_NS
-_TIMEOUT_NS = 30 * SECOND_NS
-_RETRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,89 +121,108 @@ def troubles(facts: Facts, behind: Callable[[str], str | None]) -> list[Trouble]
 
 def _failures(facts: Facts) -> list[Trouble]:
     """Slots that have failed for certain, those with the same story counted together."""
-    stories: dict[tuple[int, str], list[Task]] = {}
+    stories: dict[tuple[int, str], list[_Story]] = {}
     for slot in sorted(facts.slots, key=slot_order):
         story = _story(facts, slot)
         if story is not None:
-            rank, text, task = story
-            stories.setdefault((rank, text), []).append(task)
+            stories.setdefault((story.rank, story.text), []).append(story)
     found = []
     for rank, text in sorted(stories, key=lambda s: (s[0], -len(stories[s]), s[1])):
-        tasks = stories[rank, text]
-        newest = max(tasks, key=_age)
-        found.append(Trouble(facts.clause(len(tasks), text), newest.id))
+        alike = stories[rank, text]
+        newest = max((story.task for story in alike), key=_age)
+        if waits := [story.wait_ns for story in alike if story.wait_ns]:
+            text = f"{backs_off(min(waits))}: {text}"
+        found.append(Trouble(facts.clause(len(alike), text), newest.id))
     return found
 
 
-def _story(facts: Facts, slot: Slot) -> tuple[int, str, Task] | None:
-    """What became of a slot that fails for certain: its rank, the end of a sentence, its task."""
+def backs_off(wait_ns: int) -> str:
+    """The end of a sentence on a slot whose next attempt waits for so long."""
+    seconds = -(-wait_ns // SECOND_NS)
+    return f"{BE} backing off, next try in {format_duration(seconds * SECOND_NS)}"
+
+
+def waits_ns(task: Task, now_ns: int) -> int:
+    """How long the slot still waits because its attempts have crashed, by its next one, or by the
+    last where there is no next one yet; 0: it does not. After a single crash that is the plain
+    restart delay, and no news.
+    """
+    if states.ended(state_of(task)):
+        crashes, waits = task.crashes + 1, states.wanted(task.desired_state)
+    else:
+        crashes, waits = task.crashes, task.desired_state == TaskState.READY
+    return max(0, task.start_after_ns - now_ns) if waits and crashes >= BACKS_OFF_FROM else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Story:
+    """What became of a slot that fails for certain: the end of a sentence, and its task. `wait_ns`:
+    how long its next attempt waits, which the sentence does not say.
+    """
+
+    rank: int
+    text: str
+    task: Task
+    wait_ns: int = 0
+
+
+def _story(facts: Facts, slot: Slot) -> _Story | None:
     tasks = facts.slots[slot]
     live = [t for t in tasks if is_live(t)]
     if any(runs_well(facts, t) for t in live if facts.templates.up_to_date(t)):
         return None
-    ended = _ended_in_a_row(facts, tasks)
-    if not ended:
-        return None
-    newest = ended[0]
-    why = failure(newest)
+    ended = _last_end(facts, tasks)
+    if ended is None:
+        return _row_alone(facts, live)
+    why = failure(ended)
     runs = any(state_of(t) == TaskState.RUNNING for t in live)
-    cause = newest.status.cause if newest.status else ""
+    cause = ended.status.cause if ended.status else ""
     if cause in IMAGE_CAUSES and not runs:
-        return 1, f"cannot run: {why}", newest
+        return _Story(1, f"cannot run: {why}", ended)
     if cause in NODE_CAUSES and not runs and _tried_everywhere(facts, slot):
-        return 1, f"cannot run on any node: {why}", newest
-    if not live and not states.wanted(newest.desired_state):
-        return _final(facts, slot, newest, why)
-    crashes = len(list(takewhile(lambda t: _crashed(facts, t), ended)))
-    if crashes >= CRASHES:
-        return 2, f"{BE} in a crash loop, {crashes} times in a row: {why}", newest
+        return _Story(1, f"cannot run on any node: {why}", ended)
+    if not live and not states.wanted(ended.desired_state):
+        return _final(facts, slot, ended, why)
+    crashes = _crashes(facts, ended, live)
+    if crashes < CRASHES:
+        return None
+    if wait_ns := max(waits_ns(t, facts.now_ns) for t in (ended, *live)):
+        return _Story(2, f"{why}, {crashes} times in a row", ended, wait_ns)
+    return _Story(2, f"{BE} in a crash loop, {crashes} times in a row: {why}", ended)
+
+
+def _row_alone(facts: Facts, live: list[Task]) -> _Story | None:
+    """As _story, where the attempts before are not kept, or the last went for another reason."""
+    for task in reversed(live):
+        if task.crashes >= CRASHES and facts.templates.up_to_date(task):
+            why = f"crashed {task.crashes} times in a row"
+            if wait_ns := waits_ns(task, facts.now_ns):
+                return _Story(2, why, task, wait_ns)
+            return _Story(2, f"{BE} in a crash loop: {why}", task)
     return None
 
 
-def _ended_in_a_row(facts: Facts, tasks: list[Task]) -> list[Task]:
-    """The slot's latest tasks of the present template that ended by themselves, newest first, with
-    nothing else in between but the one that is there now.
+def _last_end(facts: Facts, tasks: list[Task]) -> Task | None:
+    """The slot's last task before the one that is there now, if it was of the present template and
+    ended by itself.
     """
-    row: list[Task] = []
     for task in sorted(tasks, key=_age, reverse=True):
-        if is_live(task) and not row:
-            continue
-        if state_of(task) not in BY_ITSELF or not facts.templates.up_to_date(task):
-            break
-        row.append(task)
-    return row
+        if not is_live(task):
+            by_itself = state_of(task) in BY_ITSELF and facts.templates.up_to_date(task)
+            return task if by_itself else None
+    return None
 
 
-def _crashed(facts: Facts, task: Task) -> bool:
-    """Whether the task ended before it had proved itself, be it that it never ran: then its status
-    has no container. Else its time is counted from when it might start, which is at most too long:
-    nobody notes when it did. All times are managers'.
+def _crashes(facts: Facts, ended: Task, live: list[Task]) -> int:
+    """How many attempts of the slot have crashed in a row: as the one that follows knows it, or as
+    it will.
     """
-    if state_of(task) == TaskState.COMPLETE and stays_ended(facts.service):
-        return False
-    if task.meta is None or task.status is None or task.status.container is None:
-        return True
-    since_ns = max(task.meta.created_at_ns, task.start_after_ns)
-    return task.meta.updated_at_ns - since_ns <= proves_itself_ns(facts.service)
-
-
-def proves_itself_ns(service: Service) -> int:
-    """How long after its start a task at the latest has failed if it fails at once: the time it is
-    watched, and before it that in which a healthcheck may still fail.
-    """
-    watched_ns = monitor_ns(update_config(service))
-    check = healthcheck(service)
-    if check is None:
-        return watched_ns
-    try_ns = (check.interval_ns or _INTERVAL_NS) + (check.timeout_ns or _TIMEOUT_NS)
-    return watched_ns + check.start_period_ns + try_ns * (check.retries or _RETRIES)
-
-
-def healthcheck(service: Service) -> HealthConfig | None:
-    """The healthcheck in the service's spec, unless it is switched off."""
-    container = service.spec.task.container if service.spec and service.spec.task else None
-    check = container.healthcheck if container else None
-    return check if check is not None and check.test and check.test[0] != "NONE" else None
+    if state_of(ended) == TaskState.COMPLETE and stays_ended(facts.service):
+        return 0
+    for task in reversed(live):
+        if _age(task) > _age(ended) and task.spec_version == ended.spec_version:
+            return task.crashes
+    return crashes_after(facts.service, ended, facts.now_ns)
 
 
 def settles_ns(service: Service, task: Task, now_ns: int) -> int:
@@ -252,7 +268,7 @@ def _tried_everywhere(facts: Facts, slot: Slot) -> bool:
     )
 
 
-def _final(facts: Facts, slot: Slot, newest: Task, why: str) -> tuple[int, str, Task] | None:
+def _final(facts: Facts, slot: Slot, newest: Task, why: str) -> _Story | None:
     """A slot whose task ended and gets no successor: the loop has let it go for good. (One that it
     has not let go gets its next task when its delay is over.)
     """
@@ -265,7 +281,7 @@ def _final(facts: Facts, slot: Slot, newest: Task, why: str) -> tuple[int, str, 
     if policy.max_attempts and policy.condition != "none":
         plural = "" if policy.max_attempts == 1 else "s"
         used_up = f" after {policy.max_attempts} restart{plural}"
-    return 3, f"ended and will not be restarted{used_up}: {why}", newest
+    return _Story(3, f"ended and will not be restarted{used_up}: {why}", newest)
 
 
 def is_open(view: View, service: Service, slot: Slot) -> bool:

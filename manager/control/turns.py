@@ -515,8 +515,9 @@ class Turns:
         task = self._draft.get(Task, claim.task_id)
         status = task.status if task is not None else None
         started_ns = self._now_ns
-        if status is not None and status.state == TaskState.RUNNING:
-            started_ns = status.timestamp_ns
+        if task is not None and status is not None and status.state == TaskState.RUNNING:
+            # As jobs.py counts it: not on the node's clock.
+            started_ns = task.meta.updated_at_ns if task.meta else started_ns
         return max(self._now_ns, started_ns + terms.timeout_ns + grace_ns)
 
     def _grace_ns(self, service_id: str) -> int:

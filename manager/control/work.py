@@ -83,7 +83,7 @@ class Work:
         self.moving = False  # a task is on its way to another node
         self.moved = 0  # tasks told to stop because they have moved
         self.refused: Task | None = None  # one made for a node, which did not take it
-        self._rng = rng
+        self.rng = rng
         self._budget = budget
         self._begun = begun
         # When single slots have to be looked at again, besides `wake_ns`.
@@ -241,6 +241,7 @@ class Work:
         ready_first: bool = False,
         start_after_ns: int = 0,
         restarts_ns: tuple[int, ...] = (),
+        crashes: int = 0,
         node_id: str = "",
         beyond: bool = False,
     ) -> Task | None:
@@ -260,7 +261,7 @@ class Work:
             networks = self._networks[version] = attachments(self.draft, spec)
         return self.put(
             Task(
-                id=ids.new_id(self._rng),
+                id=ids.new_id(self.rng),
                 service_id=self.service.id,
                 spec_version=version,
                 slot=slot if isinstance(slot, int) else 0,
@@ -274,6 +275,7 @@ class Work:
                 networks=networks,
                 start_after_ns=start_after_ns,
                 restarts_ns=restarts_ns,
+                crashes=crashes,
                 job_iteration=self.service.job_iteration,
             )
         )

@@ -210,10 +210,12 @@ def apply_report(draft: Draft, node_id: str, report: TaskReport) -> str:
         return "illegal"
     if status.state == before and task.status and status.timestamp_ns < task.status.timestamp_ns:
         return "illegal"
+    runs = status.state == TaskState.RUNNING
     draft.put(
         structs.replace(
             task,
             status=status,
+            running_since_ns=task.running_since_ns or (draft.now_ns if runs else 0),
             host_ports=report.host_ports or task.host_ports,
             networks=_attached(task.networks, report.networks),
         )

@@ -243,9 +243,10 @@ class Search:
         """Since when the task runs; one that does not yet loses nothing."""
         task = self._facts.view.get(Task, task_id)
         status = task.status if task is not None else None
-        if status is None or status.state != TaskState.RUNNING:
+        if task is None or status is None or status.state != TaskState.RUNNING:
             return self._facts.now_ns
-        return status.timestamp_ns
+        # Not the status' time: that is on the node's clock.
+        return task.running_since_ns or (task.meta.updated_at_ns if task.meta else 0)
 
 
 @dataclass(frozen=True, slots=True)

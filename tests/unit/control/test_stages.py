@@ -206,7 +206,7 @@ def test_a_failed_task_is_replaced_after_the_delay() -> None:
 
 def test_a_replacement_that_fails_to_get_ready_is_not_replaced_before_it_was_due() -> None:
     world = World(1)
-    sid = world.create(make_spec(restart=RestartPolicy(delay_ns=5 * SECOND)))
+    sid = world.create(make_spec(restart=RestartPolicy(delay_ns=5 * SECOND, max_delay_ns=0)))
     world.settle()
     world.report(world.running(sid)[0], S.FAILED, err="exit code 1")
     world.tick()
@@ -320,7 +320,7 @@ def test_a_new_template_brings_a_slot_that_gave_up_back() -> None:
 @pytest.mark.parametrize("limit", [0, 2, 5])
 def test_history_keeps_the_newest_ended_tasks_of_a_slot(limit: int) -> None:
     world = World(1, history=limit)
-    sid = world.create(make_spec(restart=RestartPolicy(delay_ns=0)))
+    sid = world.create(make_spec(restart=RestartPolicy(delay_ns=0, max_delay_ns=0)))
     world.settle()
     for _ in range(8):
         world.report(world.running(sid)[0], S.FAILED)

@@ -238,9 +238,11 @@ class World:
         before = task.status or TaskStatus()
         assert states.may_follow(before.state, state), f"{before.state} -> {state}"
         now = self.clock.now_ns()
+        runs_ns = now if state == S.RUNNING else 0
         self.put(
             structs.replace(
                 task,
+                running_since_ns=task.running_since_ns or runs_ns,
                 status=structs.replace(before, state=state, timestamp_ns=now, **status),
             )
         )
