@@ -12,7 +12,14 @@ from msgspec import structs
 
 from agent.runtime.base import Description
 from swarm import tls
-from swarm.v1 import EngineDescription, Gpu, NodeDescription, Platform, Resources
+from swarm.v1 import (
+    EngineDescription,
+    Gpu,
+    NodeDescription,
+    Platform,
+    Resources,
+    RuntimeProblem,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,7 @@ def describe(
     warnings: Iterable[str] = (),
     issuer: Issuer = Issuer(),  # frozen
     gpus: Sequence[Gpu] = (),
+    problems: Sequence[RuntimeProblem] = (),
 ) -> NodeDescription:
     """The node's description; the first runtime's first value is the default.
 
@@ -74,6 +82,7 @@ def describe(
         cert_issuer_subject=issuer.subject,
         cert_issuer_public_key=issuer.public_key,
         etcd_version=about.etcd_version,
+        runtime_problems=tuple(problems),
     )
 
 

@@ -19,7 +19,8 @@ from typing import assert_never
 
 from msgspec import structs
 
-from agent.runtime.base import Found, Phase, Started
+from agent.runtime.base import UNHEALTHY, Found, Phase, Started
+from agent.runtime.base import Event as RuntimeEvent
 from swarm import errors
 from swarm.states import ended, may_follow
 from swarm.v1 import ContainerStatus, TaskState, TaskStatus
@@ -54,6 +55,9 @@ class Exit:
 
     code: int
     message: str = ""
+    cause: str = ""  # as in TaskStatus
+    # Somebody else, or the engine's own end, made it end: code 0 is no success.
+    forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,13 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The runtime went away during a preparation or a start: nobody knows what became of it before
+    the host was looked at again.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class DidStop:
     """Nothing runs any more; the exit code where there is one."""
 
@@ -169,6 +180,7 @@ Event = (
     | Prepared
     | DidStart
     | Refused
+    | Interrupted
     | DidStop
     | DidRemove
     | Healthy
@@ -248,7 +260,7 @@ def _awaited(doing: Doing, event: Event) -> bool:
             return doing == Doing.PREPARE
         case DidStart():
             return doing == Doing.START
-        case Refused():
+        case Refused() | Interrupted():
             return doing in (Doing.PREPARE, Doing.START)
         case DidStop():
             return doing == Doing.STOP
@@ -276,6 +288,9 @@ def _learn(m: Machine, event: Event) -> Machine:
             # What an operation that failed has left behind is unknown; a stop finds out.
             have = Have.RUNNING if m.doing == Doing.START else Have.PARTS
             return replace(m, doing=Doing.NOTHING, have=have)
+        case Interrupted():
+            # As after a restart of the agent; what is found decides how it goes on.
+            return replace(m, doing=Doing.NOTHING, located=False)
         case DidStop(code):
             if m.exit is None and code is not None:
                 m = replace(m, exit=Exit(code))
@@ -299,7 +314,7 @@ def _learn(m: Machine, event: Event) -> Machine:
             if not _alive(m):
                 return m
             said = f"unhealthy: {message}" if message else "unhealthy"
-            return replace(m, failure=Refused(said, rejected=False))
+            return replace(m, failure=Refused(said, rejected=False, cause=UNHEALTHY))
         case _:
             assert_never(event)
 
@@ -320,9 +335,14 @@ def _locate(m: Machine, found: Found | None) -> Machine:
         case Phase.RUNNING:
             return replace(m, have=Have.RUNNING, started=found.started)
         case Phase.EXITED:
-            return replace(m, have=Have.EXITED, exit=Exit(found.exit_code, found.message))
+            return replace(m, have=Have.EXITED, exit=exit_of(found))
         case _:
             assert_never(found.phase)
+
+
+def exit_of(found: Found | RuntimeEvent) -> Exit:
+    """How a task has ended that the runtime tells of."""
+    return Exit(found.exit_code, found.message, found.cause, found.forced)
 
 
 def _conclude(m: Machine, event: Event, effects: list[Effect], now_ns: int) -> Machine:
@@ -338,7 +358,8 @@ def _conclude(m: Machine, event: Event, effects: list[Effect], now_ns: int) -> M
                 S.FAILED,
                 now_ns,
                 "failed",
-                err="the task is gone: it was removed from the node while the agent was away",
+                err="the task is gone: it was removed from the node while the agent or its engine "
+                "was away",
             )
         case Refused() if m.desired < S.SHUTDOWN:
             if m.have == Have.RUNNING:  # perhaps: it has to be stopped before it has failed
@@ -347,6 +368,14 @@ def _conclude(m: Machine, event: Event, effects: list[Effect], now_ns: int) -> M
         case DidStop():
             effects.append(Hide())
             return _stopped(m, now_ns)
+        case Unhealthy() if m.state == S.RUNNING and m.failure is not None:
+            # Told before it is stopped, for no node may send it connections from now on.
+            return replace(
+                m,
+                status=structs.replace(
+                    m.status, message="being stopped", err=m.failure.message, cause=UNHEALTHY
+                ),
+            )
         case _:
             pass
     if m.doing != Doing.NOTHING:
@@ -383,12 +412,12 @@ def _exited(m: Machine, exit_: Exit, now_ns: int) -> Machine:
     container = _container(m, exit_.code)
     if m.desired >= S.SHUTDOWN:  # the answer to its stop was lost with an earlier agent
         return _set(m, S.SHUTDOWN, now_ns, "shutdown", container=container)
-    if exit_.code == 0:
+    if exit_.code == 0 and not exit_.forced:
         return _set(m, S.COMPLETE, now_ns, "finished", container=container)
-    err = f"task: non-zero exit ({exit_.code})"
-    if exit_.message:
-        err += f": {exit_.message}"
-    return _set(m, S.FAILED, now_ns, "failed", err=err, container=container)
+    said = [f"task: non-zero exit ({exit_.code})"] if exit_.code else []
+    err = ": ".join([*said, exit_.message] if exit_.message else said)
+    m = _set(m, S.FAILED, now_ns, "failed", err=err, container=container)
+    return _because(m, exit_.cause)
 
 
 def _stopped(m: Machine, now_ns: int) -> Machine:
@@ -401,7 +430,11 @@ def _stopped(m: Machine, now_ns: int) -> Machine:
 def _fail(m: Machine, why: Refused, now_ns: int, container: ContainerStatus | None) -> Machine:
     state = S.REJECTED if why.rejected and m.state < S.RUNNING else S.FAILED
     m = _set(m, state, now_ns, state.name.lower(), err=why.message, container=container)
-    return replace(m, status=structs.replace(m.status, cause=why.cause)) if why.cause else m
+    return _because(m, why.cause)
+
+
+def _because(m: Machine, cause: str) -> Machine:
+    return replace(m, status=structs.replace(m.status, cause=cause)) if cause else m
 
 
 def _act(m: Machine, effects: list[Effect], now_ns: int) -> Machine:

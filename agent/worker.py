@@ -13,23 +13,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import structlog
 from msgspec import structs
 
 from agent import description, equipment, templates
 from agent import task_machine as tm
+from agent.disks import Disks
 from agent.gpus import unlimited
 from agent.hosts import Host, Looking, Snapshot
 from agent.ingress import Ingress, LocalTarget
 from agent.metrics import TASKS
+from agent.network_use import NetworkUse
 from agent.outbox import Outbox
 from agent.runtime.base import (
+    DISK_FULL,
+    ENGINE_FAILED,
+    ENGINE_UNRESPONSIVE,
     UNSUPPORTED,
     Event,
     EventKind,
+    Failed,
     Found,
     Rejected,
     Runtime,
@@ -49,6 +56,7 @@ from swarm.v1 import (
     IngressService,
     Network,
     NodeDescription,
+    RuntimeProblem,
     SecretData,
     Task,
     TaskReport,
@@ -67,6 +75,8 @@ ABANDON_AFTER_S = 2.0
 ANSWERS_S_MAX = 5.0
 # The session begins at the latest after this, even if a runtime does not answer.
 LOOK_AROUND_S = 5.0
+# An engine that goes away so often while it prepares or starts a task does so because of the task.
+INTERRUPTIONS_MAX = 3
 GPU_WARNINGS_MAX = 5  # tasks whose part of a GPU does not hold; more are not named
 
 
@@ -81,6 +91,8 @@ class _Entry:
     unfit: str
     networks: frozenset[str] = frozenset()
     operation: asyncio.Task[None] | None = None
+    # How often its runtime went away in the middle of an operation.
+    interruptions: int = 0
     abandoned: bool = False  # the operation's end was asked for
     cancelled: bool = False  # … and its time was up
 
@@ -127,7 +139,8 @@ class Worker:
         clock: Clock,
         issuer: description.Issuer = description.Issuer(),  # noqa: B008  # frozen
     ) -> None:
-        self._hosts = [Host(r) for r in runtimes]
+        self._hosts = [Host(r, clock) for r in runtimes]
+        self._disks = Disks(self._folders, self._changed, clock)
         self._ingress = ingress
         self._state = state
         self._about = about
@@ -145,8 +158,7 @@ class Worker:
         self._strays: set[str] = set()
         # A manager has said since the start what is this node's; only then may strays go.
         self._confirmed = False
-        self._network_users: dict[tuple[str, str], set[str]] = {}
-        self._releases: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._networks = NetworkUse(self._spawn)
         self._group: asyncio.TaskGroup | None = None
         self._emptied = asyncio.Event()
         self.outbox = Outbox(self._changed)
@@ -167,6 +179,7 @@ class Worker:
                     self._restore(record)
                 group.create_task(self._state.run())
                 group.create_task(self._keep_published())
+                group.create_task(self._disks.run())
                 looked = [asyncio.Event() for _ in self._hosts]
                 for host, event in zip(self._hosts, looked, strict=True):
                     group.create_task(self._follow(host, event))
@@ -222,8 +235,7 @@ class Worker:
                 if mine is None:
                     self._post(entry.task.id, tm.Exited(tm.Exit(255, "it is gone")))
                 elif mine.started is None:
-                    exit_ = tm.Exit(mine.exit_code, mine.message)
-                    self._post(entry.task.id, tm.Exited(exit_))
+                    self._post(entry.task.id, tm.Exited(tm.exit_of(mine)))
         host.found = found
         if self._confirmed:
             self._discard_strays()
@@ -235,7 +247,7 @@ class Worker:
             case EventKind.UNHEALTHY:
                 self._post(event.task_id, tm.Unhealthy(event.message))
             case EventKind.EXITED:
-                self._post(event.task_id, tm.Exited(tm.Exit(event.exit_code, event.message)))
+                self._post(event.task_id, tm.Exited(tm.exit_of(event)))
 
     # -------------------------------------------------------------- what managers say
 
@@ -357,8 +369,12 @@ class Worker:
 
     def description(self) -> NodeDescription:
         """The node as it is now."""
+        used = {e.host for e in self._entries.values()}
+        told = [h for h in self._hosts if h.ready or h in used]
         warnings = [
-            f"runtime {h.name} does not answer: {h.problem}" for h in self._hosts if h.problem
+            f"runtime {h.name} does not answer: {h.problem}"
+            for h in self._hosts
+            if h.problem and h not in told
         ]
         if self._state.problem:
             warnings.append(self._state.problem)
@@ -375,7 +391,27 @@ class Worker:
             warnings=(*warnings, *self._ingress_problems),
             issuer=self._issuer,
             gpus=self._gpus,
+            problems=[p for h in told for p in self._problems(h)],
         )
+
+    def _problems(self, host: Host) -> Iterator[RuntimeProblem]:
+        """Why a runtime takes no tasks."""
+        runtimes = host.description.runtimes or (host.name,)
+        if host.problem:
+            message = f"{host.name} does not answer: {host.problem}"
+            yield RuntimeProblem(
+                runtimes=runtimes,
+                message=message,
+                since_ns=host.since_ns,
+                cause=ENGINE_UNRESPONSIVE,
+            )
+        if (full := self._disks.full.get(host.name)) is not None:
+            yield RuntimeProblem(
+                runtimes=runtimes, message=full.message, since_ns=full.since_ns, cause=DISK_FULL
+            )
+
+    def _folders(self) -> dict[str, Path]:
+        return {h.name: f for h in self._hosts if (f := h.description.folder) is not None}
 
     def runtime_of(self, task_id: str) -> Runtime:
         """Where a task's logs are. Raises NotFound."""
@@ -473,7 +509,7 @@ class Worker:
         try:
             match doing:
                 case tm.Doing.PREPARE:
-                    await self._networks_free(entry)
+                    await self._networks.free(host, entry.networks)
                     await host.prepare(await self._work(entry))
                     return tm.Prepared()
                 case tm.Doing.START:
@@ -493,10 +529,18 @@ class Worker:
                 case _:
                     await host.remove(task_id)
                     return tm.DidRemove()
-        except Rejected as error:
-            return tm.Refused(error.message, rejected=True, cause=error.cause)
+        except (Rejected, Failed) as error:
+            if error.cause == DISK_FULL:
+                self._disks.look()
+            return tm.Refused(
+                error.message, rejected=isinstance(error, Rejected), cause=error.cause
+            )
         except errors.SwarmError as error:
-            return tm.Refused(error.message, rejected=False)
+            if await host.interrupted(error) and entry.interruptions < INTERRUPTIONS_MAX:
+                entry.interruptions += 1
+                log.info("operation_interrupted", task_id=task_id, reason=error.message)
+                return tm.Interrupted()
+            return tm.Refused(error.message, rejected=False, cause=ENGINE_FAILED)
         except asyncio.CancelledError:
             this = asyncio.current_task()
             # One cancellation is ours; another one ends the worker.
@@ -555,7 +599,8 @@ class Worker:
         del self._entries[task_id]
         TASKS.set(len(self._entries))
         self._state.drop(task_id)
-        self._leave_networks(entry)
+        if entry.host is not None:
+            self._networks.leave(entry.host, task_id, entry.networks)
         self.outbox.put(structs.replace(self._report_of(entry), removed=True))
         self._check_emptied()
 
@@ -583,38 +628,7 @@ class Worker:
                 used.add(network.id)
         entry.networks = frozenset(entry.networks | used)
         if entry.host is not None:
-            for network_id in entry.networks:
-                users = self._network_users.setdefault((entry.host.name, network_id), set())
-                users.add(entry.task.id)
-
-    def _leave_networks(self, entry: _Entry) -> None:
-        if entry.host is None:
-            return
-        for network_id in sorted(entry.networks):
-            key = (entry.host.name, network_id)
-            users = self._network_users.get(key, set())
-            users.discard(entry.task.id)
-            if not users:
-                self._network_users.pop(key, None)
-                release = self._spawn(self._release(entry.host, key))
-                if release is not None:
-                    self._releases[key] = release
-
-    async def _release(self, host: Host, key: tuple[str, str]) -> None:
-        try:
-            if key not in self._network_users:
-                await host.release_network(key[1])
-        finally:
-            if self._releases.get(key) is asyncio.current_task():
-                del self._releases[key]
-
-    async def _networks_free(self, entry: _Entry) -> None:
-        """Waits until no network of the task is just being taken down."""
-        assert entry.host is not None
-        for network_id in sorted(entry.networks):
-            release = self._releases.get((entry.host.name, network_id))
-            if release is not None:
-                await asyncio.wait({release})
+            self._networks.join(entry.host, entry.task.id, entry.networks)
 
     # -------------------------------------------------------------- published ports
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Protocol
 
 from swarm import errors
@@ -31,12 +32,20 @@ from swarm.v1 import (
     TaskStats,
 )
 
-# Values of TaskStatus.cause: why a task can not run where that is known for certain, so that
-# nobody waits for it. What may be better at the next try (a registry that is away) has none.
+# Values of TaskStatus.cause: why a task went wrong where that is known for certain. The first ones
+# say that another try at the same place is of no use, the next ones that another node may be
+# better, the last ones what the task itself did.
 IMAGE_MISSING = "image_missing"
 IMAGE_DENIED = "image_denied"
 UNSUPPORTED = "unsupported"
 PROGRAM_MISSING = "program_missing"
+IMAGE_UNREACHABLE = "image_unreachable"
+DISK_FULL = "disk_full"
+ENGINE_FAILED = "engine_failed"
+UNHEALTHY = "unhealthy"
+OOM = "oom"
+# A value of RuntimeProblem.cause, beside DISK_FULL.
+ENGINE_UNRESPONSIVE = "engine_unresponsive"
 
 
 class Rejected(errors.SwarmError):
@@ -50,7 +59,20 @@ class Rejected(errors.SwarmError):
 
 
 class Failed(errors.SwarmError):
-    """The runtime could not do it this time. Becomes state FAILED."""
+    """The runtime could not do it this time. Becomes state FAILED, with the cause where it is
+    known.
+    """
+
+    def __init__(self, message: str, *, cause: str = "") -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+def failed_checks(count: int, output: str) -> str:
+    """What is said of a healthcheck that has failed so often in a row; 0: not known."""
+    if not count:
+        return output
+    return f"{count} check{'' if count == 1 else 's'} failed: {output}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +134,9 @@ class Event:
     kind: EventKind
     exit_code: int = 0
     message: str = ""  # "out of memory", the healthcheck's last output …
+    cause: str = ""  # of an end, as in TaskStatus
+    # Somebody else made it end, or the engine's own end did: exit code 0 is no success then.
+    forced: bool = False
 
 
 class Phase(Enum):
@@ -131,6 +156,8 @@ class Found:
     started: Started | None = None  # set when running
     exit_code: int = 0
     message: str = ""
+    cause: str = ""  # as in Event
+    forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +168,8 @@ class Description:
     resources: Resources
     engine: EngineDescription | None = None
     warnings: tuple[str, ...] = ()  # what it cannot enforce, one sentence each
+    # Where it keeps tasks, as this machine sees it; None: not to be seen from here.
+    folder: Path | None = None
 
 
 class Runtime(Protocol):
@@ -150,6 +179,10 @@ class Runtime(Protocol):
 
     async def connect(self) -> None:
         """Makes sure the runtime answers. Raises Unavailable with what to do about it."""
+        ...
+
+    async def ping(self) -> None:
+        """Returns soon if the runtime answers. Raises Unavailable, TimedOut."""
         ...
 
     async def describe(self) -> Description: ...
@@ -164,13 +197,14 @@ class Runtime(Protocol):
 
     async def prepare(self, work: Work) -> None:
         """Gets the image, makes volumes and networks, creates the task without starting it. Raises
-        Rejected, Failed.
+        Rejected, Failed; Unavailable or TimedOut when nobody knows whether it was done, and then it
+        may be called again once `adopt` has told what there is.
         """
         ...
 
     async def start(self, work: Work) -> Started:
-        """Starts a prepared task. Raises Rejected, Failed. A second call for a running task returns
-        the same.
+        """Starts a prepared task. Raises as `prepare` does. A second call for a running task
+        returns the same.
         """
         ...
 

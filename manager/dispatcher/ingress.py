@@ -11,6 +11,9 @@ from collections.abc import Iterable
 from manager.store import View
 from swarm.v1 import Backend, IngressService, Node, PortConfig, Service, Task, TaskState
 
+# As in TaskStatus.cause: its healthcheck has failed and it is being stopped.
+UNHEALTHY = "unhealthy"
+
 
 class IngressTable:
     """Built from a view; `rebuild` after changes."""
@@ -61,6 +64,7 @@ def serves(task: Task | None) -> bool:
         task is not None
         and task.status is not None
         and task.status.state == TaskState.RUNNING
+        and task.status.cause != UNHEALTHY
         and task.desired_state in (TaskState.RUNNING, TaskState.COMPLETE)
     )
 

@@ -115,6 +115,9 @@ class FakeRuntime:
     async def connect(self) -> None:
         self._check_up()
 
+    async def ping(self) -> None:
+        self._check_up()
+
     async def describe(self) -> Description:
         self._check_up()
         return self._description

@@ -33,9 +33,12 @@ CALLS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 
+# Each call has the time after which it is certain that something is wrong, for nothing in the agent
+# may wait for an engine that hangs: its socket goes on accepting.
 CONNECT_S = 5.0  # a unix socket connects at once, or its backlog is full
-CALL_S = 60.0
-PING_S = 10.0
+PING_S = 10.0  # what only reads tables of the engine's
+INSPECT_S = 20.0  # waits for the container's lock, which a start holds
+CALL_S = 60.0  # what makes, removes or starts something
 # The newest API whose answers this code knows; an older engine is spoken to in its own version.
 API_NEWEST = (1, 51)
 API_OLDEST = (1, 40)  # Docker 19.03
@@ -99,6 +102,15 @@ class Engine:
         self.version = Version(engine, str(answer.get("Version", "")), api)
         self._docker.api_version = _dotted(api)
 
+    async def ping(self) -> None:
+        """Raises Unavailable, TimedOut when the engine does not answer."""
+        try:
+            await self.call("ping", "GET", "version", timeout_s=PING_S)
+        except Refusal as refusal:
+            raise errors.Unavailable(
+                f"the engine at {self.socket} refuses to say its version: {refusal.message}"
+            ) from None
+
     async def close(self) -> None:
         docker, self._docker = self._docker, None
         if docker is not None:
@@ -150,12 +162,13 @@ class Engine:
         *,
         params: Mapping[str, str] | None = None,
         body: object = None,
+        data: AsyncIterator[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = CALL_S,
         versioned: bool = True,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request whose answer the caller reads as it comes; the limit is for its beginning.
-        Raises Refusal, Unavailable, TimedOut.
+        `data` is sent as it comes, instead of a body. Raises Refusal, Unavailable, TimedOut.
         """
         docker = self._docker
         if docker is None:
@@ -166,7 +179,7 @@ class Engine:
                     path,
                     method,
                     params=params,
-                    data=None if body is None else msgspec.json.encode(body),
+                    data=data if body is None else msgspec.json.encode(body),
                     headers=headers,
                     timeout=_NO_LIMIT,
                     versioned_api=versioned,

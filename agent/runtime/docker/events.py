@@ -15,15 +15,17 @@ from typing import Any
 import structlog
 
 from agent.runtime.base import Event, Failed, Phase
-from agent.runtime.docker.engine import PING_S, Engine, Refusal, filters
+from agent.runtime.docker.engine import INSPECT_S, PING_S, Engine, Refusal, filters
 from agent.runtime.docker.inspection import (
     KILLED,
+    End,
     end_of,
     health_of_status,
     last_output,
     phase_of,
 )
 from agent.runtime.docker.logs import seconds
+from agent.runtime.docker.outage import Outage
 from agent.runtime.docker.spec import LABEL_NODE
 from agent.runtime.docker.watch import GONE, Watched, Watchlist
 from swarm import errors
@@ -34,17 +36,32 @@ log = structlog.get_logger("docker")
 # A lost stream is opened again for this long (an engine that restarts); then `events` raises.
 RECONNECT_S = 5.0
 RECONNECT_PAUSE_S = 0.2
-# A hung engine keeps its socket open and says nothing; it is asked this often.
-PING_PERIOD_S = 15.0
-_REMOVED = "its container was removed by somebody else"
+# A hung engine keeps its socket open and says nothing; it is asked this often, so that it is found
+# out after at most this and PING_S.
+PING_PERIOD_S = 5.0
+# Beyond its own grace period a container's stop takes no longer.
+STOP_MARGIN_S = 30.0
+_REMOVED = End(GONE, "its container was removed by somebody else", forced=True)
+_STOPPED = "it was stopped by somebody else, or with its engine"
+# Signals that are meant to end a container; as others send them, by number or name.
+_ENDING = frozenset({"2", "3", "9", "15", "SIGINT", "SIGQUIT", "SIGKILL", "SIGTERM"})
 
 
 class EventStream:
     """Events of one node's containers."""
 
-    def __init__(self, engine: Engine, watchlist: Watchlist, *, node_id: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        watchlist: Watchlist,
+        outage: Outage,
+        *,
+        node_id: str,
+        clock: Clock,
+    ) -> None:
         self._engine = engine
         self._watchlist = watchlist
+        self._outage = outage
         self._node_id = node_id
         self._clock = clock
         self._closed = asyncio.Event()
@@ -58,7 +75,9 @@ class EventStream:
         self._closed.set()
 
     async def events(self) -> AsyncIterator[Event]:
-        """See Runtime.events. Raises Unavailable when the engine stays away."""
+        """See Runtime.events. Raises Unavailable when the engine stays away, TimedOut when it
+        hangs.
+        """
         pump = asyncio.create_task(self._pump())
         closed = asyncio.create_task(self._closed.wait())
         try:
@@ -81,7 +100,7 @@ class EventStream:
         """Feeds the watchlist from the engine until the engine stays away."""
         lost_s: float | None = None
         while True:
-            reason = ""
+            reason, hangs = "", False
             opened = asyncio.Event()
             try:
                 async with asyncio.TaskGroup() as group:
@@ -93,6 +112,10 @@ class EventStream:
                     group.create_task(self._ping())
             except* (Refusal, errors.SwarmError) as lost:
                 reason = str(lost.exceptions[0])
+                hangs = any(isinstance(e, errors.TimedOut) for e in lost.exceptions)
+            if hangs:
+                raise errors.TimedOut(reason)
+            self._outage.began()
             now_s = self._clock.monotonic_s()
             if lost_s is None:
                 lost_s = now_s
@@ -104,7 +127,7 @@ class EventStream:
     async def _ping(self) -> None:
         while True:
             await asyncio.sleep(PING_PERIOD_S)
-            await self._engine.call("ping", "GET", "version", timeout_s=PING_S)
+            await self._engine.ping()
 
     # -------------------------------------------------------------- the stream
 
@@ -135,15 +158,20 @@ class EventStream:
         action, _, detail = str(said.get("Action") or said.get("status") or "").partition(":")
         if action == "oom":
             entry.oom = True
+        elif action == "kill":
+            signal = str(attributes.get("signal") or "")
+            entry.killed |= signal in _ENDING or signal == entry.stop_signal
         elif action in ("die", "died"):  # the second is Podman's word
             code = int(attributes.get("exitCode") or attributes.get("containerExitCode") or 0)
-            self._watchlist.exit(entry, code, await self._why(entry, code))
+            self._watchlist.exit(entry, await self._end(entry, code))
         elif action == "health_status":
             await self._hear_health(entry, detail.strip() or attributes.get("health_status", ""))
-        elif action == "start" and entry.phase is Phase.EXITED:
+        elif action == "start" and (
+            entry.phase is Phase.EXITED or (entry.phase is Phase.CREATED and not entry.starting)
+        ):
             self._end_again(entry)
         elif action in ("destroy", "remove"):
-            self._watchlist.exit(entry, GONE, _REMOVED)
+            self._watchlist.exit(entry, _REMOVED)
 
     async def _hear_health(self, entry: Watched, status: str) -> None:
         if status == "healthy":
@@ -153,24 +181,31 @@ class EventStream:
             message = last_output(container) if container else ""
             self._watchlist.health(entry, message, healthy=False)
 
-    async def _why(self, entry: Watched, code: int) -> str:
-        """The reason for an end; the engine is asked only where there may be one."""
-        unasked = entry.phase is Phase.RUNNING and not entry.stopping
-        if not unasked or (code != KILLED and not entry.oom):
-            return ""
-        container = await inspect(self._engine, entry.container_id)
-        return end_of(container, oom=entry.oom)[1] if container else ""
+    async def _end(self, entry: Watched, code: int) -> End:
+        """How and why it ended; the engine is asked only where there may be more to know."""
+        if entry.phase is not Phase.RUNNING or entry.stopping:
+            return End(code)
+        end = End(code)
+        if code == KILLED or entry.oom:
+            container = await inspect(self._engine, entry.container_id)
+            end = end_of(container, oom=entry.oom) if container else end
+        if entry.killed and not end.message:
+            end = end._replace(message=_STOPPED, forced=True)
+        return end
 
     def _end_again(self, entry: Watched) -> None:
         """A task that has ended stays so: its replacement runs, and nobody would stop this one. The
         event of a start of ours that was short-lived may come this late too; then nothing runs.
+        Neither may one begin whose start was given up: the engine hung, and does now what it was
+        asked for then.
         """
 
         async def stop() -> None:
             path = f"containers/{entry.container_id}/stop"
             try:
                 # The engine waits for the container's own grace period.
-                await self._engine.call("stop", "POST", path, timeout_s=None)
+                timeout_s = entry.grace_s + STOP_MARGIN_S
+                await self._engine.call("stop", "POST", path, timeout_s=timeout_s)
             except (Refusal, errors.SwarmError) as error:
                 # Removed meanwhile, or the engine is away: the next listing tells.
                 log.info("ended_task_not_stopped", task_id=entry.task_id, reason=str(error))
@@ -198,24 +233,27 @@ class EventStream:
                 continue
             container = await inspect(self._engine, entry.container_id)
             if container is None:
-                self._watchlist.exit(entry, GONE, _REMOVED)
+                self._watchlist.exit(entry, _REMOVED)
             elif phase_of(str(container["State"].get("Status"))) is Phase.EXITED:
-                self._watchlist.exit(entry, *end_of(container, oom=entry.oom))
+                self._watchlist.exit(entry, self._outage.end_of(container, entry))
             elif changed:
                 message = "" if listed_healthy else last_output(container)
                 self._watchlist.health(entry, message, healthy=bool(listed_healthy))
+        self._outage.ended()
 
 
 async def list_all(engine: Engine, node_id: str) -> list[dict[str, Any]]:
     """All containers of this node, in any state. Raises Refusal."""
     params = {"all": "1", **filters(label=f"{LABEL_NODE}={node_id}")}
-    return list(await engine.call("list", "GET", "containers/json", params=params) or ())
+    listed = await engine.call("list", "GET", "containers/json", params=params, timeout_s=PING_S)
+    return list(listed or ())
 
 
 async def inspect(engine: Engine, container_id: str) -> dict[str, Any] | None:
     """All about a container; None: there is none. Raises Failed."""
     try:
-        return dict(await engine.call("inspect", "GET", f"containers/{container_id}/json"))
+        path = f"containers/{container_id}/json"
+        return dict(await engine.call("inspect", "GET", path, timeout_s=INSPECT_S))
     except Refusal as refusal:
         if refusal.status == 404:
             return None

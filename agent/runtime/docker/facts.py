@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from agent.runtime.base import Description
@@ -43,6 +44,10 @@ class Facts:
     nvidia: bool = False
     # False: the engine cannot run healthchecks here.
     healthchecks: bool = True
+    # Whether containers outlive the engine.
+    live_restore: bool = False
+    # Where it keeps images and containers, if that can be seen from here.
+    folder: Path | None = None
     warnings: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     plugins: tuple[EnginePlugin, ...] = ()
@@ -82,6 +87,8 @@ def read_facts(version: Version, info: Mapping[str, Any], *, systemd: bool = Tru
         apparmor=any("name=apparmor" in option for option in security),
         nvidia=any("nvidia" in name for name in (*runtimes, default)),
         healthchecks=healthchecks,
+        live_restore=bool(info.get("LiveRestoreEnabled")),
+        folder=Path(root) if (root := str(info.get("DockerRootDir") or "")) else None,
         warnings=_warnings(version, info) + (() if healthchecks else (_NO_HEALTHCHECKS,)),
         labels={key: value for key, _, value in pairs},
         plugins=tuple(plugins),
@@ -111,4 +118,5 @@ def describe(facts: Facts) -> Description:
             name=facts.engine,
         ),
         warnings=facts.warnings,
+        folder=facts.folder,
     )

@@ -7,9 +7,9 @@ Podman's.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from agent.runtime.base import Phase, Started
+from agent.runtime.base import OOM, Phase, Started, failed_checks
 from swarm.v1 import ContainerStatus, NetworkAttachment, PortConfig
 
 KILLED = 137  # 128 + SIGKILL
@@ -80,26 +80,39 @@ def verdict_of(container: Mapping[str, Any]) -> bool | None:
     return {"healthy": True, "unhealthy": False}.get(str(health.get("Status")))
 
 
-def end_of(container: Mapping[str, Any], *, oom: bool = False) -> tuple[int, str]:
+class End(NamedTuple):
+    """How a container ended; as in agent.runtime.base.Event."""
+
+    code: int
+    message: str = ""
+    cause: str = ""
+    forced: bool = False
+
+
+def end_of(container: Mapping[str, Any], *, oom: bool = False) -> End:
     """Exit code and reason. `oom`: the engine told of it, whatever the state says."""
     state = container["State"]
     code = int(state.get("ExitCode") or 0)
     if code != 0 and (state.get("OOMKilled") or oom):
         limit_bytes = int(container["HostConfig"].get("Memory") or 0)
         if limit_bytes:
-            return code, f"out of memory: more than its limit of {limit_bytes / _MIB:g} MiB"
-        return code, "out of memory: the node has none left"
-    return code, str(state.get("Error") or "")
+            text = f"out of memory: more than its limit of {limit_bytes / _MIB:g} MiB"
+            return End(code, text, OOM)
+        return End(code, "out of memory: the node has none left", OOM)
+    return End(code, str(state.get("Error") or ""))
 
 
 def last_output(container: Mapping[str, Any]) -> str:
-    """What the healthcheck said last."""
+    """How often the healthcheck has failed, and what it said last."""
     health = container["State"].get("Health") or container["State"].get("Healthcheck") or {}
     log = health.get("Log") or ()
     if not log:
         return ""
     output = " ".join(str(log[-1].get("Output", "")).split())[:_OUTPUT_MAX]
-    return output or f"the healthcheck ended with {log[-1].get('ExitCode')}"
+    return failed_checks(
+        int(health.get("FailingStreak") or 0),
+        output or f"the healthcheck ended with {log[-1].get('ExitCode')}",
+    )
 
 
 def health_of_status(status: str) -> bool | None:

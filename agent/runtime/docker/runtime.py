@@ -39,12 +39,13 @@ from agent.runtime.base import (
     Work,
 )
 from agent.runtime.docker import exec as docker_exec
-from agent.runtime.docker.engine import PING_S, Engine, Refusal
+from agent.runtime.docker.engine import CALL_S, INSPECT_S, PING_S, Engine, Refusal
 from agent.runtime.docker.events import EventStream, inspect, list_all
 from agent.runtime.docker.facts import Facts, describe, read_facts
 from agent.runtime.docker.files import Files
 from agent.runtime.docker.images import Images
 from agent.runtime.docker.inspection import (
+    End,
     end_of,
     last_output,
     phase_of,
@@ -53,9 +54,12 @@ from agent.runtime.docker.inspection import (
 )
 from agent.runtime.docker.logs import LogParser, parse_time, query
 from agent.runtime.docker.networks import Networks
+from agent.runtime.docker.outage import Outage
 from agent.runtime.docker.spec import (
     LABEL_NODE,
     LABEL_TASK,
+    SECOND_NS,
+    STOP_GRACE_NS,
     Plan,
     body_for,
     plan_container,
@@ -81,7 +85,6 @@ R = TypeVar("R")
 # fewer are slower, from 4 to 10 there is no difference beyond noise, and more calls only queue
 # inside the engine, where they delay stops and inspections.
 AT_ONCE = 4
-START_S = 120.0  # a loaded engine may need long; beyond, it hangs
 INSPECTS_MAX = 8
 KILL_WAIT_S = 30.0
 REMOVE_TRIES = 5
@@ -128,13 +131,20 @@ class DockerRuntime:
         self._preparing: set[str] = set()
         self._creating = asyncio.Semaphore(AT_ONCE)
         self._starting = asyncio.Semaphore(AT_ONCE)
-        self._stream = EventStream(self._engine, self._watchlist, node_id=node_id, clock=clock)
+        self._outage = Outage()
+        self._stream = EventStream(
+            self._engine, self._watchlist, self._outage, node_id=node_id, clock=clock
+        )
 
     # -------------------------------------------------------------- the engine
 
     async def connect(self) -> None:
         """See Runtime."""
-        await self._engine.connect()
+        try:
+            await self._engine.connect()
+        except errors.Unavailable:
+            self._outage.began()
+            raise
         try:
             info = await self._engine.call("info", "GET", "info", timeout_s=PING_S)
         except Refusal as refusal:
@@ -142,6 +152,11 @@ class DockerRuntime:
         self._facts = read_facts(
             self._engine.version, info, systemd=Path("/run/systemd/system").exists()
         )
+        self._outage.live_restore = self._facts.live_restore
+
+    async def ping(self) -> None:
+        """See Runtime."""
+        await self._engine.ping()
 
     async def describe(self) -> Description:
         return describe(self._facts)
@@ -182,6 +197,7 @@ class DockerRuntime:
                 self._watchlist.drop(entry.task_id)
         alive = {e.task_id for e in self._watchlist if e.phase is not Phase.EXITED}
         self._files.keep(alive | self._preparing)
+        self._outage.ended()
         return tuple(found)
 
     def _adopt_one(self, container: dict[str, Any]) -> Found:
@@ -190,7 +206,8 @@ class DockerRuntime:
         """
         task_id = str(container["Config"]["Labels"][LABEL_TASK])
         entry = self._watchlist.get(task_id)
-        if entry is None or entry.container_id != container["Id"]:
+        known = entry is not None and entry.container_id == container["Id"]
+        if entry is None or not known:
             entry = self._watchlist.add(Watched(task_id, str(container["Id"])))
         _learn(entry, container)
         phase = phase_of(str(container["State"].get("Status")))
@@ -198,9 +215,14 @@ class DockerRuntime:
             return Found(task_id, phase)
         if phase is Phase.EXITED:
             self._watchlist.forget_events(task_id)
-            entry.phase = phase
-            entry.exit_code, entry.message = end_of(container, oom=entry.oom)
-            return Found(task_id, phase, exit_code=entry.exit_code, message=entry.message)
+            if entry.phase is not Phase.EXITED:
+                entry.end = (
+                    self._outage.end_of(container, entry)
+                    if known
+                    else end_of(container, oom=entry.oom)
+                )
+            entry.phase, end = phase, entry.end
+            return Found(task_id, phase, None, end.code, end.message, end.cause, end.forced)
         self._watchlist.runs(entry)
         self._take_verdict(entry, container)
         self._watchlist.tell(entry)
@@ -341,13 +363,19 @@ class DockerRuntime:
         """Raises _NetworkGone beside what `start` raises."""
         already = entry.phase is Phase.RUNNING
         self._watchlist.runs(entry)
+        entry.starting = True
         try:
             await self._engine.call(
                 "start",
                 "POST",
                 f"containers/{entry.container_id}/start",
-                timeout_s=START_S,
+                timeout_s=CALL_S,
             )
+        except (errors.Unavailable, errors.TimedOut):
+            # Only a look at the engine will tell; an end before it has nothing to do with us.
+            if not already:
+                entry.phase = Phase.CREATED
+            raise
         except Refusal as refusal:
             if not already:
                 entry.phase = Phase.CREATED
@@ -358,6 +386,8 @@ class DockerRuntime:
             cause = _start_cause(refusal)
             rejected = refusal.status == 400 or cause
             raise (Rejected(text, cause=cause) if rejected else Failed(text)) from None
+        finally:
+            entry.starting = False
         container = await inspect(self._engine, entry.container_id)
         if container is None:
             raise Failed("the container was removed by somebody else while it started")
@@ -365,7 +395,7 @@ class DockerRuntime:
         started = started_of(container, self._networks.cluster_id)
         if phase_of(str(container["State"].get("Status"))) is Phase.EXITED:
             # So short-lived that it ended before this look; its event may still be on the way.
-            self._watchlist.exit(entry, *end_of(container, oom=entry.oom))
+            self._watchlist.exit(entry, end_of(container, oom=entry.oom))
         elif not entry.told:
             # Health that was heard of since is in the inspection already; an end is not.
             entry.held = [e for e in entry.held if e.kind is EventKind.EXITED]
@@ -382,7 +412,7 @@ class DockerRuntime:
         if entry is None or entry.phase is Phase.CREATED:
             return None
         if entry.phase is Phase.EXITED:
-            return entry.exit_code
+            return entry.end.code
         entry.stopping = True
         try:
             code = await self._end(entry, signal or entry.stop_signal or "SIGTERM", grace_s)
@@ -390,7 +420,7 @@ class DockerRuntime:
             entry.stopping = False  # should it end now, the caller wants to hear of it
             raise
         if code is not None:
-            self._watchlist.exit(entry, code, "")
+            self._watchlist.exit(entry, End(code))
         return code
 
     async def _end(self, entry: Watched, signal: str, grace_s: float) -> int | None:
@@ -401,7 +431,14 @@ class DockerRuntime:
             with contextlib.suppress(errors.TimedOut):
                 return await self._wait(path, grace_s)
             await self._kill(path, "SIGKILL")
-            return await self._wait(path, KILL_WAIT_S)
+            try:
+                return await self._wait(path, KILL_WAIT_S)
+            except errors.TimedOut:
+                await self._engine.ping()
+                raise Failed(
+                    f"the container does not end within {KILL_WAIT_S:g} s after SIGKILL: one of "
+                    "its processes hangs in the kernel; see the node's dmesg"
+                ) from None
         except Refusal as refusal:
             if refusal.status == 404:
                 return None
@@ -409,7 +446,9 @@ class DockerRuntime:
 
     async def _kill(self, path: str, signal: str) -> None:
         try:
-            await self._engine.call("kill", "POST", f"{path}/kill", params={"signal": signal})
+            await self._engine.call(
+                "kill", "POST", f"{path}/kill", params={"signal": signal}, timeout_s=INSPECT_S
+            )
         except Refusal as refusal:
             # It ended by itself, between our look and the signal.
             if refusal.status == 409 or "not running" in refusal.message:
@@ -468,7 +507,9 @@ class DockerRuntime:
         label = [f"{LABEL_NODE}={self._node_id}", f"{LABEL_TASK}={task_id}"]
         params = {"all": "1", "filters": json.dumps({"label": label})}
         try:
-            listed = await self._engine.call("list", "GET", "containers/json", params=params)
+            listed = await self._engine.call(
+                "list", "GET", "containers/json", params=params, timeout_s=PING_S
+            )
         except Refusal as refusal:
             raise Failed(f"the engine refuses to list containers: {refusal.message}") from None
         return [str(entry["Id"]) for entry in listed or ()]
@@ -574,6 +615,7 @@ def _learn(entry: Watched, container: Mapping[str, Any]) -> None:
     config = container["Config"]
     entry.tty = bool(config.get("Tty"))
     entry.stop_signal = str(config.get("StopSignal") or "")
+    entry.grace_s = float(config.get("StopTimeout") or STOP_GRACE_NS / SECOND_NS)
 
 
 def _lacks(refusal: Refusal) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.runtime.base import Event, EventKind, Phase
+from agent.runtime.docker.inspection import End
 from agent.runtime.docker.spec import LABEL_TASK
 
 GONE = 255  # the container was removed by somebody else, so its exit code is lost
@@ -30,13 +31,18 @@ class Watched:
     # The healthcheck's last verdict; None: there was none yet. A check that has not passed and one
     # that has failed are not the same: the second is news after the first.
     healthy: bool | None = None
-    exit_code: int = 0
-    message: str = ""
+    end: End = field(default_factory=lambda: End(0))
     stopping: bool = False
+    # A start of ours is under way.
+    starting: bool = False
+    # Somebody sent it a signal that is to end it, and it was not this runtime.
+    killed: bool = False
     # The worker knows that it runs; before, events wait in `held`.
     told: bool = False
     held: list[Event] = field(default_factory=list)
     stop_signal: str = ""
+    # What the engine grants it when it stops it by itself.
+    grace_s: float = 10.0
     tty: bool = False
     oom: bool = False
 
@@ -87,16 +93,26 @@ class Watchlist:
         for event in held:
             self._emit(entry, event)
 
-    def exit(self, entry: Watched, code: int, message: str) -> None:
+    def exit(self, entry: Watched, end: End) -> None:
         """It ended."""
         if entry.phase is Phase.EXITED:
             return
         asked = entry.stopping
         never_ran = entry.phase is Phase.CREATED
-        entry.phase, entry.exit_code, entry.message = Phase.EXITED, code, message
+        entry.phase, entry.end = Phase.EXITED, end
         self._on_end(entry.task_id)
         if not asked and not never_ran:
-            self._emit(entry, Event(entry.task_id, EventKind.EXITED, code, message))
+            self._emit(
+                entry,
+                Event(
+                    entry.task_id,
+                    EventKind.EXITED,
+                    end.code,
+                    end.message,
+                    cause=end.cause,
+                    forced=end.forced,
+                ),
+            )
 
     def health(self, entry: Watched, message: str, *, healthy: bool) -> None:
         """The engine's word on its healthcheck."""

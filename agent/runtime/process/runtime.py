@@ -19,7 +19,7 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import structlog
@@ -184,12 +184,16 @@ class ProcessRuntime:
         missing = ("all",) if self._cgroups is None else self._cgroups.missing
         self._warnings = process_fields.shortcomings(self._powers, missing, why_not)
 
+    async def ping(self) -> None:
+        """It is the agent itself."""
+
     async def describe(self) -> Description:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         cpus = len(os.sched_getaffinity(0))
         return Description(
             runtimes=("process",),
             resources=Resources(cpu_nano=cpus * _NANO, memory_bytes=memory),
+            folder=self._state,
             warnings=(
                 *self._warnings,
                 *self._bridge.warnings,

@@ -719,9 +719,11 @@ async def test_runtime_that_answers_late_is_adopted_and_described_then(tmp_path:
             return node.description
 
         await until(lambda: description().runtimes == ())
-        assert "start it" in description().warnings[0]
+        (problem,) = description().runtime_problems
+        assert (problem.cause, problem.runtimes) == ("engine_unresponsive", ("docker",))
+        assert "start it" in problem.message
         assert manager.state(task) == S.RUNNING
         agent.runtime.down = ""
         await until(lambda: description().runtimes == ("docker",))
-        assert description().warnings == ()
+        assert description().runtime_problems == description().warnings == ()
         assert agent.runtime.starts[task] == 1

@@ -18,6 +18,7 @@ from agent.runtime.docker.facts import Facts, describe, read_facts
 from agent.runtime.docker.files import Files
 from agent.runtime.docker.images import auth_header, parse_reference
 from agent.runtime.docker.inspection import (
+    End,
     end_of,
     health_of,
     health_of_status,
@@ -189,16 +190,16 @@ def taken(watchlist: Watchlist) -> list[tuple[EventKind, int]]:
 
 def test_an_exit_is_told_once_whoever_saw_it() -> None:
     watchlist, entry = watched()
-    watchlist.exit(entry, 3, "")
-    watchlist.exit(entry, 255, "gone")
+    watchlist.exit(entry, End(3, ""))
+    watchlist.exit(entry, End(255, "gone"))
     assert taken(watchlist) == [(EventKind.EXITED, 3)]
-    assert entry.exit_code == 3
+    assert entry.end.code == 3
 
 
 def test_an_exit_that_was_asked_for_is_not_told() -> None:
     watchlist, entry = watched()
     entry.stopping = True
-    watchlist.exit(entry, 143, "")
+    watchlist.exit(entry, End(143, ""))
     assert taken(watchlist) == []
 
 
@@ -206,7 +207,7 @@ def test_events_wait_until_the_start_has_returned() -> None:
     watchlist, entry = watched(told=False)
     entry.healthy = False
     watchlist.health(entry, "", healthy=True)
-    watchlist.exit(entry, 1, "")
+    watchlist.exit(entry, End(1, ""))
     assert taken(watchlist) == []
     watchlist.tell(entry)
     assert taken(watchlist) == [(EventKind.HEALTHY, 0), (EventKind.EXITED, 1)]
@@ -219,14 +220,14 @@ def test_health_is_told_when_it_changes_and_not_after_the_end() -> None:
         watchlist.health(entry, "", healthy=healthy)
     # Of one kind only the newest waits.
     assert [kind for kind, _ in taken(watchlist)] == [EventKind.UNHEALTHY, EventKind.HEALTHY]
-    watchlist.exit(entry, 0, "")
+    watchlist.exit(entry, End(0, ""))
     watchlist.health(entry, "", healthy=False)
     assert taken(watchlist) == [(EventKind.EXITED, 0)]
 
 
 def test_a_container_that_never_ran_has_no_exit() -> None:
     watchlist, entry = watched(phase=Phase.CREATED)
-    watchlist.exit(entry, 127, "")
+    watchlist.exit(entry, End(127, ""))
     assert taken(watchlist) == []
 
 
@@ -251,8 +252,8 @@ def test_an_end_is_told_at_once_to_whoever_keeps_its_secrets() -> None:
     ended: list[str] = []
     watchlist = Watchlist(on_end=ended.append)
     entry = watchlist.add(Watched("task", "c1", phase=Phase.RUNNING, told=True))
-    watchlist.exit(entry, 1, "")
-    watchlist.exit(entry, 1, "")
+    watchlist.exit(entry, End(1, ""))
+    watchlist.exit(entry, End(1, ""))
     assert ended == ["task"]
 
 
@@ -323,6 +324,9 @@ def test_health_of_a_listing_and_the_last_word() -> None:
     assert health_of_status("Up 3 seconds (health: starting)") is None
     log = [{"Output": "a\n", "ExitCode": 1}, {"Output": " no\nanswer ", "ExitCode": 1}]
     assert last_output(container(Health={"Log": log})) == "no answer"
+    assert last_output(container(Health={"Log": log, "FailingStreak": 3})) == (
+        "3 checks failed: no answer"
+    )
     assert last_output(container()) == ""
 
 
@@ -330,9 +334,11 @@ def test_the_end_says_out_of_memory_only_when_it_was_the_reason() -> None:
     assert end_of(container(ExitCode=137, OOMKilled=True)) == (
         137,
         "out of memory: more than its limit of 50 MiB",
+        "oom",
+        False,
     )
-    assert end_of(container(ExitCode=0, OOMKilled=True)) == (0, "")
-    assert end_of(container(ExitCode=127, Error="no such file")) == (127, "no such file")
+    assert end_of(container(ExitCode=0, OOMKilled=True)) == End(0)
+    assert end_of(container(ExitCode=127, Error="no such file")) == End(127, "no such file")
 
 
 def test_phases_of_both_dialects() -> None:
