@@ -39,6 +39,7 @@ ENTRIES = (
     Entry("volume", "cli.commands.volume:group", "Manage volumes", _MANAGE),
     Entry("exec", "cli.commands.exec:command", "Run a command in a running task"),
     Entry("logs", "cli.commands.logs:service_logs", "Show the logs of a service or task"),
+    Entry("top", "cli.commands.top:command", "Show what nodes, services and tasks use, live"),
     Entry(
         "events", "cli.commands.events:command", "Show what changes in the cluster, as it happens"
     ),

@@ -7,8 +7,9 @@ its own, so that commands run as they do in a process.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,9 @@ class FakeCluster:
         # By method: whether its last call may be answered from what is known, however old.
         self.stale: dict[str, bool] = {}
         self.leave_warnings: tuple[str, ...] = ()
+        # What Stats answers with, by the number of the measurement; and the time between them.
+        self.measure: Callable[[int], list[StatsResponse]] = lambda number: []
+        self.measure_s = 0.1
         # One item per message of WatchServices: statuses (or a revision and statuses), an error to
         # raise, or seconds to wait.
         self.watch_script: list[Any] = []
@@ -136,7 +140,6 @@ class FakeCluster:
         # By service id.
         self.service_histories: dict[str, GetServiceHistoryResponse] = {}
         # One item per message of Stats: an answer, or an error to raise.
-        self.stats_script: list[Any] = []
         self.copy_script: list[CopyOutput] = []
         self.copy_inputs: list[CopyInput] = []
         self.rotated = RotateResponse()
@@ -362,15 +365,6 @@ class _Control:
         self.cluster.version += 1
         return ResumeUpdateResponse(version=self.cluster.version)
 
-    async def stats(
-        self, request: StatsRequest, context: rpc.Context
-    ) -> AsyncIterator[StatsResponse]:
-        self.cluster.note("stats", request)
-        for step in self.cluster.stats_script:
-            if isinstance(step, SwarmError):
-                raise step
-            yield step
-
     async def copy(
         self, request: AsyncIterator[CopyInput], context: rpc.Context
     ) -> AsyncIterator[CopyOutput]:
@@ -426,6 +420,19 @@ class _Control:
         self.cluster.note("logs", request)
         for answer in self.cluster.log_script:
             yield answer
+
+    async def stats(
+        self, request: StatsRequest, context: rpc.Context
+    ) -> AsyncIterator[StatsResponse]:
+        self.cluster.note("stats", request)
+        for number in itertools.count():
+            for answer in self.cluster.measure(number):
+                yield answer
+            if request.once and number == 1:
+                return
+            await asyncio.sleep(self.cluster.measure_s)
+            if self.cluster.failures.get("stats"):
+                raise self.cluster.failures["stats"].pop(0)
 
     async def exec(
         self, request: AsyncIterator[ExecInput], context: rpc.Context

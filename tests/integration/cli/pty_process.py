@@ -13,6 +13,7 @@ import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
+from typing import Self
 
 DEADLINE_S = 20.0
 
@@ -84,11 +85,20 @@ class PtyProcess:
         """What the terminal does on Ctrl-C."""
         os.killpg(self._process.pid, signal.SIGINT)
 
+    def kill(self, number: signal.Signals) -> None:
+        """Sends a signal to the process alone."""
+        self._process.send_signal(number)
+
+    def stopped(self) -> bool:
+        """It was stopped, as by Ctrl-Z."""
+        with open(f"/proc/{self._process.pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "T"
+
     def modes(self) -> list[object]:
         """The terminal's settings."""
         return termios.tcgetattr(self.slave)
 
-    def __enter__(self) -> PtyProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
