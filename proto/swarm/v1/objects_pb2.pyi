@@ -1173,6 +1173,8 @@ class UpdateStatus(google.protobuf.message.Message):
     RESUMED_AT_NS_FIELD_NUMBER: builtins.int
     STOPPED_FIRST_FIELD_NUMBER: builtins.int
     STOPPED_FIRST_REASON_FIELD_NUMBER: builtins.int
+    PROGRESS_AT_NS_FIELD_NUMBER: builtins.int
+    DONE_FIELD_NUMBER: builtins.int
     state: global___UpdateState.ValueType
     started_at_ns: builtins.int
     completed_at_ns: builtins.int
@@ -1188,6 +1190,10 @@ class UpdateStatus(google.protobuf.message.Message):
     stopped_first: builtins.int
     """Slots that were to start first and stopped first, for their new task found no place beside the old one; and why, a sentence."""
     stopped_first_reason: builtins.str
+    progress_at_ns: builtins.int
+    """From then on the time counts in which no slot gets done, unix time; 0: it does not now, for the roll-out waits for others."""
+    done: builtins.int
+    """The most slots that have been done since it began or was resumed."""
     def __init__(
         self,
         *,
@@ -1201,8 +1207,10 @@ class UpdateStatus(google.protobuf.message.Message):
         resumed_at_ns: builtins.int = ...,
         stopped_first: builtins.int = ...,
         stopped_first_reason: builtins.str = ...,
+        progress_at_ns: builtins.int = ...,
+        done: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["awaits_resume", b"awaits_resume", "completed_at_ns", b"completed_at_ns", "message", b"message", "next_batch_at_ns", b"next_batch_at_ns", "pause_after", b"pause_after", "resumed_at_ns", b"resumed_at_ns", "started_at_ns", b"started_at_ns", "state", b"state", "stopped_first", b"stopped_first", "stopped_first_reason", b"stopped_first_reason"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["awaits_resume", b"awaits_resume", "completed_at_ns", b"completed_at_ns", "done", b"done", "message", b"message", "next_batch_at_ns", b"next_batch_at_ns", "pause_after", b"pause_after", "progress_at_ns", b"progress_at_ns", "resumed_at_ns", b"resumed_at_ns", "started_at_ns", b"started_at_ns", "state", b"state", "stopped_first", b"stopped_first", "stopped_first_reason", b"stopped_first_reason"]) -> None: ...
 
 global___UpdateStatus = UpdateStatus
 

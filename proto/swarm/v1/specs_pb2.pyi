@@ -358,7 +358,8 @@ class UpdateConfig(google.protobuf.message.Message):
     """stop-first or start-first; empty: stop-first. A slot whose new task finds no place beside the old one changes stop-first."""
     deadline_ns: builtins.int
     """How long the roll-out may go without a slot getting done before it has failed, whatever the reason; a failed one is rolled back or
-    paused as failure_action says (continue: paused). 0: for ever. Absent: 10 minutes.
+    paused as failure_action says (continue: paused). 0: for ever. Absent: 10 minutes and the start_period
+    of the healthcheck.
     """
     def __init__(
         self,

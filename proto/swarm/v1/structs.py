@@ -806,6 +806,8 @@ class UpdateStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     resumed_at_ns: int = 0
     stopped_first: int = 0
     stopped_first_reason: str = ""
+    progress_at_ns: int = 0
+    done: int = 0
 
 
 class JobStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -3726,6 +3728,10 @@ def _fill_update_status(s: UpdateStatus, m: Any) -> None:
         m.stopped_first = s.stopped_first
     if s.stopped_first_reason:
         m.stopped_first_reason = s.stopped_first_reason
+    if s.progress_at_ns:
+        m.progress_at_ns = s.progress_at_ns
+    if s.done:
+        m.done = s.done
 
 
 def _read_update_status(m: Any) -> UpdateStatus:
@@ -3740,6 +3746,8 @@ def _read_update_status(m: Any) -> UpdateStatus:
         resumed_at_ns=m.resumed_at_ns,
         stopped_first=m.stopped_first,
         stopped_first_reason=m.stopped_first_reason,
+        progress_at_ns=m.progress_at_ns,
+        done=m.done,
     )
 
 
