@@ -28,6 +28,7 @@ from agent.runtime.docker import DockerRuntime
 from agent.runtime.process import ProcessRuntime
 from agent.session import Session
 from agent.state import StateFile
+from agent.usage import Meter
 from agent.worker import Worker
 from swarm import __version__, errors, tls
 from swarm.audit import Trail
@@ -133,6 +134,13 @@ class Membership:
             on_cluster=self._learn,
             on_removed=self._removed,
             explain=self._explain,
+            meter=Meter(
+                self._worker.measurable,
+                node_id=identity.node_id,
+                clock=clock,
+                folder=settings.state_dir,
+                gpus=self._gpus.loads,
+            ),
         )
         self._talking: asyncio.Task[None] | None = None
         self.first_session = self._session.first

@@ -1,5 +1,5 @@
-"""Streams that a manager asks this node for: a task's logs, a command inside it, its use of
-resources.
+"""Streams that a manager asks this node for: a task's logs, a command inside it, files into it or
+out of it, and what the node and its tasks use.
 
 The agent opens the stream, so that managers need no way into the node. What the runtime gives is
 sent as fast as the manager takes it, and no faster: a slow reader slows the runtime's reader, not
@@ -16,9 +16,20 @@ from typing import cast
 import structlog
 
 from agent.runtime.base import Runtime
+from agent.usage import Meter
 from swarm import errors
 from swarm.pipes import Pipe
-from swarm.v1 import ExecInput, LogLine, LogsResponse, RelayFrame, RelayRequest
+from swarm.v1 import (
+    CopyOutput,
+    CopyStart,
+    ExecInput,
+    FileStat,
+    LogLine,
+    LogsResponse,
+    RelayFrame,
+    RelayRequest,
+    UsageOptions,
+)
 from swarm.v1.services import DispatcherClient
 
 log = structlog.get_logger("relay")
@@ -32,19 +43,27 @@ RuntimeOf = Callable[[str], Runtime]
 
 
 async def serve(
-    client: DispatcherClient, request: RelayRequest, runtime_of: RuntimeOf, *, refused: str = ""
+    client: DispatcherClient,
+    request: RelayRequest,
+    runtime_of: RuntimeOf,
+    *,
+    meter: Meter | None = None,
+    refused: str = "",
 ) -> None:
     """Serves one stream to its end; never raises but for cancellation. `refused`: the answer is
-    only why not.
+    only why not. Without a meter the node's usage is not told.
     """
     out: Pipe[RelayFrame] = Pipe(FRAMES_MAX)
-    stdin: Pipe[ExecInput] = Pipe(FRAMES_MAX)
+    incoming: Pipe[RelayFrame] = Pipe(FRAMES_MAX)
 
     async def produce() -> None:
         try:
             if refused:
                 raise errors.Exhausted(refused)
-            await _produce(request, runtime_of(request.task_id), stdin, out)
+            if request.usage is not None:
+                await _produce_usage(meter, request.usage, out)
+            else:
+                await _produce(request, runtime_of(request.task_id), incoming, out)
             await out.put(RelayFrame(end=True))
         except errors.SwarmError as error:
             await out.put(RelayFrame(error=error.message))
@@ -53,7 +72,7 @@ async def serve(
             await out.put(RelayFrame(error=f"internal error of the agent: {error!r}"))
         finally:
             await out.close()
-            await stdin.close(drop=True)
+            await incoming.close(drop=True)
 
     async def consume() -> None:
         frames = _outgoing(request.relay_id, out)
@@ -64,12 +83,11 @@ async def serve(
                 async for frame in stream:
                     if frame.end:
                         return
-                    if frame.input is not None:
-                        await stdin.put(frame.input)
+                    await incoming.put(frame)
         except errors.SwarmError as error:
             log.debug("relay_ended", task_id=request.task_id, reason=error.message)
         finally:
-            await stdin.close()
+            await incoming.close()
 
     producing = asyncio.create_task(produce())
     consuming = asyncio.create_task(consume())
@@ -90,19 +108,33 @@ async def _outgoing(relay_id: str, out: Pipe[RelayFrame]) -> AsyncIterator[Relay
 
 
 async def _produce(
-    request: RelayRequest, runtime: Runtime, stdin: Pipe[ExecInput], out: Pipe[RelayFrame]
+    request: RelayRequest, runtime: Runtime, incoming: Pipe[RelayFrame], out: Pipe[RelayFrame]
 ) -> None:
     if request.logs is not None:
         await _frame_lines(runtime.logs(request.task_id, request.logs), out)
     elif request.exec is not None:
-        outputs = runtime.exec(request.task_id, request.exec, aiter(stdin))
+        outputs = runtime.exec(request.task_id, request.exec, _inputs(incoming))
         async for output in outputs:
             if not await out.put(RelayFrame(output=output)):
                 return
+    elif request.copy is not None:
+        await _copy(runtime, request.task_id, request.copy, incoming, out)
     else:
         raise errors.Unsupported(
             "the manager asks for a kind of stream this agent does not know; update swarmd"
         )
+
+
+# ------------------------------------------------------------------ commands
+
+
+async def _inputs(incoming: Pipe[RelayFrame]) -> AsyncIterator[ExecInput]:
+    async for frame in incoming:
+        if frame.input is not None:
+            yield frame.input
+
+
+# ------------------------------------------------------------------ logs
 
 
 async def _frame_lines(lines: AsyncIterator[LogLine], out: Pipe[RelayFrame]) -> None:
@@ -127,3 +159,59 @@ async def _frame_lines(lines: AsyncIterator[LogLine], out: Pipe[RelayFrame]) -> 
         reading.cancel()
         with contextlib.suppress(asyncio.CancelledError, errors.SwarmError):
             await reading
+
+
+# ------------------------------------------------------------------ usage
+
+
+async def _produce_usage(meter: Meter | None, options: UsageOptions, out: Pipe[RelayFrame]) -> None:
+    if meter is None:
+        raise errors.Unsupported("this agent does not measure what its node uses")
+    async with contextlib.aclosing(meter.measure(options)) as usages:
+        async for usage in usages:
+            if not await out.put(RelayFrame(usage=usage)):
+                return
+
+
+# ------------------------------------------------------------------ copies
+
+
+async def _copy(
+    runtime: Runtime,
+    task_id: str,
+    start: CopyStart,
+    incoming: Pipe[RelayFrame],
+    out: Pipe[RelayFrame],
+) -> None:
+    """Raises what the runtime raises, NotFound, and Unavailable for an archive that broke off."""
+    if start.into and not start.stat_only:
+        await runtime.extract(
+            task_id,
+            start.path,
+            _archive(incoming),
+            keep_kind=start.keep_kind,
+            keep_owner=start.keep_owner,
+        )
+    else:
+        found = await runtime.file_stat(task_id, start.path)
+        await out.put(RelayFrame(copy_output=CopyOutput(stat=found or FileStat())))
+        if not start.stat_only:
+            if found is None:
+                raise errors.NotFound(f"{start.path}: no such file or folder in the task")
+            async for data in runtime.archive(task_id, start.path):
+                if not await out.put(RelayFrame(copy_output=CopyOutput(data=data))):
+                    return
+    await out.put(RelayFrame(copy_output=CopyOutput(done=True)))
+
+
+async def _archive(incoming: Pipe[RelayFrame]) -> AsyncIterator[bytes]:
+    """What is to be unpacked, to its end. Raises Unavailable when it does not come to one."""
+    async for frame in incoming:
+        part = frame.copy_input
+        if part is None:
+            continue
+        if part.end:
+            return
+        if part.data:
+            yield part.data
+    raise errors.Unavailable("the archive broke off before its end")

@@ -19,6 +19,7 @@ import structlog
 from agent import relay
 from agent.choice import Choice
 from agent.metrics import CONNECTED
+from agent.usage import Meter
 from agent.worker import Worker
 from swarm import errors
 from swarm.clock import SECOND_NS
@@ -77,6 +78,7 @@ class Session:
         on_cluster: Callable[[ClusterInfo], Awaitable[None]],
         on_removed: Callable[[], None] = lambda: None,
         explain: Callable[[str], Awaitable[str]] = _no_explanation,
+        meter: Meter | None = None,
     ) -> None:
         """`explain` tells why a manager at this address may not be reached; empty: it cannot tell.
         `on_cluster` gets each new ClusterInfo (managers, roots, role) before anything that comes
@@ -89,6 +91,8 @@ class Session:
         self._on_cluster = on_cluster
         self._on_removed = on_removed
         self._explain = explain
+        # None: the node is not measured.
+        self._meter = meter
         self._period_s = 1.0  # of heartbeats, as the last manager had it
         self._echo_s: float | None = None  # when this node's session was last seen elsewhere
         self._leaving = asyncio.Event()
@@ -342,12 +346,18 @@ class _Conversation:
     ) -> None:
         refused = ""
         if self._session.relays >= RELAYS_MAX:
-            refused = f"the node already serves {RELAYS_MAX} streams of logs and exec; try later"
+            refused = f"the node already serves {RELAYS_MAX} streams (logs, exec …); try later"
 
         async def serve() -> None:
             self._session.relays += 1
             try:
-                await relay.serve(client, request, self._worker.runtime_of, refused=refused)
+                await relay.serve(
+                    client,
+                    request,
+                    self._worker.runtime_of,
+                    meter=self._session._meter,
+                    refused=refused,
+                )
             finally:
                 self._session.relays -= 1
 

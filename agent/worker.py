@@ -44,6 +44,7 @@ from agent.runtime.base import (
     Work,
 )
 from agent.state import Record, StateFile
+from agent.usage import Measurable
 from swarm import errors
 from swarm.clock import SECOND_NS, Clock
 from swarm.v1 import (
@@ -419,6 +420,14 @@ class Worker:
         if entry is None or entry.host is None:
             raise errors.NotFound(f"task {task_id} is not on this node")
         return entry.host.runtime
+
+    def measurable(self) -> list[Measurable]:
+        """The tasks that run."""
+        return [
+            Measurable(task_id, e.task.service_id, e.assignment.name or task_id, e.host.runtime)
+            for task_id, e in self._entries.items()
+            if e.host is not None and e.machine.have is tm.Have.RUNNING
+        ]
 
     def __len__(self) -> int:
         return len(self._entries)

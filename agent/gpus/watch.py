@@ -29,7 +29,7 @@ from agent.gpus.health import Faults, Signs, judge
 from agent.gpus.inventory import Inventory
 from swarm import errors
 from swarm.clock import Clock
-from swarm.v1 import Gpu
+from swarm.v1 import Gpu, GpuLoad
 
 if TYPE_CHECKING:
     from agent.gpus import nvml
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("gpus")
 
 SCAN_S = 5.0
+# While somebody wants to see what the GPUs do, and for so long after they last asked.
+SCAN_S_WATCHED, WATCHED_S = 1.0, 10.0
 # A driver that was never there is looked for more seldom.
 ABSENT_S = 30.0
 # The thread hears of the end no later than this.
@@ -100,6 +102,13 @@ class Gpus:
     def problem(self) -> str:
         """Why the table may be wrong, for people; empty: it is not."""
         return self._look.problem
+
+    def loads(self) -> tuple[GpuLoad, ...]:
+        """What the GPUs do, as of the last look. Who asks will ask again, so the next looks come
+        sooner.
+        """
+        self._watcher.hurry()
+        return tuple(_load_of(d.gpu, self._look.uses.get(d.gpu.uuid)) for d in self.devices)
 
     @property
     def mps(self) -> str:
@@ -169,6 +178,18 @@ def _log_changes(before: Look, now: Look, *, first: bool) -> None:
         log.warning("gpus_unreadable", reason=now.problem)
 
 
+def _load_of(gpu: Gpu, use: Use | None) -> GpuLoad:
+    ratio = use.ratio if use is not None else None
+    return GpuLoad(
+        uuid=gpu.uuid,
+        index=gpu.index,
+        model=gpu.model,
+        percent=None if ratio is None else round(100 * ratio),
+        memory_bytes=(use.memory_bytes or 0) if use is not None else 0,
+        memory_total_bytes=gpu.memory_bytes,
+    )
+
+
 def _unhealthy(device: Device, why: str) -> Device:
     return replace(device, gpu=structs.replace(device.gpu, healthy=False, health_message=why))
 
@@ -204,6 +225,11 @@ class _Watcher:
         self._driver: nvml.Driver | None = None
         self._defect = ""  # the last one, which is logged once
         self._away = False  # the driver was there, and is not now
+        self._watched_until_s = 0.0  # set by another thread, which a float takes well
+
+    def hurry(self) -> None:
+        """Somebody looks at what the GPUs do. From any thread."""
+        self._watched_until_s = self._clock.monotonic_s() + WATCHED_S
 
     def run(self, tell: Callable[[Look], None], stop: threading.Event) -> None:
         # Here, because it costs 30 ms and 4 MiB.
@@ -211,7 +237,7 @@ class _Watcher:
 
         self._nvml = nvml
         while not stop.is_set():
-            due_s = self._clock.monotonic_s() + self._scan_s
+            begun_s = self._clock.monotonic_s()
             try:
                 look = self._look()
             except Exception as error:
@@ -222,7 +248,7 @@ class _Watcher:
                 look = Look(tuple(self._known.values()), problem=f"GPUs: defect: {error}")
             self._keep(look.devices)
             tell(look)
-            self._wait(due_s, stop)
+            self._wait(begun_s, stop)
         if self._driver is not None:
             self._driver.close()
 
@@ -307,10 +333,15 @@ class _Watcher:
 
     # -------------------------------------------------------------- between looks
 
-    def _wait(self, due_s: float, stop: threading.Event) -> None:
+    def _pause_s(self) -> float:
+        """From the begin of one look to the next."""
+        watched = self._driver is not None and self._clock.monotonic_s() < self._watched_until_s
+        return min(self._scan_s, SCAN_S_WATCHED) if watched else self._scan_s
+
+    def _wait(self, begun_s: float, stop: threading.Event) -> None:
         """Until the next look is due, or the driver tells something of a GPU's health."""
         while not stop.is_set():
-            left_s = min(WAIT_S, due_s - self._clock.monotonic_s())
+            left_s = min(WAIT_S, begun_s + self._pause_s() - self._clock.monotonic_s())
             if left_s <= 0:
                 return
             if self._driver is None or not self._driver.listens:

@@ -23,6 +23,7 @@ from swarm.v1 import (
     ExecInput,
     ExecOutput,
     ExecStart,
+    FileStat,
     LogLine,
     LogOptions,
     Network,
@@ -234,6 +235,36 @@ class Runtime(Protocol):
 
     async def stats(self, task_id: str) -> TaskStats: ...
 
+    async def file_stat(self, task_id: str, path: str) -> FileStat | None:
+        """What is at the path inside the task, a link itself and not what it points to; None: there
+        is nothing. Raises Failed, NotFound: there is no such task any more.
+        """
+        ...
+
+    def archive(self, task_id: str, path: str) -> AsyncIterator[bytes]:
+        """A tar archive of the file or folder, under its last name, in pieces of at most
+        PIECE_BYTES_MAX; what is not given to its end is not whole. Raises NotFound, Failed.
+        """
+        ...
+
+    async def extract(
+        self,
+        task_id: str,
+        path: str,
+        data: AsyncIterator[bytes],
+        *,
+        keep_kind: bool,
+        keep_owner: bool,
+    ) -> None:
+        """Unpacks a tar archive in the folder `path`. An error, of `data` too, leaves what is
+        unpacked until then. See CopyStart for the two flags. Raises NotFound, Failed.
+        """
+        ...
+
     async def close(self) -> None:
         """Lets go of the runtime; tasks go on."""
         ...
+
+
+# Of an archive that comes out of a task. A stream keeps some tens of them in memory.
+PIECE_BYTES_MAX = 128 * 1024

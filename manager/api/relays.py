@@ -117,7 +117,7 @@ class LogReader:
         tasks = [t for id_ in self._tasks if (t := self._store.get(Task, id_)) is not None]
         for service_id in self._services:
             tasks.extend(self._store.by(Task, "service", service_id))
-        ready = [t for t in tasks if t.node_id and _has_begun(t)]
+        ready = [t for t in tasks if t.node_id and has_begun(t)]
         return sorted(ready, key=lambda t: (t.meta.created_at_ns if t.meta else 0, t.id))
 
     def _open_new(self, *, first: bool) -> None:
@@ -318,7 +318,7 @@ def _chosen(store: Store, request: LogsRequest) -> tuple[list[str], list[str]]:
     return sorted(set(services)), sorted(set(tasks))
 
 
-def _has_begun(task: Task) -> bool:
+def has_begun(task: Task) -> bool:
     """Whether the task has had a container: one that never started has nothing to say."""
     status = task.status
     if status is None:
@@ -348,7 +348,7 @@ async def run_exec(
     start = first.start
     if not start.command:
         raise errors.Invalid("give the command to run")
-    task = _exec_target(view, start.task)
+    task = one_task(view, start.task, runs, "a command can only run in a task that is running")
     request = RelayRequest(task_id=task.id, exec=structs.replace(start, task=task.id))
     # Without the command: people put passwords there.
     log.info("exec", who=who, task_id=task.id, node_id=task.node_id, tty=start.tty)
@@ -386,26 +386,25 @@ async def _send_inputs(relay: Relay, inputs: AsyncIterator[ExecInput]) -> None:
         await relay.send(RelayFrame(input=ExecInput(stdin_closed=True)))
 
 
-def _exec_target(view: View, ref: str) -> Task:
-    """A task by id, name or prefix; or the first running task of a service."""
+def one_task(view: View, ref: str, fits: Callable[[Task], bool], need: str) -> Task:
+    """A task by id, name or prefix, which must fit; or the first running task of a service. `need`
+    ends a sentence that says that it does not fit.
+    """
     for service in view.by(Service, "name", ref) if ref else []:
-        running = [t for t in view.by(Task, "service", service.id) if _runs(t)]
+        running = [t for t in view.by(Task, "service", service.id) if runs(t)]
         if not running:
             raise errors.Conflict(
                 f'service "{ref}" has no running task; `swarmctl service ps {ref}` tells why'
             )
         return min(running, key=lambda t: (t.slot, t.id))
     task = find(view, Task, ref)
-    if not _runs(task):
+    if not fits(task):
         state = states.label(task.status.state) if task.status else "new"
-        raise errors.Conflict(
-            f"task {name_of(task, view)} ({task.id}) is {state}; a command can only run in a task "
-            "that is running"
-        )
+        raise errors.Conflict(f"task {name_of(task, view)} ({task.id}) is {state}; {need}")
     return task
 
 
-def _runs(task: Task) -> bool:
+def runs(task: Task) -> bool:
     return (
         bool(task.node_id)
         and task.status is not None

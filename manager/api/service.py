@@ -21,6 +21,7 @@ from manager.api import gpus, history, mutations, queries, scheduling
 from manager.api.aside import Aside
 from manager.api.auditing import audit_query
 from manager.api.backup import Backups, Source
+from manager.api.copying import run_copy
 from manager.api.leftovers import finish, unfinished
 from manager.api.lookup import name_of
 from manager.api.metrics import measured
@@ -33,6 +34,7 @@ from manager.api.rotate import rotate
 from manager.api.services import RemovalPending
 from manager.api.stacks import deploy_request
 from manager.api.updating import resume_update, service_history
+from manager.api.usage import UsageReader
 from manager.api.watching import dirty, watch_objects, watch_services
 from manager.ca import Sealer, manager_addrs
 from manager.control import usage
@@ -479,14 +481,24 @@ class ControlService:
     async def stats(
         self, request: StatsRequest, context: Context
     ) -> AsyncGenerator[StatsResponse, None]:
-        raise errors.Unsupported("nothing is measured yet")
-        yield StatsResponse()
+        async with measured(self._clock, "Stats", stream=True):
+            await self._catch_up(context)
+            reader = UsageReader(self._store, self._relays, request)
+            async with aclosing(reader.read()) as responses:
+                async for response in responses:
+                    yield response
 
     async def copy(
         self, request: AsyncIterator[CopyInput], context: Context
     ) -> AsyncGenerator[CopyOutput, None]:
-        raise errors.Unsupported("files are not copied yet")
-        yield CopyOutput()
+        async with measured(self._clock, "Copy", stream=True):
+            await self._catch_up(context)
+            copying = run_copy(
+                self._store, self._relays, request, who=_who(context.identity), note=context.note
+            )
+            async with aclosing(copying) as outputs:
+                async for output in outputs:
+                    yield output
 
     async def exec(
         self, request: AsyncIterator[ExecInput], context: Context

@@ -33,6 +33,7 @@ from swarm.v1 import (
     ExecInput,
     ExecOutput,
     ExecStart,
+    FileStat,
     IngressService,
     LogLine,
     LogOptions,
@@ -43,6 +44,7 @@ from swarm.v1 import (
 )
 
 GIB = 1 << 30
+PIECE_BYTES = 1000
 LOGS_BEGIN_NS = 1_700_000_000 * 10**9
 
 
@@ -77,6 +79,7 @@ class Container:
     message: str = ""
     lines: list[LogLine] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    files: dict[str, bytes] = field(default_factory=dict)
 
 
 class FakeRuntime:
@@ -96,6 +99,8 @@ class FakeRuntime:
         self.released: list[str] = []
         # Not empty: the runtime does not answer, and this is why.
         self.down = ""
+        # Questions for what tasks use are not answered.
+        self.stats_hang = False
         # Real starts of each task: more than one is an error of the worker.
         self.starts: Counter[str] = Counter()
         self.calls: list[tuple[str, str]] = []
@@ -242,7 +247,38 @@ class FakeRuntime:
 
     async def stats(self, task_id: str) -> TaskStats:
         self._container(task_id)
+        if self.stats_hang:
+            await asyncio.Event().wait()
         return TaskStats(task_id=task_id, memory_bytes=1024, pids=1)
+
+    async def file_stat(self, task_id: str, path: str) -> FileStat | None:
+        data = self._container(task_id).files.get(path)
+        if data is None:
+            return None
+        return FileStat(name=path.rpartition("/")[2], size_bytes=len(data), mode=0o100644)
+
+    async def archive(self, task_id: str, path: str) -> AsyncIterator[bytes]:
+        """Not a tar: the file's data as it is, in pieces of PIECE_BYTES."""
+        data = self._container(task_id).files[path]
+        for at in range(0, len(data), PIECE_BYTES):
+            yield data[at : at + PIECE_BYTES]
+
+    async def extract(
+        self,
+        task_id: str,
+        path: str,
+        data: AsyncIterator[bytes],
+        *,
+        keep_kind: bool,
+        keep_owner: bool,
+    ) -> None:
+        """Not a tar: what comes becomes the file's data, part by part."""
+        container = self._container(task_id)
+        if path.startswith("/nowhere"):
+            raise Failed(f"{path}: no such folder")
+        container.files[path] = b""
+        async for part in data:
+            container.files[path] += part
 
     async def close(self) -> None:
         for timer in self._timers:

@@ -198,6 +198,28 @@ class Engine:
             # A stream that was not read to its end is cut, else its connection would be kept busy.
             response.close() if not response.content.at_eof() else response.release()
 
+    async def head(self, path: str, *, params: Mapping[str, str]) -> Mapping[str, str]:
+        """The headers of an answer that has no body. Raises Refusal (without the engine's words),
+        Unavailable, TimedOut.
+        """
+        docker = self._docker
+        if docker is None:
+            raise errors.Unavailable(f"the connection to the engine at {self.socket} is closed")
+        # Not aiodocker's query, which looks for an error's words in the body and fails over none.
+        url = docker._canonicalize_url(path, versioned_api=True)
+        try:
+            async with (
+                asyncio.timeout(CALL_S),
+                docker.session.head(url, params=params, timeout=_NO_LIMIT) as response,
+            ):
+                if response.status >= 400:
+                    raise Refusal(response.status, f"the engine answers {response.status}")
+                return response.headers
+        except TimeoutError:
+            raise self._timed_out("HEAD", path, CALL_S) from None
+        except aiohttp.ClientError as error:
+            raise self._lost(error) from None
+
     async def read(self, response: aiohttp.ClientResponse) -> bytes:
         """What has come of a streamed answer; empty at its end. Raises Unavailable."""
         try:

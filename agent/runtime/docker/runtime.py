@@ -38,6 +38,7 @@ from agent.runtime.base import (
     Started,
     Work,
 )
+from agent.runtime.docker import archive as files_in
 from agent.runtime.docker import exec as docker_exec
 from agent.runtime.docker.engine import CALL_S, INSPECT_S, PING_S, Engine, Refusal
 from agent.runtime.docker.events import EventStream, inspect, list_all
@@ -52,7 +53,7 @@ from agent.runtime.docker.inspection import (
     started_of,
     verdict_of,
 )
-from agent.runtime.docker.logs import LogParser, parse_time, query
+from agent.runtime.docker.logs import LogParser, query
 from agent.runtime.docker.networks import Networks
 from agent.runtime.docker.outage import Outage
 from agent.runtime.docker.spec import (
@@ -64,6 +65,7 @@ from agent.runtime.docker.spec import (
     body_for,
     plan_container,
 )
+from agent.runtime.docker.stats import parse_stats
 from agent.runtime.docker.watch import Watched, Watchlist
 from agent.runtime.memory import memory_folder
 from swarm import errors
@@ -72,6 +74,7 @@ from swarm.v1 import (
     ExecInput,
     ExecOutput,
     ExecStart,
+    FileStat,
     LogLine,
     LogOptions,
     TaskStats,
@@ -587,17 +590,39 @@ class DockerRuntime:
             )
         except Refusal as refusal:
             raise Failed(f"the statistics cannot be read: {refusal.message}") from None
-        memory = said.get("memory_stats") or {}
-        details = memory.get("stats") or {}
-        # As `docker stats` shows it: without the page cache that the kernel can drop.
-        cache = details.get("total_inactive_file", details.get("inactive_file", 0))
-        return TaskStats(
-            task_id=task_id,
-            cpu_total_ns=int(said["cpu_stats"]["cpu_usage"].get("total_usage") or 0),
-            memory_bytes=max(0, int(memory.get("usage") or 0) - int(cache)),
-            memory_limit_bytes=int(memory.get("limit") or 0),
-            pids=int((said.get("pids_stats") or {}).get("current") or 0),
-            timestamp_ns=parse_time(str(said.get("read", ""))) or self._clock.now_ns(),
+        return parse_stats(task_id, said, now_ns=self._clock.now_ns())
+
+    # -------------------------------------------------------------- files
+
+    async def file_stat(self, task_id: str, path: str) -> FileStat | None:
+        """See Runtime."""
+        return await files_in.file_stat(self._engine, await self._container_id(task_id), path)
+
+    async def archive(self, task_id: str, path: str) -> AsyncIterator[bytes]:
+        """See Runtime."""
+        container_id = await self._container_id(task_id)
+        pieces = files_in.archive(self._engine, container_id, path)
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+
+    async def extract(
+        self,
+        task_id: str,
+        path: str,
+        data: AsyncIterator[bytes],
+        *,
+        keep_kind: bool,
+        keep_owner: bool,
+    ) -> None:
+        """See Runtime."""
+        await files_in.extract(
+            self._engine,
+            await self._container_id(task_id),
+            path,
+            data,
+            keep_kind=keep_kind,
+            keep_owner=keep_owner,
         )
 
 

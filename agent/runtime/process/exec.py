@@ -18,14 +18,39 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from agent.runtime.base import Rejected
+from agent.runtime.process import fields as process_fields
+from agent.runtime.process import plan as process_plan
 from agent.runtime.process import spawn as process_spawn
-from swarm.v1 import ExecInput, ExecOutput, WindowSize
+from agent.runtime.process.fields import Powers
+from swarm.v1 import ContainerSpec, ExecInput, ExecOutput, ExecStart, WindowSize
 
 CHUNK_BYTES = 32_768
 CHUNKS_MAX = 16  # waiting for the client
 # Output that a killed or finished command leaves in a pipe that something else still holds is not
 # waited for longer than this.
 DRAIN_S = 2.0
+
+
+def ordered(plan: dict[str, Any], start: ExecStart, powers: Powers) -> dict[str, Any]:
+    """A plan for a command beside the task, as the caller wants it. Raises Rejected."""
+    if not start.command:
+        raise Rejected("exec: no command given")
+    plan["argv"] = list(start.command)
+    plan["cwd"] = start.dir or plan["cwd"]
+    plan["tty"] = start.tty
+    if start.tty:
+        plan["env"].setdefault("TERM", "xterm")
+    for line in start.env:
+        key, _, value = line.partition("=")
+        plan["env"][key] = value
+    if (start.user or start.privileged) and not powers.root:
+        raise Rejected(f"exec: user and privileged need root, and {powers.lack}")
+    if start.user:
+        who = process_plan.identity(ContainerSpec(user=start.user))
+        plan |= {"uid": who.uid, "gid": who.gid, "groups": list(who.groups)}
+    if start.privileged:
+        plan["capabilities"] = process_fields.capability_mask(ContainerSpec(privileged=True))
+    return plan
 
 
 async def run(

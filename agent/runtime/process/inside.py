@@ -366,6 +366,24 @@ def become(plan: Plan, stdio: tuple[int, int, int], groups: list[int]) -> None:
     os.execvpe(plan["argv"][0], plan["argv"], plan["env"])
 
 
+def impersonate(plan: Plan) -> None:
+    """Makes this process one that may do what the task may, without executing anything."""
+    os.umask(0o022)
+    if plan["uid"] is not None:
+        os.setgroups(plan["groups"])
+        os.setresgid(plan["gid"], plan["gid"], plan["gid"])
+        os.setresuid(plan["uid"], plan["uid"], plan["uid"])
+    # A change of user has cleared them; the bounding set counts only when something is executed.
+    if plan["capabilities"] is not None and os.geteuid() == 0:
+        # struct __user_cap_header_struct, version 3; two of effective, permitted, inheritable.
+        low, high = plan["capabilities"] & 0xFFFFFFFF, plan["capabilities"] >> 32
+        head = struct.pack("Ii", 0x20080522, 0)
+        _call("capset", _libc.capset(head, struct.pack("6I", low, low, 0, high, high, 0)))
+    prctl(PR_SET_PDEATHSIG, SIGKILL)
+    if plan["no_new_privileges"]:
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
 def exit_code(status: int) -> int:
     """Docker's: the exit status, or 128 and the signal."""
     code = os.waitstatus_to_exitcode(status)

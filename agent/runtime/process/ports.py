@@ -12,12 +12,26 @@ import contextlib
 import errno
 import socket
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
+from agent.ingress import LocalTarget
 from agent.runtime.base import Failed, Rejected
 from agent.runtime.process.fields import Powers
 from swarm.v1 import Assignment, PortConfig
 
 FIRST, LAST = 20_000, 29_999
+
+
+class HostPorts(Protocol):
+    """Publishes ports of this node for one task with an address of its own; agent/proxy does."""
+
+    async def publish(
+        self, task_id: str, ports: Sequence[PortConfig], target: LocalTarget
+    ) -> tuple[PortConfig, ...]:
+        """Listens; the ports with their numbers filled in. Raises Conflict when one is taken."""
+        ...
+
+    async def withdraw(self, task_id: str) -> None: ...
 
 
 class HostNetworkPorts:

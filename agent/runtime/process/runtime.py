@@ -17,7 +17,7 @@ import os
 import platform
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from agent.runtime.base import (
     Work,
 )
 from agent.runtime.memory import covered_folders
+from agent.runtime.process import archive as process_archive
 from agent.runtime.process import cgroup as process_cgroup
 from agent.runtime.process import exec as process_exec
 from agent.runtime.process import fields as process_fields
@@ -55,7 +56,7 @@ from agent.runtime.process.files import Files
 from agent.runtime.process.health import Result, Schedule
 from agent.runtime.process.net import DEFAULT_POOL, Bridge
 from agent.runtime.process.plan import Layout, Ports
-from agent.runtime.process.ports import HostNetworkPorts
+from agent.runtime.process.ports import HostNetworkPorts, HostPorts
 from agent.runtime.process.state import Outcome, Record
 from swarm import errors
 from swarm.clock import Clock
@@ -67,6 +68,7 @@ from swarm.v1 import (
     ExecInput,
     ExecOutput,
     ExecStart,
+    FileStat,
     LogLine,
     LogOptions,
     PortConfig,
@@ -83,18 +85,6 @@ HEALTH_OUTPUT_BYTES = 4096  # Docker's
 SETTLE_S = 5.0  # how long adopt waits for a start that the former agent was in the middle of
 KILLED = 137
 _NANO = 1_000_000_000
-
-
-class HostPorts(Protocol):
-    """Publishes ports of this node for one task with an address of its own; agent/proxy does."""
-
-    async def publish(
-        self, task_id: str, ports: Sequence[PortConfig], target: LocalTarget
-    ) -> tuple[PortConfig, ...]:
-        """Listens; the ports with their numbers filled in. Raises Conflict when one is taken."""
-        ...
-
-    async def withdraw(self, task_id: str) -> None: ...
 
 
 class _Task:
@@ -624,24 +614,7 @@ class ProcessRuntime:
         task = self._tasks.get(task_id)
         if task is None or not task.running:
             raise Rejected(f"task {task_id} does not run on this node")
-        if not start.command:
-            raise Rejected("exec: no command given")
-        plan = self._exec_plan(task)
-        plan["argv"] = list(start.command)
-        plan["cwd"] = start.dir or plan["cwd"]
-        plan["tty"] = start.tty
-        if start.tty:
-            plan["env"].setdefault("TERM", "xterm")
-        for line in start.env:
-            key, _, value = line.partition("=")
-            plan["env"][key] = value
-        if (start.user or start.privileged) and not self._powers.root:
-            raise Rejected(f"exec: user and privileged need root, and {self._powers.lack}")
-        if start.user:
-            who = process_plan.identity(ContainerSpec(user=start.user))
-            plan |= {"uid": who.uid, "gid": who.gid, "groups": list(who.groups)}
-        if start.privileged:
-            plan["capabilities"] = process_fields.capability_mask(ContainerSpec(privileged=True))
+        plan = process_exec.ordered(self._exec_plan(task), start, self._powers)
         return process_exec.run(plan, start.size, stdin)
 
     def _exec_plan(self, task: _Task) -> dict[str, Any]:
@@ -661,6 +634,30 @@ class ProcessRuntime:
             "tty": False,
             **record.credentials,
         }
+
+    async def file_stat(self, task_id: str, path: str) -> FileStat | None:
+        return await process_archive.file_stat(self._copy_plan(task_id), path)
+
+    def archive(self, task_id: str, path: str) -> AsyncIterator[bytes]:
+        return process_archive.archive(self._copy_plan(task_id), path)
+
+    async def extract(
+        self,
+        task_id: str,
+        path: str,
+        data: AsyncIterator[bytes],
+        *,
+        keep_kind: bool,
+        keep_owner: bool,
+    ) -> None:
+        plan = self._copy_plan(task_id)
+        await process_archive.extract(plan, path, data, keep_kind=keep_kind, keep_owner=keep_owner)
+
+    def _copy_plan(self, task_id: str) -> dict[str, Any]:
+        task = self._tasks.get(task_id)
+        if task is None or not task.running:
+            raise process_archive.NotRunning()
+        return self._exec_plan(task)
 
     async def stats(self, task_id: str) -> TaskStats:
         task = self._tasks.get(task_id)

@@ -6,7 +6,8 @@ leaves behind, and writes the exit code in one step. It never restarts anything.
 
 Standard library only, started with `-I -S`: 12 ms and 3 MiB of its own memory instead of 40 ms and
 15 MiB with the project's libraries. The modes are the first argument: `run` (plan on fd 0), `exec`
-(plan on the fd given; standard streams are the command's) and `probe`.
+(plan on the fd given; standard streams are the command's), `copy` (as `exec`; standard streams are
+an archive's) and `probe`.
 
 Conversation with the agent on fd 0, a socket: the plan (marshal) and end of line; `pid N` once the
 namespaces exist; `go` from the agent; `started` or `failed errno text`. After that the socket is
@@ -24,6 +25,7 @@ import select
 import sys
 import time
 import traceback
+from collections.abc import Callable
 
 from agent.runtime.process import inside as inside
 from agent.runtime.process.inside import Plan
@@ -393,8 +395,10 @@ def _child(plan: Plan, stdio: tuple[int, int, int], ready: int, go: int, report:
 # ------------------------------------------------------------------ exec and probe
 
 
-def execute(plan_fd: int) -> None:
-    """Mode `exec`: runs a command beside a task, in its namespaces, on this process's streams."""
+def execute(plan_fd: int, carry_out: Callable[[Plan], str] | None = None) -> None:
+    """Mode `exec`: runs a command beside a task, in its namespaces, on this process's streams. Mode
+    `copy`: does what `carry_out` does with the plan's order, as the task.
+    """
     os.set_inheritable(plan_fd, False)
     plan = _read_plan(plan_fd)
     inside.prctl(inside.PR_SET_PDEATHSIG, _signal.SIGTERM)
@@ -414,6 +418,11 @@ def execute(plan_fd: int) -> None:
     main = os.fork()
     if main == 0:
         try:
+            if carry_out is not None:
+                inside.impersonate(plan)
+                problem = carry_out(plan["order"])
+                os.write(plan_fd, problem.encode(errors="replace")[:4096])
+                os._exit(1 if problem else 0)
             inside.become(plan, (0, 1, 2), groups)
         except OSError as error:
             _complain(error, plan_fd)
@@ -513,5 +522,10 @@ def main() -> None:
         supervise()
     elif mode == "exec":
         execute(int(sys.argv[2]))
+    elif mode == "copy":
+        # Only here: it takes 20 ms.
+        from agent.runtime.process import tree
+
+        execute(int(sys.argv[2]), tree.run)
     else:
         probe()
