@@ -52,8 +52,9 @@ async def change_service(
     flags: Mapping[str, Any] | None = None,
 ) -> tuple[Service, int]:
     """Changes a service against its current version; the service as it was, and the new version.
-    Repeats when somebody else was faster.
+    Repeats when somebody else was faster. `rollback`: to the version that the flags name, if any.
     """
+    given = flags or {}
     attempt = 0
     while True:
         attempt += 1
@@ -68,7 +69,9 @@ async def change_service(
             version=found.meta.version,
             spec=None if rollback else Spec(service=spec),
             rollback=rollback,
-            registry_auth=auth_of(container.image if container else "", flags or {}),
+            rollback_to=given.get("rollback_to") or 0,
+            pause_after=given.get("pause_after") or 0,
+            registry_auth=auth_of(container.image if container else "", given),
         )
         try:
             done = await connection.control.update(request)

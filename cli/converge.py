@@ -38,6 +38,9 @@ from swarm.v1 import (
 
 __all__ = ["Display", "wait", "wait_and_report"]
 
+# What to do after such an end, in a sentence; empty: nothing.
+Advise = Callable[[Verdict], str]
+NO_VERSIONS: Mapping[str, int] = MappingProxyType({})
 LOGS_MAX = 5  # services whose failing task's last lines are shown
 
 
@@ -58,16 +61,18 @@ async def wait(
     timeout_s: float | None,
     display: Display,
     goal: Goal = Goal.UPDATED,
+    versions: Mapping[str, int] = NO_VERSIONS,
+    may_pause: bool = False,
 ) -> Verdict:
     """Follows the services until none moves any more, one is stuck, or the time is up. Statuses
-    older than `revision`, the change's in the store, do not count. Raises Unavailable when no
-    manager answers for long.
+    older than `revision`, the change's in the store, do not count; `versions`: those of the
+    services since the change, by id. Raises Unavailable when no manager answers for long.
     """
-    verdict = Verdict()
+    verdict = Verdict(may_pause=may_pause)
 
     def judge_one(status: ServiceStatus) -> Progress:
-        known = before.get(status.service_id, 0)
-        return judge(status, before=known, goal=goal)
+        id_ = status.service_id
+        return judge(status, before=before.get(id_, 0), goal=goal, version=versions.get(id_, 0))
 
     try:
         async with asyncio.timeout(timeout_s):
@@ -184,11 +189,14 @@ async def wait_and_report(
     interrupted: str,
     goal: Goal = Goal.UPDATED,
     quiet: bool = False,
-    advice: Mapping[int, str] = MappingProxyType({}),
+    versions: Mapping[str, int] = NO_VERSIONS,
+    may_pause: bool = False,
+    advise: Advise = lambda verdict: "",
 ) -> int:
     """`wait` with the display that fits stderr; then, on stderr, what went wrong and the last lines
     of the tasks that failed. The exit code. `interrupted` is said when Ctrl-C or the deadline ends
-    the wait, `advice` after another end with its exit code.
+    the wait, what `advise` says after another end. With `may_pause` an update may end as one that
+    awaits a person.
     """
     display = make_display(
         settings.terminal("stderr"),
@@ -205,6 +213,8 @@ async def wait_and_report(
             timeout_s=timeout_ns / SECOND_NS if timeout_ns else None,
             display=display,
             goal=goal,
+            versions=versions,
+            may_pause=may_pause,
         )
         await report(
             connection,
@@ -216,8 +226,8 @@ async def wait_and_report(
         )
         if verdict.timed_out:
             click.echo(interrupted, err=True)
-        elif verdict.exit_code in advice:
-            click.echo(advice[verdict.exit_code], err=True)
+        elif text := advise(verdict):
+            click.echo(text, err=True)
     except asyncio.CancelledError:
         click.echo(f"\n{interrupted}", err=True)
         raise

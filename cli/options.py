@@ -29,6 +29,7 @@ __all__ = [
     "CPUS",
     "DURATION",
     "Ref",
+    "ServiceVersionRef",
     "StackRevisionRef",
     "TaskList",
     "detach_options",
@@ -98,17 +99,19 @@ class Ref(_TextType):
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
-class StackRevisionRef(_IntType):
-    """A revision of the stack that the command's `stack` argument names; completes those kept."""
+class _NumberRef(_IntType):
+    """A number that belongs to an object, which another argument names; completes those kept."""
 
-    name = "revision"
+    # The argument that names the object, and the command that lists the numbers.
+    holder = ""
+    listed_by = ""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
         if not value.isdecimal() or not int(value):
             self.fail(
-                f"{value!r} is not a revision; write its number, as `swarmctl stack history` shows "
+                f"{value!r} is not a {self.name}; write its number, as `{self.listed_by}` shows "
                 "it.",
                 param,
                 ctx,
@@ -121,9 +124,9 @@ class StackRevisionRef(_IntType):
         from click.shell_completion import CompletionItem
 
         # An option still without its value leaves the arguments where they stood.
-        stack = ctx.params.get("stack") or next(iter(ctx.args), "")
+        held = ctx.params.get(self.holder) or next(iter(ctx.args), "")
         try:
-            found = _revisions(ctx, stack) if stack else []
+            found = self._kept(ctx, held) if held else []
         except SwarmError:
             return []
         return [
@@ -131,6 +134,32 @@ class StackRevisionRef(_IntType):
             for number, text in found
             if number.startswith(incomplete)
         ]
+
+    def _kept(self, ctx: click.Context, held: str) -> list[tuple[str, str]]:
+        """Those of the object, newest first, and what helps to choose."""
+        raise NotImplementedError
+
+
+class StackRevisionRef(_NumberRef):
+    """A revision of the stack that the command's `stack` argument names."""
+
+    name = "revision"
+    holder = "stack"
+    listed_by = "swarmctl stack history"
+
+    def _kept(self, ctx: click.Context, held: str) -> list[tuple[str, str]]:
+        return _revisions(ctx, held)
+
+
+class ServiceVersionRef(_NumberRef):
+    """An earlier version of the service that the command's `service` argument names."""
+
+    name = "version"
+    holder = "service"
+    listed_by = "swarmctl service history"
+
+    def _kept(self, ctx: click.Context, held: str) -> list[tuple[str, str]]:
+        return _versions(ctx, held)
 
 
 def _ask(ctx: click.Context, ask: Callable[[Connection], Awaitable[T]]) -> T:
@@ -214,6 +243,24 @@ def _revisions(ctx: click.Context, stack: str) -> list[tuple[str, str]]:
         return await connection.control.get_stack_history(request, timeout_s=COMPLETE_S)
 
     return [(str(found.revision), found.who) for found in _ask(ctx, ask).revisions]
+
+
+def _versions(ctx: click.Context, service: str) -> list[tuple[str, str]]:
+    """Versions that a service can go back to, newest first, and what they run."""
+    from swarm.v1 import GetServiceHistoryRequest, GetServiceHistoryResponse
+
+    async def ask(connection: Connection) -> GetServiceHistoryResponse:
+        request = GetServiceHistoryRequest(service=service)
+        return await connection.control.get_service_history(request, timeout_s=COMPLETE_S)
+
+    found = []
+    for version in _ask(ctx, ask).versions[1:]:
+        revision = version.revision
+        task = revision.spec.task if revision is not None and revision.spec is not None else None
+        image = task.container.image.partition("@")[0] if task and task.container else ""
+        if revision is not None:
+            found.append((str(revision.spec_version), image))
+    return found
 
 
 # ------------------------------------------------------------------ shared options

@@ -34,7 +34,7 @@ from swarm.v1 import (
     StackSpec,
 )
 
-__all__ = ["counts", "document", "view"]
+__all__ = ["counts", "document", "field_lines", "view"]
 
 SIGNS = {"created": "+", "updated": "~", "removed": "-"}
 _COLOURS = {"+": "green", "~": "yellow", "-": "red", "!": "red"}
@@ -183,6 +183,13 @@ def _ports(ports: Sequence[PortConfig]) -> str:
 
 
 # ------------------------------------------------------------------ one field
+
+
+def field_lines(found: Iterable[Field], terminal: Terminal) -> Iterator[str]:
+    """Fields as a plan shows them, indented."""
+    paint = _Painter(terminal)
+    for field in found:
+        yield from _field(field, paint)
 
 
 def _field(field: Field, paint: _Painter) -> Iterator[str]:

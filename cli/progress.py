@@ -52,7 +52,7 @@ class Row:
     name: str
     done: int
     total: int
-    # going, converged, removed, paused, stuck or rolled back.
+    # A value of cli.verdict.Progress.
     progress: str
     # "2 starting, 1 preparing"
     states: str
@@ -285,7 +285,9 @@ _COLOURS = {
     "removed": "green",
     "paused": "red",
     "stuck": "red",
+    "awaits a person": "yellow",
     "rolled back": "yellow",
+    "superseded": "yellow",
 }
 
 

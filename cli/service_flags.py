@@ -122,6 +122,12 @@ SCALARS: tuple[Scalar, ...] = (
     ),
     Scalar("restart-delay", _RESTART + "delay_ns", DURATION, "Time before it is (5s)."),
     Scalar("restart-max-attempts", _RESTART + "max_attempts", COUNT, "How often; 0: no limit."),
+    Scalar(
+        "restart-max-delay",
+        _RESTART + "max_delay_ns",
+        DURATION,
+        "Longest time between crashes; it doubles with each (5m).",
+    ),
     Scalar("restart-window", _RESTART + "window_ns", DURATION, "Only restarts this recent count."),
     Scalar(
         "replicas-max-per-node",
@@ -141,6 +147,12 @@ SCALARS: tuple[Scalar, ...] = (
     Scalar("update-failure-action", "update.failure_action", _ON_FAILURE, "On failure (pause)."),
     Scalar("update-max-failure-ratio", "update.max_failure_ratio", _RATIO, "Failures put up with."),
     Scalar("update-order", "update.order", _ORDER, "Which comes first (stop-first)."),
+    Scalar(
+        "update-deadline",
+        "update.deadline_ns",
+        DURATION,
+        "Failed after so long without progress; 0: never (10m).",
+    ),
     Scalar("rollback-parallelism", "rollback.parallelism", COUNT, "As for updates."),
     Scalar("rollback-delay", "rollback.delay_ns", DURATION, "As for updates."),
     Scalar("rollback-monitor", "rollback.monitor_ns", DURATION, "As for updates."),
@@ -152,6 +164,7 @@ SCALARS: tuple[Scalar, ...] = (
     ),
     Scalar("rollback-max-failure-ratio", "rollback.max_failure_ratio", _RATIO, "As for updates."),
     Scalar("rollback-order", "rollback.order", _ORDER, "As for updates."),
+    Scalar("rollback-deadline", "rollback.deadline_ns", DURATION, "As for updates."),
     Scalar("health-interval", _HEALTH + "interval_ns", DURATION, "Time between checks (30s)."),
     Scalar("health-timeout", _HEALTH + "timeout_ns", DURATION, "Time a check may take (30s)."),
     Scalar("health-retries", _HEALTH + "retries", COUNT, "Failures that mean unhealthy (3)."),

@@ -10,9 +10,17 @@ from typing import Any, TypeVar
 import click
 
 from cli.gpu_flags import gpu_options
+from cli.options import ServiceVersionRef
 from cli.service_flags import COUNT, LISTS, MAPS, SCALARS, Listed, Scalar
 
-__all__ = ["create_decorators", "create_options", "decorated", "long_name", "update_options"]
+__all__ = [
+    "create_decorators",
+    "create_options",
+    "decorated",
+    "long_name",
+    "pause_after_option",
+    "update_options",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,6 +68,16 @@ def _common_options() -> list[Callable[[Any], Any]]:
         ),
         click.option("-q", "--quiet", is_flag=True, help="No progress display."),
     ]
+
+
+def pause_after_option(function: F) -> F:
+    """--pause-after of what changes services."""
+    return click.option(
+        "--pause-after",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Pause once N tasks are new and watched, until `service resume`.",
+    )(function)
 
 
 def create_options(function: F) -> F:
@@ -136,7 +154,15 @@ def update_options(function: F) -> F:
         click.option("--image", help="New image."),
         click.option("--args", "arguments", help="New arguments, as one shell-quoted text."),
         click.option("--force", is_flag=True, help="New tasks although nothing else changed."),
-        click.option("--rollback", is_flag=True, help="Go back to the previous spec."),
+        click.option("--rollback", is_flag=True, help="Go back to the previous version."),
+        click.option(
+            "--to",
+            "rollback_to",
+            type=ServiceVersionRef(),
+            metavar="VERSION",
+            help="With --rollback: go back to this version.",
+        ),
+        pause_after_option,
     ]
     return decorated(function, decorators)
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from swarm.errors import EXIT_NOT_CONVERGED, EXIT_ROLLED_BACK
+from swarm.errors import EXIT_NOT_CONVERGED, EXIT_ROLLED_BACK, Conflict, mapping
 from swarm.quantities import format_duration
 from swarm.v1 import Service, ServiceStatus, UpdateState
 
-__all__ = ["Goal", "Progress", "StuckServices", "Verdict", "done", "judge", "started"]
+__all__ = ["Goal", "Progress", "StuckServices", "Verdict", "done", "judge", "next_step", "started"]
 
 STUCK_GRACE_S = 10.0  # for the others, once a service is stuck
+CONFLICT = mapping(Conflict("")).exit_code
 STUCK_HOLD_S = 1.0  # how long a service is stuck before it counts: what helps may be under way
 
 
@@ -28,8 +29,12 @@ class Progress(enum.Enum):
     DONE = "converged"
     GONE = "removed"
     PAUSED = "paused"
+    # Paused as was asked for, until somebody says that it may go on.
+    AWAITS = "awaits a person"
     STUCK = "stuck"
     ROLLED_BACK = "rolled back"
+    # Somebody else has changed the service since.
+    SUPERSEDED = "superseded"
 
 
 class Goal(enum.Enum):
@@ -45,6 +50,11 @@ class Goal(enum.Enum):
 
 _PAUSED = (UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED)
 _GOING = (UpdateState.UPDATING, UpdateState.ROLLBACK_STARTED)
+_BACK = (
+    UpdateState.ROLLBACK_STARTED,
+    UpdateState.ROLLBACK_PAUSED,
+    UpdateState.ROLLBACK_COMPLETED,
+)
 _ROLLED_BACK = "the last update failed and was rolled back"
 
 
@@ -53,20 +63,25 @@ def started(service: Service) -> int:
     return service.update_status.started_at_ns if service.update_status else 0
 
 
-def judge(status: ServiceStatus, *, before: int = 0, goal: Goal = Goal.UPDATED) -> Progress:
-    """How far a service is. `before`: start of its last update before the change, unix time in
-    ns.
+def judge(
+    status: ServiceStatus, *, before: int = 0, goal: Goal = Goal.UPDATED, version: int = 0
+) -> Progress:
+    """How far a service is. `before`: start of its last update before the change, unix time in ns.
+    `version`: the service's since the change (0: not known); a later one that no failure has made
+    supersedes it.
     """
     if status.removed:
         return Progress.GONE
     if goal is Goal.REMOVED:
         return Progress.GOING
     update = status.update_status
+    if version and status.spec_version > version and (update is None or update.state not in _BACK):
+        return Progress.SUPERSEDED
     state = UpdateState.UNSPECIFIED
     if update is not None and (not before or update.started_at_ns != before):
         state = update.state
     if state in _PAUSED:
-        return Progress.PAUSED
+        return Progress.AWAITS if update is not None and update.awaits_resume else Progress.PAUSED
     if state == UpdateState.ROLLBACK_COMPLETED:
         if goal is Goal.UPDATED:
             return Progress.ROLLED_BACK
@@ -75,8 +90,9 @@ def judge(status: ServiceStatus, *, before: int = 0, goal: Goal = Goal.UPDATED) 
             return Progress.ROLLED_BACK
     if state in _GOING or not (status.converged or _settled(status)):
         return Progress.STUCK if status.stuck else Progress.GOING
-    earlier = status.update_status.state if status.update_status else None
-    return Progress.PAUSED if earlier in _PAUSED and not status.converged else Progress.DONE
+    if update is None or update.state not in _PAUSED or status.converged:
+        return Progress.DONE
+    return Progress.AWAITS if update.awaits_resume else Progress.PAUSED
 
 
 def _settled(status: ServiceStatus) -> bool:
@@ -104,6 +120,8 @@ class Verdict:
     # By service: why its update was rolled back, which is known while that is under way.
     causes: dict[str, str] = field(default_factory=dict)
     timed_out: bool = False
+    # That an update awaits a person is what was asked for, and no failure.
+    may_pause: bool = False
 
     def note(self, status: ServiceStatus, progress: Progress) -> None:
         """Takes in a service's newest status."""
@@ -126,8 +144,11 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        if self.timed_out or self.of(Progress.PAUSED, Progress.STUCK, Progress.GOING):
+        failed = self.of(Progress.PAUSED, Progress.STUCK, Progress.GOING)
+        if self.timed_out or failed or (self.of(Progress.AWAITS) and not self.may_pause):
             return EXIT_NOT_CONVERGED
+        if self.of(Progress.SUPERSEDED):
+            return CONFLICT
         return EXIT_ROLLED_BACK if self.of(Progress.ROLLED_BACK) else 0
 
     def headline(self, subject: str, *, timeout_ns: int, goal: Goal) -> str:
@@ -141,13 +162,30 @@ class Verdict:
             are = "are" if len(names) > 1 else "is"
             return f"{subject} does not converge: {', '.join(names)} {are} stuck"
         if names := self._names(Progress.PAUSED):
-            updates = "the updates of {} are" if len(names) > 1 else "the update of {} is"
-            return f"{subject} does not converge: {updates.format(', '.join(names))} paused"
+            what = "rollback" if self._all_back() else "update"
+            are = (
+                f"{what}s of {', '.join(names)} are"
+                if len(names) > 1
+                else f"{what} of {names[0]} is"
+            )
+            return f"{subject} does not converge: the {are} paused"
+        if (names := self._names(Progress.AWAITS)) and not self.may_pause:
+            updates = "the updates of {} await" if len(names) > 1 else "the update of {} awaits"
+            return f"{subject} does not converge: {updates.format(', '.join(names))} a person"
+        if names := self._names(Progress.SUPERSEDED):
+            told = "" if subject == f"service {names[0]!r}" else f": {', '.join(names)}"
+            was = "were" if len(names) > 1 else "was"
+            return f"{subject}{told} {was} changed again before this change was done"
         if names := self._names(Progress.ROLLED_BACK):
             were = "were" if len(names) > 1 else "was"
             told = "" if subject == f"service {names[0]!r}" else f": {', '.join(names)}"
             return f"{subject}{told} {were} rolled back"
         return ""
+
+    def _all_back(self) -> bool:
+        """Whether all that are paused were on their way back."""
+        updates = [self.statuses[id_].update_status for id_ in self.of(Progress.PAUSED)]
+        return all(u is not None and u.state in _BACK for u in updates)
 
     def _names(self, progress: Progress) -> list[str]:
         return [self.statuses[id_].name for id_ in self.of(progress)]
@@ -160,8 +198,13 @@ class Verdict:
             message = status.update_status.message if status.update_status else ""
             match progress:
                 case Progress.PAUSED:
-                    known = "paused" in message
-                    text = message if known else f"update paused: {message}"
+                    text = _paused_text(message)
+                case Progress.AWAITS if not self.may_pause:
+                    text = _paused_text(message)
+                case Progress.SUPERSEDED:
+                    text = f"version {status.spec_version} has taken its place, and goes on"
+                    found[id_] = [f"{status.name}: {text}"]
+                    continue
                 case Progress.ROLLED_BACK:
                     # What the manager says of a rollback that is over, this says already.
                     found[id_] = [f"{status.name}: {self.causes.get(id_) or _ROLLED_BACK}"]
@@ -177,9 +220,45 @@ class Verdict:
                     text = f"{_count(status)}, stuck"
                 case _:
                     continue
-            reasons = [reason for reason in status.reasons if reason != message]
+            # What the manager says of a pause, this says already.
+            asked = progress is Progress.AWAITS
+            reasons = [
+                reason
+                for reason in status.reasons
+                if reason != message and not (asked and reason.startswith("update paused"))
+            ]
             found[id_] = [f"{status.name}: {text}", *(f"  {reason}" for reason in reasons)]
         return found
+
+
+def _paused_text(message: str) -> str:
+    return message if "paused" in message else f"update paused: {message}"
+
+
+def next_step(verdict: Verdict, name: str, goal: Goal) -> str:
+    """What to do about the one service that was changed, in a sentence; empty: nothing."""
+    [progress] = verdict.progress.values() or [Progress.DONE]
+    [status] = verdict.statuses.values() or [ServiceStatus()]
+    resume, back = f"`swarmctl service resume {name}`", f"`swarmctl service rollback {name}`"
+    history = f"`swarmctl service history {name}`"
+    undo = "" if goal is Goal.ROLLED_BACK else f", or undo this update with {back}"
+    match progress:
+        case Progress.AWAITS:
+            message = status.update_status.message if status.update_status else ""
+            said = (
+                f"{name}: {_paused_text(message).partition(':')[0]}.\n" if verdict.may_pause else ""
+            )
+            return f"{said}Let it go on with {resume}{undo}."
+        case Progress.PAUSED:
+            again = f", update it again{undo}" if undo else ", or update it again"
+            return f"Let it go on with {resume}{again}."
+        case Progress.STUCK:
+            return f"Update it again{undo}." if undo else ""
+        case Progress.ROLLED_BACK:
+            return f"{history} shows what was tried."
+        case Progress.SUPERSEDED:
+            return f"{history} tells by whom; `swarmctl service wait {name}` waits for that change."
+    return ""
 
 
 class StuckServices:

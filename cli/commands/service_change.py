@@ -1,4 +1,6 @@
-"""`swarmctl service create | update | scale | rollback`: changes services, waits for the result."""
+"""`swarmctl service create | update | scale | rollback | resume`: changes services, and waits for
+the result.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +13,27 @@ import msgspec
 
 from cli.changing import auth_of, change_service, resolve_names
 from cli.connection import Connection
-from cli.converge import wait_and_report
+from cli.converge import NO_VERSIONS, wait_and_report
 from cli.lazy import Command
-from cli.options import Ref, detach_options
+from cli.options import Ref, ServiceVersionRef, detach_options
 from cli.service_flags import edit, new_mode
-from cli.service_options import create_options, update_options
+from cli.service_options import create_options, pause_after_option, update_options
 from cli.services import interruptible, subject_of, warn
 from cli.settings import settings
 from cli.spec_paths import put
-from cli.verdict import Goal, started
-from swarm.errors import EXIT_NOT_CONVERGED, Invalid
+from cli.verdict import Goal, next_step, started
+from swarm.errors import Invalid
 from swarm.ids import new_id, system_rng
 from swarm.v1 import (
     ContainerSpec,
     CreateRequest,
+    GetRequest,
+    Kind,
+    ResumeUpdateRequest,
     ServiceSpec,
     Spec,
     TaskSpec,
+    UpdateState,
     WatchServicesRequest,
 )
 
@@ -75,8 +81,14 @@ def create(image: str, arguments: tuple[str, ...], **flags: Any) -> int:
 def update(service: str, **flags: Any) -> int:
     """Change a service: only what is given changes. Waits until the new tasks run."""
     changing = _given(flags)
+    if flags["rollback_to"] and not flags["rollback"]:
+        raise click.UsageError("--to names the version for --rollback, which is missing.")
     if not changing:
-        raise Invalid("nothing to change: give at least one flag; --force makes new tasks")
+        hint = "; to let a paused update go on: `swarmctl service resume`"
+        raise Invalid(
+            "nothing to change: give at least one flag; --force makes new tasks"
+            f"{hint if flags['pause_after'] else ''}"
+        )
     if flags["rollback"] and changing != {"rollback"}:
         other = sorted(changing - {"rollback"})[0].replace("_", "-")
         raise click.UsageError(f"--rollback and --{other} exclude each other.")
@@ -98,6 +110,7 @@ def update(service: str, **flags: Any) -> int:
 def _given(flags: Mapping[str, Any]) -> set[str]:
     """Names of the flags that ask for a change."""
     aside = {"detach", "timeout_ns", "quiet", "with_registry_auth", "no_resolve_image"}
+    aside |= {"rollback_to", "pause_after"}
     return {
         name
         for name, value in flags.items()
@@ -107,13 +120,62 @@ def _given(flags: Mapping[str, Any]) -> set[str]:
 
 @click.command(cls=Command)
 @click.argument("service", type=Ref("service"))
+@click.option(
+    "--to",
+    "rollback_to",
+    type=ServiceVersionRef(),
+    metavar="VERSION",
+    help="Go back to this version, of those that service history lists.",
+)
+@pause_after_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress display.")
 @detach_options()
 def rollback(service: str, **flags: Any) -> int:
-    """Go back to the spec before the last update, and wait until its tasks run."""
+    """Go back to the version before the last update, or to any, and wait until its tasks run."""
 
     async def work(connection: Connection) -> int:
         return await _apply(connection, service, lambda spec: spec, flags, rollback=True)
+
+    return interruptible(work)
+
+
+@click.command(cls=Command)
+@click.argument("service", type=Ref("service"))
+@click.option(
+    "--pause-after",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Pause again once N tasks are new, those that are already included.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="No progress display.")
+@detach_options()
+def resume(service: str, **flags: Any) -> int:
+    """Let a paused update or rollback go on, and wait until its tasks run.
+
+    What has failed so far does not count any more, and its deadline begins anew.
+    """
+
+    async def work(connection: Connection) -> int:
+        answer = await connection.control.get(GetRequest(kind=Kind.SERVICE, ref=service))
+        found = answer.object.service if answer.object else None
+        assert found is not None and found.meta is not None
+        request = ResumeUpdateRequest(
+            service=found.id, version=found.meta.version, pause_after=flags["pause_after"] or 0
+        )
+        done = await connection.control.resume_update(request)
+        click.echo(service)
+        if flags["detach"]:
+            return 0
+        back = found.update_status and found.update_status.state is UpdateState.ROLLBACK_PAUSED
+        return await _wait(
+            connection,
+            {found.id: 0},  # it is the same update as before
+            done.version,
+            flags,
+            (service,),
+            versions={found.id: found.spec_version},
+            goal=Goal.ROLLED_BACK if back else Goal.UPDATED,
+        )
 
     return interruptible(work)
 
@@ -135,6 +197,7 @@ def scale(scales: tuple[str, ...], **flags: Any) -> int:
 
     async def work(connection: Connection) -> int:
         before: dict[str, int] = {}
+        versions: dict[str, int] = {}
         version = 0
         for name, number in wanted.items():
 
@@ -143,11 +206,12 @@ def scale(scales: tuple[str, ...], **flags: Any) -> int:
 
             found, reached = await change_service(connection, name, change)
             before[found.id] = started(found)
+            versions[found.id] = found.spec_version + 1
             version = max(version, reached)
             click.echo(f"{name} scaled to {number}")
         if flags["detach"]:
             return 0
-        return await _wait(connection, before, version, flags, tuple(wanted))
+        return await _wait(connection, before, version, flags, tuple(wanted), versions=versions)
 
     return interruptible(work)
 
@@ -192,15 +256,14 @@ async def _apply(
     click.echo(ref)
     if flags["detach"]:
         return 0
-    undo = f"Update it again, or undo this update with `swarmctl service rollback {ref}`."
     return await _wait(
         connection,
         {found.id: started(found)},
         version,
         flags,
         (ref,),
-        rollback=rollback,
-        advice="" if rollback else undo,
+        versions={found.id: found.spec_version + 1},
+        goal=Goal.ROLLED_BACK if rollback else Goal.UPDATED,
     )
 
 
@@ -211,22 +274,26 @@ async def _wait(
     flags: Mapping[str, Any],
     names: Sequence[str],
     *,
-    rollback: bool = False,
-    advice: str = "",
+    versions: Mapping[str, int] = NO_VERSIONS,
+    goal: Goal = Goal.UPDATED,
 ) -> int:
+    many = " ".join(names)
     return await wait_and_report(
         connection,
         settings(),
         WatchServicesRequest(services=tuple(before)),
         revision=version,
         before=before,
+        versions=versions,
+        may_pause=bool(flags.get("pause_after")),
         timeout_ns=flags["timeout_ns"],
         subject=subject_of(names),
         interrupted=(
-            f"The change goes on; `swarmctl service wait {' '.join(names)}` waits for it, "
-            f"`swarmctl service ps {' '.join(names)}` shows how far it is."
+            f"The change goes on; `swarmctl service wait {many}` waits for it, "
+            f"`swarmctl service ps {many}` shows how far it is."
         ),
-        goal=Goal.ROLLED_BACK if rollback else Goal.UPDATED,
+        goal=goal,
         quiet=flags["quiet"],
-        advice={EXIT_NOT_CONVERGED: advice} if advice else {},
+        # One that was made has nothing to go back to.
+        advise=lambda verdict: next_step(verdict, names[0], goal) if len(versions) == 1 else "",
     )

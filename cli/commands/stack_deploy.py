@@ -18,7 +18,7 @@ from cli.services import STACK_LABEL, interruptible, warn
 from cli.settings import settings
 from cli.stack_files import compose_options, load_spec, request_for
 from cli.stack_plan import plan_and_show, plan_options
-from cli.verdict import started
+from cli.verdict import Progress, Verdict, started
 from swarm.errors import EXIT_NOT_CONVERGED, EXIT_ROLLED_BACK, Conflict
 from swarm.v1 import (
     DeployStackRequest,
@@ -212,18 +212,22 @@ async def _deploy(
             f"{stack}` shows how far it is."
         ),
         quiet=flags["quiet"],
-        advice=_advice(request, answer, stack),
+        advise=lambda verdict: _advice(verdict, request, answer, stack),
     )
 
 
-def _advice(request: DeployStackRequest, answer: DeployStackResponse, stack: str) -> dict[int, str]:
-    """What to do about a deploy that does not become what it should, by exit code."""
-    if request.spec is None:
-        return {}
+def _advice(
+    verdict: Verdict, request: DeployStackRequest, answer: DeployStackResponse, stack: str
+) -> str:
+    """What to do about a deploy that does not become what it should."""
+    awaiting = [verdict.statuses[id_].name for id_ in verdict.of(Progress.AWAITS)]
+    if awaiting and not verdict.of(Progress.PAUSED, Progress.STUCK, Progress.ROLLED_BACK):
+        return f"Let it go on with `swarmctl service resume {awaiting[0]}`, or roll it back."
+    if request.spec is None or verdict.exit_code not in (EXIT_NOT_CONVERGED, EXIT_ROLLED_BACK):
+        return ""
     undo = "undo this deploy with" if answer.revision > 1 else "remove the stack with"
     command = "rollback" if answer.revision > 1 else "rm"
-    text = f"Correct the file and deploy again, or {undo} `swarmctl stack {command} {stack}`."
-    return dict.fromkeys((EXIT_NOT_CONVERGED, EXIT_ROLLED_BACK), text)
+    return f"Correct the file and deploy again, or {undo} `swarmctl stack {command} {stack}`."
 
 
 async def _updates_of(connection: Connection, stack: str) -> dict[str, int]:

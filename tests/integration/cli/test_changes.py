@@ -304,7 +304,8 @@ def test_a_paused_rollback_is_no_paused_update(
     cluster.watch_script = [[status(web, 2, 3, update_status=paused)]]
     answer = cli("service", "rollback", "web")
     assert answer.code == 6
-    assert answer.err.endswith("  web: rollback paused due to failure\n"), "nothing to undo it with"
+    assert "the rollback of web is paused\n  web: rollback paused due to failure\n" in answer.err
+    assert "undo" not in answer.err, "there is nothing to undo it with"
 
 
 def test_several_services_are_told_apart_from_the_one_that_fails(
