@@ -28,7 +28,7 @@ from swarm.v1 import options_pb2 as swarm_dot_v1_dot_options__pb2
 from swarm.v1 import specs_pb2 as swarm_dot_v1_dot_specs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19swarm/v1/dispatcher.proto\x12\x08swarm.v1\x1a\x13swarm/v1/logs.proto\x1a\x16swarm/v1/objects.proto\x1a\x16swarm/v1/options.proto\x1a\x14swarm/v1/specs.proto\"\xe8\x01\n\x0c\x41gentMessage\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.swarm.v1.HelloH\x00\x12(\n\theartbeat\x18\x02 \x01(\x0b\x32\x13.swarm.v1.HeartbeatH\x00\x12)\n\x08statuses\x18\x03 \x01(\x0b\x32\x15.swarm.v1.StatusBatchH\x00\x12\x30\n\x0b\x64\x65scription\x18\x04 \x01(\x0b\x32\x19.swarm.v1.NodeDescriptionH\x00\x12$\n\x07leaving\x18\x05 \x01(\x0b\x32\x11.swarm.v1.LeavingH\x00\x42\t\n\x07message\"n\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12.\n\x0b\x64\x65scription\x18\x02 \x01(\x0b\x32\x19.swarm.v1.NodeDescription\x12#\n\x05tasks\x18\x03 \x03(\x0b\x32\x14.swarm.v1.TaskReport\"\x1d\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"F\n\x0bStatusBatch\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12%\n\x07reports\x18\x02 \x03(\x0b\x32\x14.swarm.v1.TaskReport\"\xad\x01\n\nTaskReport\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12$\n\x06status\x18\x02 \x01(\x0b\x32\x14.swarm.v1.TaskStatus\x12\x0f\n\x07removed\x18\x03 \x01(\x08\x12(\n\nhost_ports\x18\x04 \x03(\x0b\x32\x14.swarm.v1.PortConfig\x12-\n\x08networks\x18\x05 \x03(\x0b\x32\x1b.swarm.v1.NetworkAttachment\"\t\n\x07Leaving\"\xbe\x02\n\x0eManagerMessage\x12$\n\x07welcome\x18\x01 \x01(\x0b\x32\x11.swarm.v1.WelcomeH\x00\x12+\n\theartbeat\x18\x02 \x01(\x0b\x32\x16.swarm.v1.HeartbeatAckH\x00\x12,\n\x0b\x61ssignments\x18\x03 \x01(\x0b\x32\x15.swarm.v1.AssignmentsH\x00\x12\'\n\x08statuses\x18\x04 \x01(\x0b\x32\x13.swarm.v1.StatusAckH\x00\x12\'\n\x05relay\x18\x05 \x01(\x0b\x32\x16.swarm.v1.RelayRequestH\x00\x12(\n\x07\x63luster\x18\x06 \x01(\x0b\x32\x15.swarm.v1.ClusterInfoH\x00\x12$\n\x07goodbye\x18\x07 \x01(\x0b\x32\x11.swarm.v1.GoodbyeH\x00\x42\t\n\x07message\"\x89\x01\n\x07Welcome\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x1b\n\x13heartbeat_period_ns\x18\x02 \x01(\x03\x12&\n\x07\x63luster\x18\x03 \x01(\x0b\x32\x15.swarm.v1.ClusterInfo\x12%\n\tnode_spec\x18\x04 \x01(\x0b\x32\x12.swarm.v1.NodeSpec\"}\n\x0b\x43lusterInfo\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x10\n\x08managers\x18\x02 \x03(\t\x12\x13\n\x0broot_ca_pem\x18\x03 \x01(\t\x12\x11\n\trelay_key\x18\x04 \x01(\x0c\x12 \n\x04role\x18\x05 \x01(\x0e\x32\x12.swarm.v1.NodeRole\"=\n\x0cHeartbeatAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x1b\n\x13heartbeat_period_ns\x18\x02 \x01(\x03\"\x1d\n\tStatusAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\xec\x02\n\x0b\x41ssignments\x12\x0c\n\x04\x66ull\x18\x01 \x01(\x08\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12#\n\x05tasks\x18\x03 \x03(\x0b\x32\x14.swarm.v1.Assignment\x12\x15\n\rremoved_tasks\x18\x04 \x03(\t\x12%\n\x07secrets\x18\x05 \x03(\x0b\x32\x14.swarm.v1.SecretData\x12\x17\n\x0fremoved_secrets\x18\x06 \x03(\t\x12%\n\x07\x63onfigs\x18\x07 \x03(\x0b\x32\x14.swarm.v1.ConfigData\x12\x17\n\x0fremoved_configs\x18\x08 \x03(\t\x12#\n\x08networks\x18\t \x03(\x0b\x32\x11.swarm.v1.Network\x12\x18\n\x10removed_networks\x18\n \x03(\t\x12)\n\x07ingress\x18\x0b \x03(\x0b\x32\x18.swarm.v1.IngressService\x12\x17\n\x0fremoved_ingress\x18\x0c \x03(\t\"\xb6\x02\n\nAssignment\x12\x1c\n\x04task\x18\x01 \x01(\x0b\x32\x0e.swarm.v1.Task\x12\x14\n\x0cservice_name\x18\x02 \x01(\t\x12 \n\x04spec\x18\x03 \x01(\x0b\x32\x12.swarm.v1.TaskSpec\x12?\n\x0eservice_labels\x18\x04 \x03(\x0b\x32\'.swarm.v1.Assignment.ServiceLabelsEntry\x12#\n\x05ports\x18\x05 \x03(\x0b\x32\x14.swarm.v1.PortConfig\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x15\n\rregistry_auth\x18\x07 \x01(\t\x12\x11\n\tnode_name\x18\x08 \x01(\t\x1a\x34\n\x12ServiceLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Z\n\nSecretData\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12$\n\ntemplating\x18\x04 \x01(\x0b\x32\x10.swarm.v1.Driver\"Z\n\nConfigData\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12$\n\ntemplating\x18\x04 \x01(\x0b\x32\x10.swarm.v1.Driver\"\x84\x01\n\x0eIngressService\x12\x12\n\nservice_id\x18\x01 \x01(\t\x12\x14\n\x0cservice_name\x18\x02 \x01(\t\x12#\n\x05ports\x18\x03 \x03(\x0b\x32\x14.swarm.v1.PortConfig\x12#\n\x08\x62\x61\x63kends\x18\x04 \x03(\x0b\x32\x11.swarm.v1.Backend\"S\n\x07\x42\x61\x63kend\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x12\n\nrelay_addr\x18\x03 \x01(\t\x12\x12\n\nrelay_port\x18\x04 \x01(\r\"\xdb\x01\n\x0cRelayRequest\x12\x10\n\x08relay_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12$\n\x04logs\x18\x03 \x01(\x0b\x32\x14.swarm.v1.LogOptionsH\x00\x12#\n\x04\x65xec\x18\x04 \x01(\x0b\x32\x13.swarm.v1.ExecStartH\x00\x12\'\n\x05usage\x18\x06 \x01(\x0b\x32\x16.swarm.v1.UsageOptionsH\x00\x12#\n\x04\x63opy\x18\x07 \x01(\x0b\x32\x13.swarm.v1.CopyStartH\x00\x42\t\n\x07purposeJ\x04\x08\x05\x10\x06\"\xc0\x02\n\nRelayFrame\x12\x0f\n\x05hello\x18\x01 \x01(\tH\x00\x12&\n\x04logs\x18\x02 \x01(\x0b\x32\x16.swarm.v1.LogsResponseH\x00\x12$\n\x05input\x18\x03 \x01(\x0b\x32\x13.swarm.v1.ExecInputH\x00\x12&\n\x06output\x18\x04 \x01(\x0b\x32\x14.swarm.v1.ExecOutputH\x00\x12$\n\x05usage\x18\x08 \x01(\x0b\x32\x13.swarm.v1.NodeUsageH\x00\x12)\n\ncopy_input\x18\t \x01(\x0b\x32\x13.swarm.v1.CopyInputH\x00\x12+\n\x0b\x63opy_output\x18\n \x01(\x0b\x32\x14.swarm.v1.CopyOutputH\x00\x12\x0f\n\x05\x65rror\x18\x06 \x01(\tH\x00\x12\r\n\x03\x65nd\x18\x07 \x01(\x08H\x00\x42\x07\n\x05\x66rameJ\x04\x08\x05\x10\x06\"*\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07manager\x18\x02 \x01(\t2\x96\x01\n\nDispatcher\x12G\n\x07Session\x12\x16.swarm.v1.AgentMessage\x1a\x18.swarm.v1.ManagerMessage\"\x06\x8a\xb5\x18\x02\x03\x04(\x01\x30\x01\x12?\n\x05Relay\x12\x14.swarm.v1.RelayFrame\x1a\x14.swarm.v1.RelayFrame\"\x06\x8a\xb5\x18\x02\x03\x04(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19swarm/v1/dispatcher.proto\x12\x08swarm.v1\x1a\x13swarm/v1/logs.proto\x1a\x16swarm/v1/objects.proto\x1a\x16swarm/v1/options.proto\x1a\x14swarm/v1/specs.proto\"\xe8\x01\n\x0c\x41gentMessage\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.swarm.v1.HelloH\x00\x12(\n\theartbeat\x18\x02 \x01(\x0b\x32\x13.swarm.v1.HeartbeatH\x00\x12)\n\x08statuses\x18\x03 \x01(\x0b\x32\x15.swarm.v1.StatusBatchH\x00\x12\x30\n\x0b\x64\x65scription\x18\x04 \x01(\x0b\x32\x19.swarm.v1.NodeDescriptionH\x00\x12$\n\x07leaving\x18\x05 \x01(\x0b\x32\x11.swarm.v1.LeavingH\x00\x42\t\n\x07message\"\x86\x01\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12.\n\x0b\x64\x65scription\x18\x02 \x01(\x0b\x32\x19.swarm.v1.NodeDescription\x12#\n\x05tasks\x18\x03 \x03(\x0b\x32\x14.swarm.v1.TaskReport\x12\x16\n\x0epacked_ingress\x18\x04 \x01(\x08\"\x1d\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"F\n\x0bStatusBatch\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12%\n\x07reports\x18\x02 \x03(\x0b\x32\x14.swarm.v1.TaskReport\"\xad\x01\n\nTaskReport\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12$\n\x06status\x18\x02 \x01(\x0b\x32\x14.swarm.v1.TaskStatus\x12\x0f\n\x07removed\x18\x03 \x01(\x08\x12(\n\nhost_ports\x18\x04 \x03(\x0b\x32\x14.swarm.v1.PortConfig\x12-\n\x08networks\x18\x05 \x03(\x0b\x32\x1b.swarm.v1.NetworkAttachment\"\t\n\x07Leaving\"\xbe\x02\n\x0eManagerMessage\x12$\n\x07welcome\x18\x01 \x01(\x0b\x32\x11.swarm.v1.WelcomeH\x00\x12+\n\theartbeat\x18\x02 \x01(\x0b\x32\x16.swarm.v1.HeartbeatAckH\x00\x12,\n\x0b\x61ssignments\x18\x03 \x01(\x0b\x32\x15.swarm.v1.AssignmentsH\x00\x12\'\n\x08statuses\x18\x04 \x01(\x0b\x32\x13.swarm.v1.StatusAckH\x00\x12\'\n\x05relay\x18\x05 \x01(\x0b\x32\x16.swarm.v1.RelayRequestH\x00\x12(\n\x07\x63luster\x18\x06 \x01(\x0b\x32\x15.swarm.v1.ClusterInfoH\x00\x12$\n\x07goodbye\x18\x07 \x01(\x0b\x32\x11.swarm.v1.GoodbyeH\x00\x42\t\n\x07message\"\x89\x01\n\x07Welcome\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x1b\n\x13heartbeat_period_ns\x18\x02 \x01(\x03\x12&\n\x07\x63luster\x18\x03 \x01(\x0b\x32\x15.swarm.v1.ClusterInfo\x12%\n\tnode_spec\x18\x04 \x01(\x0b\x32\x12.swarm.v1.NodeSpec\"}\n\x0b\x43lusterInfo\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x10\n\x08managers\x18\x02 \x03(\t\x12\x13\n\x0broot_ca_pem\x18\x03 \x01(\t\x12\x11\n\trelay_key\x18\x04 \x01(\x0c\x12 \n\x04role\x18\x05 \x01(\x0e\x32\x12.swarm.v1.NodeRole\"=\n\x0cHeartbeatAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x1b\n\x13heartbeat_period_ns\x18\x02 \x01(\x03\"\x1d\n\tStatusAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\x84\x03\n\x0b\x41ssignments\x12\x0c\n\x04\x66ull\x18\x01 \x01(\x08\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12#\n\x05tasks\x18\x03 \x03(\x0b\x32\x14.swarm.v1.Assignment\x12\x15\n\rremoved_tasks\x18\x04 \x03(\t\x12%\n\x07secrets\x18\x05 \x03(\x0b\x32\x14.swarm.v1.SecretData\x12\x17\n\x0fremoved_secrets\x18\x06 \x03(\t\x12%\n\x07\x63onfigs\x18\x07 \x03(\x0b\x32\x14.swarm.v1.ConfigData\x12\x17\n\x0fremoved_configs\x18\x08 \x03(\t\x12#\n\x08networks\x18\t \x03(\x0b\x32\x11.swarm.v1.Network\x12\x18\n\x10removed_networks\x18\n \x03(\t\x12)\n\x07ingress\x18\x0b \x03(\x0b\x32\x18.swarm.v1.IngressService\x12\x17\n\x0fremoved_ingress\x18\x0c \x03(\t\x12\x16\n\x0epacked_ingress\x18\r \x01(\x0c\"\xb6\x02\n\nAssignment\x12\x1c\n\x04task\x18\x01 \x01(\x0b\x32\x0e.swarm.v1.Task\x12\x14\n\x0cservice_name\x18\x02 \x01(\t\x12 \n\x04spec\x18\x03 \x01(\x0b\x32\x12.swarm.v1.TaskSpec\x12?\n\x0eservice_labels\x18\x04 \x03(\x0b\x32\'.swarm.v1.Assignment.ServiceLabelsEntry\x12#\n\x05ports\x18\x05 \x03(\x0b\x32\x14.swarm.v1.PortConfig\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x15\n\rregistry_auth\x18\x07 \x01(\t\x12\x11\n\tnode_name\x18\x08 \x01(\t\x1a\x34\n\x12ServiceLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Z\n\nSecretData\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12$\n\ntemplating\x18\x04 \x01(\x0b\x32\x10.swarm.v1.Driver\"Z\n\nConfigData\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12$\n\ntemplating\x18\x04 \x01(\x0b\x32\x10.swarm.v1.Driver\"\x84\x01\n\x0eIngressService\x12\x12\n\nservice_id\x18\x01 \x01(\t\x12\x14\n\x0cservice_name\x18\x02 \x01(\t\x12#\n\x05ports\x18\x03 \x03(\x0b\x32\x14.swarm.v1.PortConfig\x12#\n\x08\x62\x61\x63kends\x18\x04 \x03(\x0b\x32\x11.swarm.v1.Backend\"v\n\rIngressUpdate\x12*\n\x08services\x18\x01 \x03(\x0b\x32\x18.swarm.v1.IngressService\x12(\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x17.swarm.v1.IngressChange\x12\x0f\n\x07removed\x18\x03 \x03(\t\"Y\n\rIngressChange\x12\x12\n\nservice_id\x18\x01 \x01(\t\x12#\n\x08\x62\x61\x63kends\x18\x02 \x03(\x0b\x32\x11.swarm.v1.Backend\x12\x0f\n\x07removed\x18\x03 \x03(\t\"S\n\x07\x42\x61\x63kend\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x12\n\nrelay_addr\x18\x03 \x01(\t\x12\x12\n\nrelay_port\x18\x04 \x01(\r\"\xdb\x01\n\x0cRelayRequest\x12\x10\n\x08relay_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12$\n\x04logs\x18\x03 \x01(\x0b\x32\x14.swarm.v1.LogOptionsH\x00\x12#\n\x04\x65xec\x18\x04 \x01(\x0b\x32\x13.swarm.v1.ExecStartH\x00\x12\'\n\x05usage\x18\x06 \x01(\x0b\x32\x16.swarm.v1.UsageOptionsH\x00\x12#\n\x04\x63opy\x18\x07 \x01(\x0b\x32\x13.swarm.v1.CopyStartH\x00\x42\t\n\x07purposeJ\x04\x08\x05\x10\x06\"\xc0\x02\n\nRelayFrame\x12\x0f\n\x05hello\x18\x01 \x01(\tH\x00\x12&\n\x04logs\x18\x02 \x01(\x0b\x32\x16.swarm.v1.LogsResponseH\x00\x12$\n\x05input\x18\x03 \x01(\x0b\x32\x13.swarm.v1.ExecInputH\x00\x12&\n\x06output\x18\x04 \x01(\x0b\x32\x14.swarm.v1.ExecOutputH\x00\x12$\n\x05usage\x18\x08 \x01(\x0b\x32\x13.swarm.v1.NodeUsageH\x00\x12)\n\ncopy_input\x18\t \x01(\x0b\x32\x13.swarm.v1.CopyInputH\x00\x12+\n\x0b\x63opy_output\x18\n \x01(\x0b\x32\x14.swarm.v1.CopyOutputH\x00\x12\x0f\n\x05\x65rror\x18\x06 \x01(\tH\x00\x12\r\n\x03\x65nd\x18\x07 \x01(\x08H\x00\x42\x07\n\x05\x66rameJ\x04\x08\x05\x10\x06\"*\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07manager\x18\x02 \x01(\t2\x96\x01\n\nDispatcher\x12G\n\x07Session\x12\x16.swarm.v1.AgentMessage\x1a\x18.swarm.v1.ManagerMessage\"\x06\x8a\xb5\x18\x02\x03\x04(\x01\x30\x01\x12?\n\x05Relay\x12\x14.swarm.v1.RelayFrame\x1a\x14.swarm.v1.RelayFrame\"\x06\x8a\xb5\x18\x02\x03\x04(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,46 +43,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DISPATCHER'].methods_by_name['Relay']._serialized_options = b'\212\265\030\002\003\004'
   _globals['_AGENTMESSAGE']._serialized_start=131
   _globals['_AGENTMESSAGE']._serialized_end=363
-  _globals['_HELLO']._serialized_start=365
-  _globals['_HELLO']._serialized_end=475
-  _globals['_HEARTBEAT']._serialized_start=477
-  _globals['_HEARTBEAT']._serialized_end=506
-  _globals['_STATUSBATCH']._serialized_start=508
-  _globals['_STATUSBATCH']._serialized_end=578
-  _globals['_TASKREPORT']._serialized_start=581
-  _globals['_TASKREPORT']._serialized_end=754
-  _globals['_LEAVING']._serialized_start=756
-  _globals['_LEAVING']._serialized_end=765
-  _globals['_MANAGERMESSAGE']._serialized_start=768
-  _globals['_MANAGERMESSAGE']._serialized_end=1086
-  _globals['_WELCOME']._serialized_start=1089
-  _globals['_WELCOME']._serialized_end=1226
-  _globals['_CLUSTERINFO']._serialized_start=1228
-  _globals['_CLUSTERINFO']._serialized_end=1353
-  _globals['_HEARTBEATACK']._serialized_start=1355
-  _globals['_HEARTBEATACK']._serialized_end=1416
-  _globals['_STATUSACK']._serialized_start=1418
-  _globals['_STATUSACK']._serialized_end=1447
-  _globals['_ASSIGNMENTS']._serialized_start=1450
-  _globals['_ASSIGNMENTS']._serialized_end=1814
-  _globals['_ASSIGNMENT']._serialized_start=1817
-  _globals['_ASSIGNMENT']._serialized_end=2127
-  _globals['_ASSIGNMENT_SERVICELABELSENTRY']._serialized_start=2075
-  _globals['_ASSIGNMENT_SERVICELABELSENTRY']._serialized_end=2127
-  _globals['_SECRETDATA']._serialized_start=2129
-  _globals['_SECRETDATA']._serialized_end=2219
-  _globals['_CONFIGDATA']._serialized_start=2221
-  _globals['_CONFIGDATA']._serialized_end=2311
-  _globals['_INGRESSSERVICE']._serialized_start=2314
-  _globals['_INGRESSSERVICE']._serialized_end=2446
-  _globals['_BACKEND']._serialized_start=2448
-  _globals['_BACKEND']._serialized_end=2531
-  _globals['_RELAYREQUEST']._serialized_start=2534
-  _globals['_RELAYREQUEST']._serialized_end=2753
-  _globals['_RELAYFRAME']._serialized_start=2756
-  _globals['_RELAYFRAME']._serialized_end=3076
-  _globals['_GOODBYE']._serialized_start=3078
-  _globals['_GOODBYE']._serialized_end=3120
-  _globals['_DISPATCHER']._serialized_start=3123
-  _globals['_DISPATCHER']._serialized_end=3273
+  _globals['_HELLO']._serialized_start=366
+  _globals['_HELLO']._serialized_end=500
+  _globals['_HEARTBEAT']._serialized_start=502
+  _globals['_HEARTBEAT']._serialized_end=531
+  _globals['_STATUSBATCH']._serialized_start=533
+  _globals['_STATUSBATCH']._serialized_end=603
+  _globals['_TASKREPORT']._serialized_start=606
+  _globals['_TASKREPORT']._serialized_end=779
+  _globals['_LEAVING']._serialized_start=781
+  _globals['_LEAVING']._serialized_end=790
+  _globals['_MANAGERMESSAGE']._serialized_start=793
+  _globals['_MANAGERMESSAGE']._serialized_end=1111
+  _globals['_WELCOME']._serialized_start=1114
+  _globals['_WELCOME']._serialized_end=1251
+  _globals['_CLUSTERINFO']._serialized_start=1253
+  _globals['_CLUSTERINFO']._serialized_end=1378
+  _globals['_HEARTBEATACK']._serialized_start=1380
+  _globals['_HEARTBEATACK']._serialized_end=1441
+  _globals['_STATUSACK']._serialized_start=1443
+  _globals['_STATUSACK']._serialized_end=1472
+  _globals['_ASSIGNMENTS']._serialized_start=1475
+  _globals['_ASSIGNMENTS']._serialized_end=1863
+  _globals['_ASSIGNMENT']._serialized_start=1866
+  _globals['_ASSIGNMENT']._serialized_end=2176
+  _globals['_ASSIGNMENT_SERVICELABELSENTRY']._serialized_start=2124
+  _globals['_ASSIGNMENT_SERVICELABELSENTRY']._serialized_end=2176
+  _globals['_SECRETDATA']._serialized_start=2178
+  _globals['_SECRETDATA']._serialized_end=2268
+  _globals['_CONFIGDATA']._serialized_start=2270
+  _globals['_CONFIGDATA']._serialized_end=2360
+  _globals['_INGRESSSERVICE']._serialized_start=2363
+  _globals['_INGRESSSERVICE']._serialized_end=2495
+  _globals['_INGRESSUPDATE']._serialized_start=2497
+  _globals['_INGRESSUPDATE']._serialized_end=2615
+  _globals['_INGRESSCHANGE']._serialized_start=2617
+  _globals['_INGRESSCHANGE']._serialized_end=2706
+  _globals['_BACKEND']._serialized_start=2708
+  _globals['_BACKEND']._serialized_end=2791
+  _globals['_RELAYREQUEST']._serialized_start=2794
+  _globals['_RELAYREQUEST']._serialized_end=3013
+  _globals['_RELAYFRAME']._serialized_start=3016
+  _globals['_RELAYFRAME']._serialized_end=3336
+  _globals['_GOODBYE']._serialized_start=3338
+  _globals['_GOODBYE']._serialized_end=3380
+  _globals['_DISPATCHER']._serialized_start=3383
+  _globals['_DISPATCHER']._serialized_end=3533
 # @@protoc_insertion_point(module_scope)

@@ -62,8 +62,11 @@ class Hello(google.protobuf.message.Message):
     PROTOCOL_FIELD_NUMBER: builtins.int
     DESCRIPTION_FIELD_NUMBER: builtins.int
     TASKS_FIELD_NUMBER: builtins.int
+    PACKED_INGRESS_FIELD_NUMBER: builtins.int
     protocol: builtins.int
     """Protocol version; 1."""
+    packed_ingress: builtins.bool
+    """The agent takes Assignments.packed_ingress."""
     @property
     def description(self) -> swarm.v1.objects_pb2.NodeDescription: ...
     @property
@@ -76,9 +79,10 @@ class Hello(google.protobuf.message.Message):
         protocol: builtins.int = ...,
         description: swarm.v1.objects_pb2.NodeDescription | None = ...,
         tasks: collections.abc.Iterable[global___TaskReport] | None = ...,
+        packed_ingress: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["description", b"description"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["description", b"description", "protocol", b"protocol", "tasks", b"tasks"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["description", b"description", "packed_ingress", b"packed_ingress", "protocol", b"protocol", "tasks", b"tasks"]) -> None: ...
 
 global___Hello = Hello
 
@@ -320,9 +324,12 @@ class Assignments(google.protobuf.message.Message):
     REMOVED_NETWORKS_FIELD_NUMBER: builtins.int
     INGRESS_FIELD_NUMBER: builtins.int
     REMOVED_INGRESS_FIELD_NUMBER: builtins.int
+    PACKED_INGRESS_FIELD_NUMBER: builtins.int
     full: builtins.bool
     sequence: builtins.int
     """Counts from 1 within the session, without a gap."""
+    packed_ingress: builtins.bytes
+    """To agents that take it, in place of the two fields before: an IngressUpdate, zlib. Made once for all agents."""
     @property
     def tasks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Assignment]: ...
     @property
@@ -364,8 +371,9 @@ class Assignments(google.protobuf.message.Message):
         removed_networks: collections.abc.Iterable[builtins.str] | None = ...,
         ingress: collections.abc.Iterable[global___IngressService] | None = ...,
         removed_ingress: collections.abc.Iterable[builtins.str] | None = ...,
+        packed_ingress: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["configs", b"configs", "full", b"full", "ingress", b"ingress", "networks", b"networks", "removed_configs", b"removed_configs", "removed_ingress", b"removed_ingress", "removed_networks", b"removed_networks", "removed_secrets", b"removed_secrets", "removed_tasks", b"removed_tasks", "secrets", b"secrets", "sequence", b"sequence", "tasks", b"tasks"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["configs", b"configs", "full", b"full", "ingress", b"ingress", "networks", b"networks", "packed_ingress", b"packed_ingress", "removed_configs", b"removed_configs", "removed_ingress", b"removed_ingress", "removed_networks", b"removed_networks", "removed_secrets", b"removed_secrets", "removed_tasks", b"removed_tasks", "secrets", b"secrets", "sequence", b"sequence", "tasks", b"tasks"]) -> None: ...
 
 global___Assignments = Assignments
 
@@ -513,6 +521,65 @@ class IngressService(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["backends", b"backends", "ports", b"ports", "service_id", b"service_id", "service_name", b"service_name"]) -> None: ...
 
 global___IngressService = IngressService
+
+@typing.final
+class IngressUpdate(google.protobuf.message.Message):
+    """What has changed of the published services."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SERVICES_FIELD_NUMBER: builtins.int
+    CHANGES_FIELD_NUMBER: builtins.int
+    REMOVED_FIELD_NUMBER: builtins.int
+    @property
+    def services(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___IngressService]:
+        """New ones, and those of which more than backends has changed."""
+
+    @property
+    def changes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___IngressChange]: ...
+    @property
+    def removed(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Service ids."""
+
+    def __init__(
+        self,
+        *,
+        services: collections.abc.Iterable[global___IngressService] | None = ...,
+        changes: collections.abc.Iterable[global___IngressChange] | None = ...,
+        removed: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["changes", b"changes", "removed", b"removed", "services", b"services"]) -> None: ...
+
+global___IngressUpdate = IngressUpdate
+
+@typing.final
+class IngressChange(google.protobuf.message.Message):
+    """Other backends of a service that the agent knows."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SERVICE_ID_FIELD_NUMBER: builtins.int
+    BACKENDS_FIELD_NUMBER: builtins.int
+    REMOVED_FIELD_NUMBER: builtins.int
+    service_id: builtins.str
+    @property
+    def backends(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Backend]:
+        """In place of those of the same tasks."""
+
+    @property
+    def removed(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Task ids."""
+
+    def __init__(
+        self,
+        *,
+        service_id: builtins.str = ...,
+        backends: collections.abc.Iterable[global___Backend] | None = ...,
+        removed: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["backends", b"backends", "removed", b"removed", "service_id", b"service_id"]) -> None: ...
+
+global___IngressChange = IngressChange
 
 @typing.final
 class Backend(google.protobuf.message.Message):

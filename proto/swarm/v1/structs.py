@@ -1615,6 +1615,7 @@ class Hello(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     protocol: int = 0
     description: NodeDescription | None = None
     tasks: tuple[TaskReport, ...] = ()
+    packed_ingress: bool = False
 
 
 class Heartbeat(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -1720,6 +1721,7 @@ class Assignments(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
     removed_networks: tuple[str, ...] = ()
     ingress: tuple[IngressService, ...] = ()
     removed_ingress: tuple[str, ...] = ()
+    packed_ingress: bytes = b""
 
 
 class StatusAck(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -1750,6 +1752,22 @@ class ManagerMessage(Message, frozen=True, kw_only=True, omit_defaults=True, gc=
     relay: RelayRequest | None = None
     cluster: ClusterInfo | None = None
     goodbye: Goodbye | None = None
+
+
+class IngressChange(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Other backends of a service that the agent knows."""
+
+    service_id: str = ""
+    backends: tuple[Backend, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+class IngressUpdate(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """What has changed of the published services."""
+
+    services: tuple[IngressService, ...] = ()
+    changes: tuple[IngressChange, ...] = ()
+    removed: tuple[str, ...] = ()
 
 
 class RelayFrame(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -5962,6 +5980,8 @@ def _fill_hello(s: Hello, m: Any) -> None:
         _fill_node_description(s.description, m.description)
     for tasks in s.tasks:
         _fill_task_report(tasks, m.tasks.add())
+    if s.packed_ingress:
+        m.packed_ingress = s.packed_ingress
 
 
 def _read_hello(m: Any) -> Hello:
@@ -5969,6 +5989,7 @@ def _read_hello(m: Any) -> Hello:
         protocol=m.protocol,
         description=_read_node_description(m.description) if m.HasField('description') else None,
         tasks=tuple([_read_task_report(v) for v in m.tasks]),
+        packed_ingress=m.packed_ingress,
     )
 
 
@@ -6234,6 +6255,8 @@ def _fill_assignments(s: Assignments, m: Any) -> None:
         _fill_ingress_service(ingress, m.ingress.add())
     if s.removed_ingress:
         m.removed_ingress.extend(s.removed_ingress)
+    if s.packed_ingress:
+        m.packed_ingress = s.packed_ingress
 
 
 def _read_assignments(m: Any) -> Assignments:
@@ -6250,6 +6273,7 @@ def _read_assignments(m: Any) -> Assignments:
         removed_networks=tuple(m.removed_networks),
         ingress=tuple([_read_ingress_service(v) for v in m.ingress]),
         removed_ingress=tuple(m.removed_ingress),
+        packed_ingress=m.packed_ingress,
     )
 
 
@@ -6341,6 +6365,40 @@ def _read_manager_message(m: Any) -> ManagerMessage:
         relay=_read_relay_request(m.relay) if m.HasField('relay') else None,
         cluster=_read_cluster_info(m.cluster) if m.HasField('cluster') else None,
         goodbye=_read_goodbye(m.goodbye) if m.HasField('goodbye') else None,
+    )
+
+
+def _fill_ingress_change(s: IngressChange, m: Any) -> None:
+    if s.service_id:
+        m.service_id = s.service_id
+    for backends in s.backends:
+        _fill_backend(backends, m.backends.add())
+    if s.removed:
+        m.removed.extend(s.removed)
+
+
+def _read_ingress_change(m: Any) -> IngressChange:
+    return IngressChange(
+        service_id=m.service_id,
+        backends=tuple([_read_backend(v) for v in m.backends]),
+        removed=tuple(m.removed),
+    )
+
+
+def _fill_ingress_update(s: IngressUpdate, m: Any) -> None:
+    for services in s.services:
+        _fill_ingress_service(services, m.services.add())
+    for changes in s.changes:
+        _fill_ingress_change(changes, m.changes.add())
+    if s.removed:
+        m.removed.extend(s.removed)
+
+
+def _read_ingress_update(m: Any) -> IngressUpdate:
+    return IngressUpdate(
+        services=tuple([_read_ingress_service(v) for v in m.services]),
+        changes=tuple([_read_ingress_change(v) for v in m.changes]),
+        removed=tuple(m.removed),
     )
 
 
@@ -7044,6 +7102,8 @@ _MODULE: dict[type[Message], str] = {
     RelayRequest: 'dispatcher_pb2',
     Goodbye: 'dispatcher_pb2',
     ManagerMessage: 'dispatcher_pb2',
+    IngressChange: 'dispatcher_pb2',
+    IngressUpdate: 'dispatcher_pb2',
     RelayFrame: 'dispatcher_pb2',
     GetNodeInfoRequest: 'node_pb2',
     GetNodeInfoResponse: 'node_pb2',
@@ -7256,6 +7316,8 @@ _FILL: dict[type[Message], Any] = {
     RelayRequest: _fill_relay_request,
     Goodbye: _fill_goodbye,
     ManagerMessage: _fill_manager_message,
+    IngressChange: _fill_ingress_change,
+    IngressUpdate: _fill_ingress_update,
     RelayFrame: _fill_relay_frame,
     GetNodeInfoRequest: _fill_get_node_info_request,
     GetNodeInfoResponse: _fill_get_node_info_response,
@@ -7468,6 +7530,8 @@ _READ: dict[type[Message], Any] = {
     RelayRequest: _read_relay_request,
     Goodbye: _read_goodbye,
     ManagerMessage: _read_manager_message,
+    IngressChange: _read_ingress_change,
+    IngressUpdate: _read_ingress_update,
     RelayFrame: _read_relay_frame,
     GetNodeInfoRequest: _read_get_node_info_request,
     GetNodeInfoResponse: _read_get_node_info_response,
@@ -7527,4 +7591,4 @@ def decode(cls: type[M], data: bytes) -> M:
     return _READ[cls](m)  # type: ignore[no-any-return]  # the table pairs each class with its reader
 
 
-__all__ = ['AdmitRequest', 'AdmitResponse', 'AgentMessage', 'AppArmorOpts', 'Assignment', 'Assignments', 'AuditRecord', 'Availability', 'Backend', 'BackupRequest', 'BackupResponse', 'BindOptions', 'Caller', 'Cluster', 'ClusterInfo', 'ClusterSpec', 'Config', 'ConfigData', 'ConfigReference', 'ConfigSpec', 'ContainerSpec', 'ContainerStatus', 'CopyInput', 'CopyOutput', 'CopyStart', 'CreateRequest', 'CreateResponse', 'CredentialSpec', 'DataKey', 'Dependency', 'DeployStackRequest', 'DeployStackResponse', 'DeviceMapping', 'DeviceRequest', 'DnsConfig', 'Driver', 'Endpoint', 'EndpointSpec', 'EnfranchiseRequest', 'EnfranchiseResponse', 'EngineDescription', 'EnginePlugin', 'EtcdAccess', 'EtcdPeer', 'Event', 'ExecInput', 'ExecOutput', 'ExecStart', 'ExplainTaskRequest', 'ExplainTaskResponse', 'ExternalCa', 'FieldChange', 'FileStat', 'FileTarget', 'Filter', 'FilterResult', 'ForwardFrame', 'ForwardStart', 'GenericResource', 'GetInfoRequest', 'GetInfoResponse', 'GetJoinTokensRequest', 'GetJoinTokensResponse', 'GetNodeInfoRequest', 'GetNodeInfoResponse', 'GetRequest', 'GetResponse', 'GetServiceHistoryRequest', 'GetServiceHistoryResponse', 'GetStackHistoryRequest', 'GetStackHistoryResponse', 'GetUnlockKeyRequest', 'GetUnlockKeyResponse', 'Global', 'GlobalJob', 'Goodbye', 'Gpu', 'GpuHolder', 'GpuLink', 'GpuLoad', 'GpuProcess', 'GpuProximity', 'GpuUsage', 'HealthConfig', 'Heartbeat', 'HeartbeatAck', 'Hello', 'IngressService', 'InitRequest', 'InitResponse', 'IpamConfig', 'IpamOptions', 'IssueClientCertificateRequest', 'IssueClientCertificateResponse', 'IssueNodeCertificateRequest', 'IssueNodeCertificateResponse', 'JobSpec', 'JobState', 'JobStatus', 'JoinRequest', 'JoinResponse', 'Keyring', 'Kind', 'LeaveRequest', 'LeaveResponse', 'Leaving', 'ListAuditRequest', 'ListAuditResponse', 'ListGpusRequest', 'ListGpusResponse', 'ListQueuesRequest', 'ListQueuesResponse', 'ListRequest', 'ListResponse', 'LogLine', 'LogOptions', 'LogStream', 'LogsRequest', 'LogsResponse', 'ManagerMessage', 'ManagerStatus', 'Message', 'Meta', 'Mount', 'Network', 'NetworkAttachment', 'NetworkAttachmentSpec', 'NetworkSpec', 'Node', 'NodeDescription', 'NodePlacement', 'NodeRole', 'NodeSpec', 'NodeState', 'NodeStatus', 'NodeUsage', 'Object', 'PendingPlacement', 'Placement', 'PlacementPreference', 'PlanStackResponse', 'PlannedChange', 'PlannedMove', 'Platform', 'PortConfig', 'Privileges', 'QueueSpec', 'QueueUsage', 'RaftConfig', 'Reachability', 'RebalanceConfig', 'RebalanceRequest', 'RebalanceResponse', 'RebalanceStatus', 'RelayFrame', 'RelayRequest', 'RemoveRequest', 'RemoveResponse', 'Replicated', 'ReplicatedJob', 'ResourceRequirements', 'Resources', 'RestartPolicy', 'RestoreRequest', 'RestoreResponse', 'RestoreStart', 'ResumeUpdateRequest', 'ResumeUpdateResponse', 'RotateRequest', 'RotateResponse', 'RuntimeProblem', 'SchedulingConfig', 'SeLinuxContext', 'SeccompOpts', 'Secret', 'SecretData', 'SecretReference', 'SecretSpec', 'Service', 'ServiceMode', 'ServicePlacement', 'ServiceRevision', 'ServiceSpec', 'ServiceStatus', 'ServiceVersion', 'Spec', 'Stack', 'StackChange', 'StackRevision', 'StackRollback', 'StackSpec', 'StatsRequest', 'StatsResponse', 'StatusAck', 'StatusBatch', 'StopCause', 'Task', 'TaskReport', 'TaskSpec', 'TaskState', 'TaskStats', 'TaskStatus', 'TmpfsOption', 'TmpfsOptions', 'Ulimit', 'UnlockRequest', 'UnlockResponse', 'UpdateConfig', 'UpdateRequest', 'UpdateResponse', 'UpdateState', 'UpdateStatus', 'UsageOptions', 'VirtualIp', 'Volume', 'VolumeOptions', 'VolumeSpec', 'WatchRequest', 'WatchResponse', 'WatchServicesRequest', 'WatchServicesResponse', 'Welcome', 'WindowSize', 'decode', 'encode']
+__all__ = ['AdmitRequest', 'AdmitResponse', 'AgentMessage', 'AppArmorOpts', 'Assignment', 'Assignments', 'AuditRecord', 'Availability', 'Backend', 'BackupRequest', 'BackupResponse', 'BindOptions', 'Caller', 'Cluster', 'ClusterInfo', 'ClusterSpec', 'Config', 'ConfigData', 'ConfigReference', 'ConfigSpec', 'ContainerSpec', 'ContainerStatus', 'CopyInput', 'CopyOutput', 'CopyStart', 'CreateRequest', 'CreateResponse', 'CredentialSpec', 'DataKey', 'Dependency', 'DeployStackRequest', 'DeployStackResponse', 'DeviceMapping', 'DeviceRequest', 'DnsConfig', 'Driver', 'Endpoint', 'EndpointSpec', 'EnfranchiseRequest', 'EnfranchiseResponse', 'EngineDescription', 'EnginePlugin', 'EtcdAccess', 'EtcdPeer', 'Event', 'ExecInput', 'ExecOutput', 'ExecStart', 'ExplainTaskRequest', 'ExplainTaskResponse', 'ExternalCa', 'FieldChange', 'FileStat', 'FileTarget', 'Filter', 'FilterResult', 'ForwardFrame', 'ForwardStart', 'GenericResource', 'GetInfoRequest', 'GetInfoResponse', 'GetJoinTokensRequest', 'GetJoinTokensResponse', 'GetNodeInfoRequest', 'GetNodeInfoResponse', 'GetRequest', 'GetResponse', 'GetServiceHistoryRequest', 'GetServiceHistoryResponse', 'GetStackHistoryRequest', 'GetStackHistoryResponse', 'GetUnlockKeyRequest', 'GetUnlockKeyResponse', 'Global', 'GlobalJob', 'Goodbye', 'Gpu', 'GpuHolder', 'GpuLink', 'GpuLoad', 'GpuProcess', 'GpuProximity', 'GpuUsage', 'HealthConfig', 'Heartbeat', 'HeartbeatAck', 'Hello', 'IngressChange', 'IngressService', 'IngressUpdate', 'InitRequest', 'InitResponse', 'IpamConfig', 'IpamOptions', 'IssueClientCertificateRequest', 'IssueClientCertificateResponse', 'IssueNodeCertificateRequest', 'IssueNodeCertificateResponse', 'JobSpec', 'JobState', 'JobStatus', 'JoinRequest', 'JoinResponse', 'Keyring', 'Kind', 'LeaveRequest', 'LeaveResponse', 'Leaving', 'ListAuditRequest', 'ListAuditResponse', 'ListGpusRequest', 'ListGpusResponse', 'ListQueuesRequest', 'ListQueuesResponse', 'ListRequest', 'ListResponse', 'LogLine', 'LogOptions', 'LogStream', 'LogsRequest', 'LogsResponse', 'ManagerMessage', 'ManagerStatus', 'Message', 'Meta', 'Mount', 'Network', 'NetworkAttachment', 'NetworkAttachmentSpec', 'NetworkSpec', 'Node', 'NodeDescription', 'NodePlacement', 'NodeRole', 'NodeSpec', 'NodeState', 'NodeStatus', 'NodeUsage', 'Object', 'PendingPlacement', 'Placement', 'PlacementPreference', 'PlanStackResponse', 'PlannedChange', 'PlannedMove', 'Platform', 'PortConfig', 'Privileges', 'QueueSpec', 'QueueUsage', 'RaftConfig', 'Reachability', 'RebalanceConfig', 'RebalanceRequest', 'RebalanceResponse', 'RebalanceStatus', 'RelayFrame', 'RelayRequest', 'RemoveRequest', 'RemoveResponse', 'Replicated', 'ReplicatedJob', 'ResourceRequirements', 'Resources', 'RestartPolicy', 'RestoreRequest', 'RestoreResponse', 'RestoreStart', 'ResumeUpdateRequest', 'ResumeUpdateResponse', 'RotateRequest', 'RotateResponse', 'RuntimeProblem', 'SchedulingConfig', 'SeLinuxContext', 'SeccompOpts', 'Secret', 'SecretData', 'SecretReference', 'SecretSpec', 'Service', 'ServiceMode', 'ServicePlacement', 'ServiceRevision', 'ServiceSpec', 'ServiceStatus', 'ServiceVersion', 'Spec', 'Stack', 'StackChange', 'StackRevision', 'StackRollback', 'StackSpec', 'StatsRequest', 'StatsResponse', 'StatusAck', 'StatusBatch', 'StopCause', 'Task', 'TaskReport', 'TaskSpec', 'TaskState', 'TaskStats', 'TaskStatus', 'TmpfsOption', 'TmpfsOptions', 'Ulimit', 'UnlockRequest', 'UnlockResponse', 'UpdateConfig', 'UpdateRequest', 'UpdateResponse', 'UpdateState', 'UpdateStatus', 'UsageOptions', 'VirtualIp', 'Volume', 'VolumeOptions', 'VolumeSpec', 'WatchRequest', 'WatchResponse', 'WatchServicesRequest', 'WatchServicesResponse', 'Welcome', 'WindowSize', 'decode', 'encode']
