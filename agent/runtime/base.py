@@ -9,6 +9,7 @@ calls them one after the other.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -67,6 +68,11 @@ class Failed(errors.SwarmError):
     def __init__(self, message: str, *, cause: str = "") -> None:
         super().__init__(message)
         self.cause = cause
+
+
+def cause_of(error: OSError) -> str:
+    """The cause that an error of the system amounts to; empty: none of those above."""
+    return DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
 
 
 def failed_checks(count: int, output: str) -> str:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from agent.runtime.base import Failed, Rejected, TaskFile
+from agent.runtime.base import Failed, Rejected, TaskFile, cause_of
 
 
 class Files:
@@ -45,7 +45,10 @@ class Files:
             )
         except OSError as error:
             self.remove(task_id)
-            raise Failed(f"secrets and configs cannot be written to {folder}: {error}") from None
+            raise Failed(
+                f"secrets and configs cannot be written to {folder}: {error}",
+                cause=cause_of(error),
+            ) from None
 
     def remove(self, task_id: str) -> None:
         if self._folder is not None:

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from agent.runtime.base import IMAGE_DENIED, IMAGE_MISSING, Failed, Rejected
-from agent.runtime.docker.engine import Engine, Refusal
+from agent.runtime.base import ENGINE_FAILED, Failed, Rejected
+from agent.runtime.docker import causes
+from agent.runtime.docker.engine import INSPECT_S, Engine, Refusal
 from swarm import errors
 from swarm.clock import Clock
 
@@ -34,36 +35,6 @@ FIRST_ANSWER_S = 3.0
 # Between two lines of progress. The unpacking of a big layer is silent.
 IDLE_S = 600.0
 PROGRESS_BYTES_MAX = 1024 * 1024
-_UNREACHABLE = (
-    "dial tcp",
-    "no such host",
-    "connection refused",
-    "i/o timeout",
-    "Client.Timeout",
-    "deadline exceeded",
-    "network is unreachable",
-    "no route to host",
-    "TLS handshake timeout",
-    "server misbehaving",
-    "request canceled",
-    "connection reset",
-    "EOF",
-)
-_DENIED = (
-    "denied",
-    "unauthorized",
-    "authentication required",
-    "no basic auth credentials",
-    "403 forbidden",
-)
-_MISSING = (
-    "manifest unknown",
-    "name unknown",
-    "not found",
-    "no matching manifest",
-    "no image found in",
-    "repository does not exist",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +116,7 @@ class Images:
         try:
             await self._shared(image, platform=platform, auth=auth, patient=True)
         except PullError as error:
-            raise _trouble(image, error) from None
+            raise self._trouble(image, error) from None
 
     async def close(self) -> None:
         """Gives up pulls under way."""
@@ -164,7 +135,7 @@ class Images:
             await self._shared(image, platform=platform, auth=auth, patient=not local)
         except PullError as error:
             if not local:
-                raise _trouble(image, error) from None
+                raise self._trouble(image, error) from None
             log.warning(
                 "local_image_used",
                 image=image,
@@ -172,12 +143,17 @@ class Images:
                 reason=error.message,
             )
 
+    def _trouble(self, image: str, error: PullError) -> Rejected | Failed:
+        return causes.pull_trouble(image, parse_reference(image).registry, error.message)
+
     async def _exists(self, image: str) -> bool:
         try:
-            await self._engine.call("image_inspect", "GET", f"images/{image}/json")
+            await self._engine.call(
+                "image_inspect", "GET", f"images/{image}/json", timeout_s=INSPECT_S
+            )
         except Refusal as refusal:
             if refusal.status != 404:
-                raise Failed(f"image {image!r}: {refusal.message}") from None
+                raise Failed(f"image {image!r}: {refusal.message}", cause=ENGINE_FAILED) from None
             return False
         return True
 
@@ -216,17 +192,16 @@ class Images:
         params = {"fromImage": reference.name, "tag": reference.digest or reference.tag}
         if platform:
             params["platform"] = platform
-        first_s = IDLE_S if patient else FIRST_ANSWER_S
+        limit_s = IDLE_S if patient else FIRST_ANSWER_S
         try:
             async with self._engine.stream(
                 "POST",
                 "images/create",
                 params=params,
                 headers=auth_header(auth),
-                timeout_s=first_s,
+                timeout_s=limit_s,
             ) as response:
                 buffer = b""
-                limit_s = first_s
                 while True:
                     async with asyncio.timeout(limit_s):
                         chunk = await self._engine.read(response)
@@ -240,9 +215,14 @@ class Images:
                         raise PullError("the engine's progress makes no sense", unreachable=False)
                 _check(buffer)
         except (TimeoutError, errors.TimedOut):
-            raise PullError(f"no answer within {first_s:g} s", unreachable=True) from None
+            await self._engine.ping()  # a registry that is silent and an engine that hangs differ
+            raise PullError(
+                f"i/o timeout: no sign of progress within {limit_s:g} s", unreachable=True
+            ) from None
         except Refusal as refusal:
-            raise PullError(refusal.message, unreachable=_is_unreachable(refusal.message)) from None
+            raise PullError(
+                refusal.message, unreachable=causes.unreachable(refusal.message)
+            ) from None
 
 
 def _check(line: bytes) -> None:
@@ -253,30 +233,4 @@ def _check(line: bytes) -> None:
     if "error" in said or "errorDetail" in said:
         detail = said.get("errorDetail") or {}
         message = " ".join(str(detail.get("message") or said.get("error")).split())
-        raise PullError(message, unreachable=_is_unreachable(message))
-
-
-def _is_unreachable(message: str) -> bool:
-    return any(sign in message for sign in _UNREACHABLE)
-
-
-def _trouble(image: str, error: PullError) -> Rejected | Failed:
-    if error.unreachable:
-        registry = parse_reference(image).registry
-        return Failed(
-            f"image {image!r} cannot be pulled: registry {registry} cannot be reached: "
-            f"{error.message}"
-        )
-    return Rejected(
-        f"image {image!r} cannot be pulled: {error.message}", cause=_cause(error.message)
-    )
-
-
-def _cause(message: str) -> str:
-    """What a registry's refusal amounts to, by the words of Docker's and Podman's engines. Docker
-    Hub hides what it does not have behind a denial to everybody who is not logged in.
-    """
-    text = message.lower()
-    if any(sign in text for sign in _DENIED):
-        return IMAGE_DENIED
-    return IMAGE_MISSING if any(sign in text for sign in _MISSING) else ""
+        raise PullError(message, unreachable=causes.unreachable(message))

@@ -21,7 +21,8 @@ from typing import Any
 
 import structlog
 
-from agent.runtime.base import Failed, Rejected
+from agent.runtime.base import DISK_FULL, ENGINE_FAILED, UNSUPPORTED, Failed, Rejected, cause_of
+from agent.runtime.docker.causes import no_room
 from agent.runtime.docker.engine import Engine, Refusal, filters
 from agent.runtime.docker.facts import Facts
 from swarm.v1 import IpamConfig, Network, NetworkSpec
@@ -187,7 +188,9 @@ class Networks:
             self._lock_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             return os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise Failed(f"networks cannot be made without the lock file: {error}") from None
+            raise Failed(
+                f"networks cannot be made without the lock file: {error}", cause=cause_of(error)
+            ) from None
 
     def _lock(self, network_id: str) -> asyncio.Lock:
         return self._locks.setdefault(network_id, asyncio.Lock())
@@ -241,4 +244,6 @@ class Networks:
 
 def _trouble(name: str, refusal: Refusal) -> Rejected | Failed:
     text = f"network {name!r} cannot be made on this node: {refusal.message}"
-    return Rejected(text) if refusal.status in (400, 404) else Failed(text)
+    if refusal.status in (400, 404):
+        return Rejected(text, cause=UNSUPPORTED)
+    return Failed(text, cause=DISK_FULL if no_room(refusal.message) else ENGINE_FAILED)

@@ -26,7 +26,7 @@ import structlog
 
 from agent.gpus import HandOver, as_claimed
 from agent.runtime.base import (
-    PROGRAM_MISSING,
+    ENGINE_FAILED,
     UNSUPPORTED,
     Description,
     Event,
@@ -39,6 +39,7 @@ from agent.runtime.base import (
     Work,
 )
 from agent.runtime.docker import archive as files_in
+from agent.runtime.docker import causes
 from agent.runtime.docker import exec as docker_exec
 from agent.runtime.docker.engine import CALL_S, INSPECT_S, PING_S, Engine, Refusal
 from agent.runtime.docker.events import EventStream, inspect, list_all
@@ -316,7 +317,7 @@ class DockerRuntime:
             except Refusal as refusal:
                 what = _lacks(refusal)
                 if what not in missing:
-                    raise _trouble(plan, "cannot be created", refusal) from None
+                    raise causes.create_trouble(plan.image, refusal) from None
                 missing.remove(what)
                 if what == "image":
                     if plan.pull_policy == "never":
@@ -383,12 +384,10 @@ class DockerRuntime:
             if not already:
                 entry.phase = Phase.CREATED
                 entry.held.clear()
-            text = f"the container does not start: {refusal.message}"
+            trouble = causes.start_trouble(refusal)
             if _NETWORK_GONE.search(refusal.message):
-                raise _NetworkGone(text) from None
-            cause = _start_cause(refusal)
-            rejected = refusal.status == 400 or cause
-            raise (Rejected(text, cause=cause) if rejected else Failed(text)) from None
+                raise _NetworkGone(trouble.message, cause=ENGINE_FAILED) from None
+            raise trouble from None
         finally:
             entry.starting = False
         container = await inspect(self._engine, entry.container_id)
@@ -650,22 +649,4 @@ def _lacks(refusal: Refusal) -> str:
         return "name"
     if refusal.status == 404 or "no such image" in text:
         return "network" if "network" in text and "image" not in text else "image"
-    return ""
-
-
-def _trouble(plan: Plan, what: str, refusal: Refusal) -> Rejected | Failed:
-    text = f"container of image {plan.image!r} {what}: {refusal.message}"
-    # 4xx: the engine does not take it as it is. 5xx: it had trouble of its own.
-    if refusal.status >= 500:
-        return Failed(text)
-    return Rejected(text, cause=UNSUPPORTED if refusal.status == 400 else "")
-
-
-def _start_cause(refusal: Refusal) -> str:
-    """Why the engine cannot start a container, where its words leave no doubt."""
-    text = refusal.message
-    if "executable file not found" in text or ("exec: " in text and "no such file" in text):
-        return PROGRAM_MISSING
-    if "select device driver" in text or "exec format error" in text:
-        return UNSUPPORTED
     return ""

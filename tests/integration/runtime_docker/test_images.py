@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sys
 import time
 from collections.abc import Iterator
 
@@ -171,3 +172,28 @@ async def test_always_means_it(docker: Harness) -> None:
         await run(docker, BASE, policy="always")
     with pytest.raises(Failed, match=r"docker\.io cannot be reached"):
         await run(docker, "no-such-image-here:1")
+
+
+@pytest.fixture
+def plain(docker: Harness) -> Iterator[str]:
+    """Something that answers without TLS where the engine wants it."""
+    docker.host.run("ip", "addr", "add", "10.99.0.1/32", "dev", "lo")
+    docker.host.spawn("plain", sys.executable, "-m", "http.server", "5002", "-b", "10.99.0.1")
+    yield "10.99.0.1:5002"
+    docker.host.stop("plain")
+    docker.host.run("ip", "addr", "del", "10.99.0.1/32", "dev", "lo")
+
+
+@pytest.mark.parametrize("why", ["refused", "no name", "silent", "no tls"])
+async def test_a_registry_that_cannot_be_reached_is_a_cause_of_its_own(
+    docker: Harness, plain: str, why: str
+) -> None:
+    registry = {
+        "refused": f"{docker.host.address}:5999",
+        "no name": "no-such-registry.example:5000",
+        "silent": BLACK_HOLE,
+        "no tls": plain,
+    }[why]
+    with pytest.raises(Failed, match=f"registry {registry} cannot be reached") as caught:
+        await run(docker, f"{registry}/app:1")
+    assert caught.value.cause == "image_unreachable"
