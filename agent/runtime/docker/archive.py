@@ -11,14 +11,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import io
 import json
 import stat
+import tarfile
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from agent.runtime.base import PIECE_BYTES_MAX, Failed
 from agent.runtime.docker.engine import Engine, Refusal
 from agent.runtime.docker.events import inspect
 from agent.runtime.docker.logs import parse_time
+from agent.runtime.docker.owners import FILE_BYTES_MAX, given_to, owner_of
 from swarm import errors
 from swarm.v1 import FileStat
 
@@ -46,12 +49,26 @@ async def file_stat(engine: Engine, container_id: str, path: str) -> FileStat | 
         headers = await engine.head(_call(container_id), params={"path": path})
     except Refusal as refusal:
         if refusal.status != 404:
-            raise Failed(f"{path} cannot be looked at: {refusal.message}") from None
+            await _reason(engine, container_id, path)
+            return None
         # The container, or the path in it.
         if await inspect(engine, container_id) is None:
             raise _gone() from None
         return None
     return _parsed(headers.get(HEADER, ""))
+
+
+async def _reason(engine: Engine, container_id: str, path: str) -> None:
+    """Asks again in a way that is answered in words. None: there is nothing at the path, which goes
+    through what is no folder.
+    """
+    try:
+        async with engine.stream("GET", _call(container_id), params={"path": path}):
+            raise Failed(f"{path} cannot be looked at, and the engine does not tell why")
+    except Refusal as refusal:
+        if "not a directory" in refusal.message:
+            return
+        raise _refused(path, "cannot be looked at", refusal) from None
 
 
 async def archive(engine: Engine, container_id: str, path: str) -> AsyncGenerator[bytes, None]:
@@ -84,8 +101,7 @@ async def extract(
     if keep_kind:
         params["noOverwriteDirNonDir"] = "1"
     if not keep_owner:
-        # Its name notwithstanding: all becomes the property of the container's user.
-        params["copyUIDGID"] = "1"
+        data = given_to(data, *await _owner(engine, container_id))
     loop = asyncio.get_running_loop()
     broken: list[BaseException] = []
     try:
@@ -121,6 +137,35 @@ async def extract(
         if broken:  # and not what the engine's client has made of it
             raise broken[0] from None
         raise
+
+
+async def _owner(engine: Engine, container_id: str) -> tuple[int, int]:
+    """Who the container runs as."""
+    found = await inspect(engine, container_id)
+    if found is None:
+        raise _gone()
+
+    async def read(path: str) -> str:
+        return await _small_file(engine, container_id, path)
+
+    return await owner_of(str(found["Config"].get("User") or ""), read)
+
+
+async def _small_file(engine: Engine, container_id: str, path: str) -> str:
+    """A file of the container; empty: there is none, or it is too large to be what it should."""
+    data = b""
+    try:
+        async for piece in archive(engine, container_id, path):
+            data += piece
+            if len(data) > FILE_BYTES_MAX:
+                return ""
+    except errors.NotFound:
+        return ""
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        for info in tar:
+            if info.isreg() and (file := tar.extractfile(info)) is not None:
+                return file.read().decode(errors="replace")
+    return ""
 
 
 def _call(container_id: str) -> str:
