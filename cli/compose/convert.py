@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from cli.compose import resources
+from cli.compose import resources, rollout
 from cli.compose.around import (
     IMAGE_LABEL,
     NAMESPACE_LABEL,
@@ -65,7 +65,6 @@ def convert_service(name: str, at: At, around: Surroundings) -> ServiceSpec:
     if image[0]:
         labels[IMAGE_LABEL] = image[0]
     network_mode, networks = _networks(name, at, around)
-    deploy = at.set_at("deploy")
     mode = resources.service_mode(at)
     endpoint_mode_at = deep(at, "deploy", "endpoint_mode")
     endpoint_mode = endpoint_mode_at.choice(("vip", "dnsrr"), fold=True) if endpoint_mode_at else ""
@@ -81,24 +80,21 @@ def convert_service(name: str, at: At, around: Surroundings) -> ServiceSpec:
             ports_at.fail(
                 "ports cannot be published without a network", "remove ports, or join a network"
             )
-    for key in ("update_config", "rollback_config") if is_job else ():
-        if (config := deep(at, "deploy", key)) is not None:
-            config.fail("a job is not updated in steps", "remove it")
     return ServiceSpec(
         name=around.full(name),
         labels=dict(sorted(labels.items())),
         task=TaskSpec(
             container=container_spec(at, around, image[1], network_mode),
             resources=resources.requirements(at),
-            restart=resources.restart_policy(at),
+            restart=rollout.restart_policy(at),
             placement=placement(at, around),
             networks=networks,
             log_driver=log_driver(at),
             runtime=kind,
         ),
         mode=mode,
-        update=resources.update_config(deploy, "update_config"),
-        rollback=resources.update_config(deploy, "rollback_config"),
+        update=rollout.update_config(at, "update_config", is_job=is_job),
+        rollback=rollout.update_config(at, "rollback_config", is_job=is_job),
         endpoint=EndpointSpec(
             mode=endpoint_mode,
             ports=ports,

@@ -182,6 +182,13 @@ SERVICE: Mapping[str, Key] = {
     "dockerfile": _no("a cluster does not build images", "build and push the image first"),
 }
 
+# Of a service as well: what Docker lacks and its schema would refuse below deploy, in keys that it
+# leaves alone.
+OWN: Mapping[str, Key] = {
+    "x-restart-max-delay": _yes("deploy.restart_policy.max_delay, in a file that Docker reads too"),
+    "x-rollback-deadline": _yes("deploy.rollback_config.deadline, in a file that Docker reads too"),
+    "x-update-deadline": _yes("deploy.update_config.deadline, in a file that Docker reads too"),
+}
 ROOT: Mapping[str, Key] = {
     **_plain("version name services networks volumes secrets configs include"),
     "models": _no("a cluster runs no AI models of its own", "run the model server as a service"),
@@ -208,9 +215,9 @@ RESERVATIONS: Mapping[str, Key] = {
 DEVICE: Mapping[str, Key] = _plain("driver count device_ids capabilities options")
 GENERIC: Mapping[str, Key] = _plain("discrete_resource_spec")
 DISCRETE: Mapping[str, Key] = _plain("kind value")
-RESTART: Mapping[str, Key] = _plain("condition delay max_attempts window")
+RESTART: Mapping[str, Key] = _plain("condition delay max_attempts window max_delay")
 UPDATE: Mapping[str, Key] = _plain(
-    "parallelism delay failure_action monitor max_failure_ratio order"
+    "parallelism delay failure_action monitor max_failure_ratio order deadline"
 )
 HEALTHCHECK: Mapping[str, Key] = _plain(
     "test interval timeout retries start_period start_interval disable"
@@ -294,11 +301,11 @@ def markdown() -> str:
         "",
         "Each key of the Compose Specification, and what becomes of it. Made from `keys.py` by",
         "`python -m cli.compose.keys > cli/compose/KEYS.md`; a test fails when they differ.",
-        "Keys that begin with `x-` are yours and are taken everywhere.",
+        "Other keys that begin with `x-` are yours and are taken everywhere.",
     ]
     for support in Support:
         lines += ["", f"## {support.value.capitalize()}", "", "| key | |", "|---|---|"]
-        for name, key in sorted(SERVICE.items()):
+        for name, key in sorted({**SERVICE, **OWN}.items()):
             if key.support is support:
                 lines.append(f"| `{name}` | {key.how or f'{key.reason}; {key.instead}'} |")
     return "\n".join(lines) + "\n"

@@ -1,13 +1,11 @@
-"""How a service is run: mode, resources, restarts, updates; from `deploy` and from the older keys
-of the service that say the same.
+"""How many tasks a service has and what each may use; from `deploy` and from the older keys of the
+service that say the same.
 
 Where both are given, `deploy` must agree with the older key or the older key is refused: one of two
 contradicting numbers would be dropped.
 """
 
 from __future__ import annotations
-
-import re
 
 from cli.compose import keys
 from cli.compose.around import deep
@@ -23,18 +21,12 @@ from swarm.v1 import (
     ReplicatedJob,
     ResourceRequirements,
     Resources,
-    RestartPolicy,
     ServiceMode,
-    UpdateConfig,
 )
 
 MODES = ("replicated", "global", "replicated-job", "global-job")
-CONDITIONS = ("none", "on-failure", "any")
-# What old files and `docker run` write, and what it means here.
-_RESTARTS = {"no": "none", "always": "any", "unless-stopped": "any", "on-failure": "on-failure"}
 REPLICAS_MAX = 1_000_000
 CPU_PERIOD_US = 100_000  # the kernel's default
-_COUNT = re.compile(r"[0-9]{1,9}")
 
 
 # ------------------------------------------------------------------ mode
@@ -254,79 +246,4 @@ def _device(at: At, implied: tuple[str, ...]) -> DeviceRequest | None:
         device_ids=ids,
         capabilities=capabilities,
         options=options,
-    )
-
-
-# ------------------------------------------------------------------ restarts and updates
-
-
-def restart_policy(at: At) -> RestartPolicy | None:
-    """deploy.restart_policy, else the service's `restart`."""
-    policy, restart = deep(at, "deploy", "restart_policy"), at.set_at("restart")
-    mode = deep(at, "deploy", "mode")
-    is_job = mode is not None and str(mode.node.value).endswith("-job")
-    if policy is None:
-        given = _restart(restart) if restart is not None else None
-        if is_job and restart is not None and given is not None and given.condition == "any":
-            restart.fail("a job ends, it is not started for ever", 'write "no" or on-failure')
-        return given
-    if restart is not None:
-        _restart(restart)
-        restart.warn("not used: deploy.restart_policy stands beside it")
-    condition, delay = policy.set_at("condition"), policy.set_at("delay")
-    attempts, window = policy.set_at("max_attempts"), policy.set_at("window")
-    if is_job and condition is not None and condition.node.value == "any":
-        condition.fail("a job ends, it is not started for ever", "write none or on-failure")
-    return RestartPolicy(
-        condition=_condition(condition) if condition is not None else "",
-        delay_ns=delay.duration() if delay is not None else None,
-        max_attempts=attempts.integer(least=0) if attempts is not None else None,
-        window_ns=window.duration() if window is not None else None,
-    )
-
-
-def _condition(at: At) -> str:
-    text = at.node.value
-    if isinstance(text, str) and text not in CONDITIONS and text in _RESTARTS:
-        at.fail(
-            f'"{text}" is a word of `restart`, not of restart_policy',
-            f"write condition: {_RESTARTS[text]}",
-        )
-        return ""
-    return at.choice(CONDITIONS)
-
-
-def _restart(at: At) -> RestartPolicy | None:
-    value = at.node.value
-    if value is False:  # an unquoted `no` of a YAML 1.1 tool
-        return RestartPolicy(condition="none")
-    if isinstance(value, str):
-        word, colon, number = value.partition(":")
-        if word in _RESTARTS and (not colon or (word == "on-failure" and _COUNT.fullmatch(number))):
-            return RestartPolicy(
-                condition=_RESTARTS[word], max_attempts=int(number) if colon else None
-            )
-    at.fail(
-        f"must be no, always, on-failure, on-failure:N or unless-stopped, not {at.shown()}",
-        "or write deploy.restart_policy",
-    )
-    return None
-
-
-def update_config(deploy: At | None, key: str) -> UpdateConfig | None:
-    """How changes, or rollbacks, are rolled out; None where the file does not say."""
-    at = deploy.set_at(key) if deploy is not None else None
-    if at is None:
-        return None
-    actions = ("pause", "continue", "rollback") if key == "update_config" else ("pause", "continue")
-    parallelism, delay = at.set_at("parallelism"), at.set_at("delay")
-    action, monitor = at.set_at("failure_action"), at.set_at("monitor")
-    ratio, order = at.set_at("max_failure_ratio"), at.set_at("order")
-    return UpdateConfig(
-        parallelism=parallelism.integer(least=0) if parallelism is not None else 1,
-        delay_ns=delay.duration() if delay is not None else 0,
-        failure_action=action.choice(actions) if action is not None else "",
-        monitor_ns=monitor.duration() if monitor is not None else None,
-        max_failure_ratio=ratio.number(most=1.0) if ratio is not None else 0.0,
-        order=order.choice(("stop-first", "start-first")) if order is not None else "",
     )

@@ -224,12 +224,15 @@ UPDATE: Table = {
     "monitor": Field(duration_or_none),
     "max_failure_ratio": Field(single),
     "order": TEXT,
+    # 0s: for ever.
+    "deadline": Field(duration, zero=True),
 }
 RESTART: Table = {
     "condition": TEXT,
     "delay": Field(duration),
     "max_attempts": Field(integer, zero=True),
     "window": Field(duration),
+    "max_delay": Field(duration, zero=True),
 }
 PREFERENCE: Table = {"spread": TEXT, "affinity": TEXT, "weight": INTEGER}
 PLACEMENT: Table = {

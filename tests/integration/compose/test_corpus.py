@@ -55,6 +55,8 @@ DIFFERENCES = {
     + "|MacAddress|Expose)": "keys that Docker drops with a warning",
     _CONTAINER + "/Mounts/.*/BindOptions/SELinux": "Docker drops z and Z of a volume",
     _CONTAINER + "/Mounts/(/tmp|/scratch)/.*": "Docker drops tmpfs",
+    r"services\.[^/]+/(Update|Rollback)Config/Deadline": "Docker has no deadlines",
+    r"services\.[^/]+/TaskTemplate/RestartPolicy/MaxDelay": "Docker's delay does not grow",
     r"services\.st_plex/TaskTemplate/Networks": "Docker drops network_mode: host",
 }
 

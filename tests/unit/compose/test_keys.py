@@ -258,6 +258,8 @@ SECTIONS: dict[str, tuple[Mapping[str, Key], str]] = {
 # Known beyond the schema: refused with a better place to write it, or the same as elsewhere.
 BEYOND = {
     "deployment": {"priority", "job"},
+    "update_config": {"deadline"},
+    "restart_policy": {"max_delay"},
     "limits": {"devices", "generic_resources"},
     "reservations": {"pids"},
     "secret": {"content"},
