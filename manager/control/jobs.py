@@ -30,6 +30,7 @@ from __future__ import annotations
 from msgspec import structs
 
 from manager.control.backoff import crashes_after, crashes_kept
+from manager.control.elsewhere import goes_elsewhere
 from manager.control.history import reap_slots
 from manager.control.job_book import (
     BACKLOG_MAX,
@@ -110,6 +111,8 @@ class _Step:
         self._work = work
         self._book = book
         self._look = look
+        # Slots whose next attempt is made at once on another node.
+        self._elsewhere: set[Slot] = set()
         # By phase, as changed so far.
         self._counts = list(book.counts)
         for slot in look.slots:
@@ -173,6 +176,10 @@ class _Step:
                 work.stop(newest, cause=StopCause.TIMED_OUT, message=why)
             else:
                 work.wake(until_ns, slot)
+        elif (
+            phase in (Phase.FAILED, Phase.RETRY) and not terms.gang and goes_elsewhere(work, newest)
+        ):
+            self._elsewhere.add(slot)
         elif phase is Phase.FAILED and states.wanted(newest.desired_state):
             work.stop(newest)
         elif phase is Phase.RETRY and due_ns > work.now_ns and not newest.start_after_ns:
@@ -186,6 +193,15 @@ class _Step:
         work, look = self._work, self._look
         for slot in look.slots:
             after = look.after[slot]
+            if slot in self._elsewhere:
+                refused = self._kept(slot)[-1]
+                kept, row = refused.restarts_ns, refused.crashes
+                if work.create(slot, restarts_ns=kept, crashes=row) is None:
+                    look.again.add(slot)
+                    break
+                self._retire(slot)
+                self._settle(slot)
+                continue
             if after is None or after[0] not in (Phase.RETRY, Phase.STOPPING):
                 continue
             newest = self._kept(slot)[-1]

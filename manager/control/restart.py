@@ -7,6 +7,8 @@ RUNNING when it is due, its predecessor has stopped and no gate (gates.py) holds
 is held back gets its node only then. One that fails to get ready before is replaced when it would
 have been due. All of it stands in the objects: a new leader goes on where the old one was.
 
+Where the node is to blame, the next attempt is made elsewhere before any of this (elsewhere.py).
+
 The window, and a departure: SwarmKit counts the restarts of the last `window`. With a window
 shorter than the delay none is ever counted, and max_attempts does nothing. Here the time spent
 waiting for delays, which may have grown, does not count as part of the window, so it measures
@@ -21,6 +23,7 @@ from __future__ import annotations
 from msgspec import structs
 
 from manager.control.backoff import crashes_after, crashes_kept, delay_ns, waited_ns
+from manager.control.elsewhere import goes_elsewhere
 from manager.control.moves import waits_for_stop
 from manager.control.nodes import replacement_version
 from manager.control.slots import Slot, is_live
@@ -49,7 +52,14 @@ def restart(work: Work) -> None:
         if live and (is_live(newest) or not work.up_to_date(newest)):
             _retire(work, slot)
             continue
-        if not work.may_create(slot) or not _replaced(work, newest):
+        if not work.may_create(slot):
+            _retire(work, slot)
+            continue
+        if not work.lost(newest) and goes_elsewhere(work, newest):
+            if _try_elsewhere(work, slot, newest):
+                _retire(work, slot)
+            continue
+        if not _replaced(work, newest):
             _retire(work, slot)
             continue
         if _failed_early(work, newest):
@@ -74,6 +84,19 @@ def _retire(work: Work, slot: Slot) -> None:
             continue
         if not (work.mode.job and state_of(task) == TaskState.COMPLETE):
             work.stop(task)
+
+
+def _try_elsewhere(work: Work, slot: Slot, refused: Task) -> bool:
+    due_ns = refused.start_after_ns if refused.start_after_ns > work.now_ns else 0
+    made = work.create(
+        slot,
+        version=replacement_version(work, refused),
+        ready_first=due_ns > 0,
+        start_after_ns=due_ns,
+        restarts_ns=refused.restarts_ns,
+        crashes=refused.crashes,
+    )
+    return made is not None
 
 
 def _next_attempt(work: Work, slot: Slot, ended: Task) -> bool:

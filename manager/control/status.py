@@ -399,10 +399,10 @@ class _Account:
             before = _newest([t for t in siblings if t.id != task.id])
             if wait_ns := waits_ns(task, self._now_ns):
                 ended = before is not None and state_of(before) in BY_ITSELF
-                why = failure(before) + "," if before is not None and ended else "crashed"
+                why = self.facts.why(before) + "," if before is not None and ended else "crashed"
                 return f"{backs_off(wait_ns)}: {why} {task.crashes} times in a row"
             if before is not None and state_of(before) in BY_ITSELF:
-                return f"{BE} waiting to be restarted: {failure(before)}"
+                return f"{BE} waiting to be restarted: {self.facts.why(before)}"
             return f"{BE} waiting until the tasks before have stopped"
         failed = newest_failure(siblings)
         last = failure(failed) if failed is not None else ""
@@ -410,11 +410,12 @@ class _Account:
 
     def _ended(self, task: Task) -> str:
         if state_of(task) in BY_ITSELF and not states.wanted(task.desired_state):
-            return f"ended and will not be restarted: {failure(task)}"
+            return f"ended and will not be restarted: {self.facts.why(task)}"
         if wait_ns := waits_ns(task, self._now_ns):
-            return f"{backs_off(wait_ns)}: {failure(task)}, {task.crashes + 1} times in a row"
+            why, crashes = self.facts.why(task), task.crashes + 1
+            return f"{backs_off(wait_ns)}: {why}, {crashes} times in a row"
         if state_of(task) in BY_ITSELF:
-            return f"{BE} waiting to be restarted: {failure(task)}"
+            return f"{BE} waiting to be restarted: {self.facts.why(task)}"
         return f"ended: {task.stop_message or failure(task)}"
 
 

@@ -20,7 +20,7 @@ A service that was rolled back is not stuck: it is at rest, and its update_statu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from manager.control.backoff import GROWS_FROM, crashes_after, healthcheck
 from manager.control.gates import Closed, Gates, stays_ended, words
@@ -36,7 +36,16 @@ from manager.control.template import (
     state_of,
     update_config,
 )
-from manager.scheduler import FOR_EVER, ceiling, requirement_of, unavailable, unseen, unsuitable
+from manager.scheduler import (
+    FOR_EVER,
+    ceiling,
+    refused,
+    requirement_of,
+    said,
+    unavailable,
+    unseen,
+    unsuitable,
+)
 from manager.store import View
 from swarm import states
 from swarm.clock import SECOND_NS
@@ -69,6 +78,7 @@ class Facts:
     held: tuple[Closed, ...]
     # How many slots one stands for; not there: itself.
     counts: Mapping[Slot, int]
+    _said: list[str] = field(default_factory=list)
 
     @property
     def unit(self) -> str:
@@ -83,6 +93,15 @@ class Facts:
         if text.startswith(BE):
             text = ("is" if count == 1 else "are") + text.removeprefix(BE)
         return f"{self.part(count)} {text}"
+
+    def why(self, ended: Task) -> str:
+        """Why a task ended; of one that its node refused, what all nodes say that have done so."""
+        if not refused(ended) or self.mode.per_node or self.view.count(Node) < 2:
+            return failure(ended)
+        if not self._said:
+            tasks = (t for tasks in self.slots.values() for t in tasks)
+            self._said.append(said(self.view, filter(self.templates.up_to_date, tasks)))
+        return self._said[0] or failure(ended)
 
     def waiting(self, closed: Closed) -> str:
         """The sentence on a gate."""
@@ -174,9 +193,11 @@ def _story(facts: Facts, slot: Slot) -> _Story | None:
     ended = _last_end(facts, tasks)
     if ended is None:
         return _row_alone(facts, live)
-    why = failure(ended)
+    why = facts.why(ended)
     runs = any(state_of(t) == TaskState.RUNNING for t in live)
     cause = ended.status.cause if ended.status else ""
+    if _goes_on_elsewhere(facts, ended, live):
+        return None
     if cause in IMAGE_CAUSES and not runs:
         return _Story(1, f"cannot run: {why}", ended)
     if cause in NODE_CAUSES and not runs and _tried_everywhere(facts, slot):
@@ -189,6 +210,17 @@ def _story(facts: Facts, slot: Slot) -> _Story | None:
     if wait_ns := max(waits_ns(t, facts.now_ns) for t in (ended, *live)):
         return _Story(2, f"{why}, {crashes} times in a row", ended, wait_ns)
     return _Story(2, f"{BE} in a crash loop, {crashes} times in a row: {why}", ended)
+
+
+def _goes_on_elsewhere(facts: Facts, ended: Task, live: list[Task]) -> bool:
+    """Whether a node has refused the slot's last attempt, and another is being tried, or nobody has
+    decided yet (elsewhere.py).
+    """
+    if not refused(ended) or facts.mode.per_node:
+        return False
+    if after := [t for t in live if _age(t) > _age(ended)]:
+        return after[-1].crashes <= ended.crashes
+    return states.wanted(ended.desired_state) and ended.start_after_ns <= facts.now_ns
 
 
 def _row_alone(facts: Facts, live: list[Task]) -> _Story | None:

@@ -13,7 +13,8 @@ they keep together:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 from msgspec import structs
 
@@ -98,6 +99,7 @@ class Work:
         for task in sorted(self._before.values(), key=self._age):
             self.tasks[task.id] = task
             self.slots.setdefault(slot_of(task), []).append(task)
+        self._asked: dict[object, bool] = {}
         self._networks: dict[int, tuple[NetworkAttachment, ...]] = {}
         self.use(service)
 
@@ -279,6 +281,13 @@ class Work:
                 job_iteration=self.service.job_iteration,
             )
         )
+
+    def once(self, key: object, ask: Callable[[], bool]) -> bool:
+        """What `ask` says, which is asked once a tick."""
+        found = self._asked.get(key)
+        if found is None:
+            found = self._asked[key] = ask()
+        return found
 
     def may_create_more(self) -> bool:
         """Whether this tick may make more tasks; if not, the next one comes back to the service."""

@@ -20,7 +20,8 @@ from manager.scheduler.explain import (
 )
 from manager.scheduler.filters import FILTERS, Rejection, rejection, unavailable, unseen, unsuitable
 from manager.scheduler.nodeinfo import FAILURES_MAX, NodeInfo
-from manager.scheduler.placement import ASSIGNED_MESSAGE, Group, Placement, place
+from manager.scheduler.placement import ASSIGNED_MESSAGE, Group, Placement, others_left, place
+from manager.scheduler.refusals import PERHAPS, PERHAPS_MAX, REFUSALS, refused, said
 from manager.scheduler.requirement import NOTHING, Requirement, requirement_of, spec_of_version
 from manager.scheduler.table import Claim, NodeTable
 
@@ -30,6 +31,9 @@ __all__ = [
     "FILTERS",
     "FOR_EVER",
     "NOTHING",
+    "PERHAPS",
+    "PERHAPS_MAX",
+    "REFUSALS",
     "Account",
     "Attribute",
     "Claim",
@@ -46,13 +50,16 @@ __all__ = [
     "explain",
     "neighbour_of",
     "normal_arch",
+    "others_left",
     "parse_constraint",
     "parse_spread",
     "pending_reason",
     "place",
     "reason",
+    "refused",
     "rejection",
     "requirement_of",
+    "said",
     "spec_of_version",
     "unavailable",
     "unseen",

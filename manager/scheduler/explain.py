@@ -14,6 +14,7 @@ from manager.scheduler.account import Fallen, count_nodes
 from manager.scheduler.decision import decision
 from manager.scheduler.filters import FILTERS, fits, unseen, unsuitable
 from manager.scheduler.nodeinfo import NodeInfo
+from manager.scheduler.refusals import said
 from manager.scheduler.requirement import Requirement
 from manager.scheduler.table import NodeTable
 from manager.store import View
@@ -225,6 +226,10 @@ def _more_of(worst: FilterResult, *, never: bool) -> str:
     return f"lower reservations of {worst.detail}, free some, or add a node"
 
 
+def _same_version(one: Task, other: Task) -> bool:
+    return one.spec_version == other.spec_version and one.job_iteration == other.job_iteration
+
+
 def explain(table: NodeTable, view: View, task: Task) -> ExplainTaskResponse:
     """Why the task is where it is, or why it is nowhere. `table`: of the view.
 
@@ -257,6 +262,12 @@ def explain(table: NodeTable, view: View, task: Task) -> ExplainTaskResponse:
     else:
         summary = f"{subject} waits: {pending_reason(result)}"
         hint = _hint(result, gone=False)
+    others = (t for t in view.by(Task, "service", task.service_id) if _same_version(t, task))
+    if refusals := said(view, others):
+        if state == TaskState.RUNNING:
+            why = f"{why}; nodes that could not run it: {refusals}".removeprefix("; ")
+        else:
+            summary = f"{summary}; nodes that could not run it: {refusals}"
     return ExplainTaskResponse(
         summary=summary,
         nodes_total=result.nodes_total,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from manager.scheduler.refusals import Refusal
 from manager.scheduler.requirement import HostPort
 from swarm.clock import SECOND_NS
 from swarm.gpus import GPUS_MAX, WHOLE
@@ -43,6 +44,7 @@ class NodeInfo:
         "pids_total",
         "pids_used",
         "ports",
+        "refusals",
         "row",
         "usable_gpus",
     )
@@ -61,6 +63,7 @@ class NodeInfo:
         self.gpu_memory_used: dict[str, int] = {}  # uuid -> bytes claimed
         self.ports: dict[HostPort, int] = {}
         self.failures: dict[Version, list[int]] = {}  # times, oldest first
+        self.refusals: dict[Version, Refusal] = {}
         self.set_node(node)
 
     @property
@@ -157,3 +160,8 @@ class NodeInfo:
         if not times:
             return 0
         return sum(1 for t in times if t > now_ns - FAILURE_WINDOW_NS)
+
+    def refusal(self, version: Version, now_ns: int) -> Refusal | None:
+        """What it has refused of the version lately."""
+        found = self.refusals.get(version)
+        return found if found is not None and found.counts(now_ns) else None

@@ -3,8 +3,9 @@
 The tasks of a group have the same service and version, so all have the same need: nodes are
 filtered once for all of them, as columns (columns.py, masks.py), and ranked by
 
-    spread preferences > not failing lately > affinity > the strategy > id
+    not refusing it lately > spread preferences > not failing lately > affinity > the strategy > id
 
+- nodes that have refused the version lately (refusals.py) take what the others have no room for;
 - spread preferences: the branch with the fewest of the service's tasks, for each preference in turn
   (SwarmKit's decision tree);
 - affinity: the sum of the weights of the conditions that hold on the node;
@@ -108,6 +109,20 @@ def ranked(table: NodeTable, group: Group) -> list[NodeInfo]:
     return found
 
 
+def others_left(table: NodeTable, group: Group, now_ns: int) -> bool:
+    """Whether a node that has not refused the group's version lately could take one of its tasks
+    now. Some operations on columns.
+    """
+    work = _Work(table, group, now_ns)
+    for need, some in table.columns.variants(group.requirement):
+        keep = work.keep(need, some)
+        if keep is not None:
+            willing = work.willing(keep)
+            if work.fits_on(need, keep if willing is None else willing):
+                return True
+    return False
+
+
 @dataclass(slots=True)
 class _Work:
     """One group on its way."""
@@ -182,14 +197,41 @@ class _Work:
             keep = self.keep(need, some)
             if keep is None:
                 return
-            if need.gpus is None:
-                self._by_columns(need, keep)
-            elif need.gpus.ids or need.gpus.all:
-                self._by_names(need, keep)
-            else:
-                self._by_policy(need, keep)
-            if len(self.left) == before or not self._about_itself(need):
+            willing = self.willing(keep)
+            self._on(need, keep if willing is None else willing)
+            if willing is not None and len(self.left) == before:
+                self._on(need, keep)
+            if len(self.left) == before or not (self._about_itself(need) or willing is not None):
                 return
+
+    def _on(self, need: Requirement, keep: Bools) -> None:
+        if not keep.any():
+            return
+        if need.gpus is None:
+            self._by_columns(need, keep)
+        elif need.gpus.ids or need.gpus.all:
+            self._by_names(need, keep.copy())
+        else:
+            self._by_policy(need, keep.copy())
+
+    def willing(self, keep: Bools) -> Bools | None:
+        """Of these rows those that have not refused the version lately; None: none has."""
+        version = (self.group.service_id, self.group.spec_version)
+        refusing = self.table.refusing(version, self.now_ns)
+        if not refusing:
+            return None
+        willing = keep.copy()
+        willing[[info.row for info in refusing]] = False
+        return willing
+
+    def fits_on(self, need: Requirement, keep: Bools) -> bool:
+        """Whether one of these rows could take a task now."""
+        rows = np.flatnonzero(keep)
+        rows = rows[self._room(need, rows, 1) > 0]
+        if need.gpus is None:
+            return bool(len(rows))
+        infos = (self.table.columns.infos[row] for row in rows.tolist())
+        return any(info is not None and gpu_room(info, need.gpus) > 0 for info in infos)
 
     def keep(self, need: Requirement, some: Bools | None) -> Bools | None:
         """The rows that pass all filters but amounts; None: there is none."""
@@ -325,6 +367,8 @@ class _Work:
             failures = info.recent_failures(version, self.now_ns)
             if failures >= FAILURES_MAX:
                 place[info.row] += failures << _FAILURES_BIT
+            if (refusal := info.refusal(version, self.now_ns)) is not None:
+                place[info.row] += refusal.count << _FAILURES_BIT
         return place
 
     # ------------------------------------------------------------------ by strategy

@@ -12,7 +12,8 @@ What counts:
 - For spreading, max_replicas and conditions on services only tasks count that should go on running
   (SwarmKit's ActiveTasksCountByService).
 - Recent failures per service version and node: FAILED or REJECTED, the last 5 minutes (SwarmKit's
-  nodeinfo.go: monitorFailures 5 min, maxFailures 5).
+  nodeinfo.go: monitorFailures 5 min, maxFailures 5). Those that are the node's own count apart, as
+  refusals (refusals.py).
 
 The workload that fragmentation is measured by (gpus/) is learned from the tasks that come: from all
 that are there when the table is made, and then from each that is created. It is no part of what
@@ -31,6 +32,7 @@ from manager.scheduler.columns import Columns
 from manager.scheduler.constraints import Constraint, Neighbour, neighbour_of
 from manager.scheduler.gpus import FGD, POLICIES
 from manager.scheduler.nodeinfo import FAILURE_WINDOW_NS, FAILURES_MAX, NodeInfo, Version
+from manager.scheduler.refusals import Refusal, refused
 from manager.scheduler.requirement import (
     NOTHING,
     SPREAD,
@@ -100,7 +102,7 @@ class NodeTable:
         self.services: dict[str, dict[int, int]] = {}
         # Host port and protocol -> nodes where a task has it.
         self.ports: dict[tuple[int, str], dict[str, int]] = {}
-        # Version -> nodes where it has failed lately.
+        # Version -> nodes where it has failed, or been refused, lately.
         self.failing: dict[Version, set[str]] = {}
         self._accounts: dict[object, object] = {}
         self._accounts_at = -1
@@ -194,7 +196,7 @@ class NodeTable:
                     self._count(service_id, info.row, 0)
                 for port in info.ports:
                     self._drop_port(port, node_id)
-                for version in info.failures:
+                for version in info.failures.keys() | info.refusals.keys():
                     self._forget_failing(version, node_id)
             return
         if info is not None:
@@ -407,11 +409,21 @@ class NodeTable:
         if info is None:
             return
         version = (task.service_id, task.spec_version)
-        times = info.failures.setdefault(version, [])
         self.failing.setdefault(version, set()).add(info.id)
-        times.append(task.meta.updated_at_ns if task.meta else 0)
+        at_ns = task.meta.updated_at_ns if task.meta else 0
+        if refused(task):
+            before = info.refusals.get(version)
+            info.refusals[version] = before.again(at_ns) if before else Refusal(at_ns, at_ns)
+            return
+        times = info.failures.setdefault(version, [])
+        times.append(at_ns)
         times.sort()
         del times[:-FAILURES_MAX]
+
+    def refusing(self, version: Version, now_ns: int) -> list[NodeInfo]:
+        """The nodes that have refused the version lately."""
+        failing = (self.nodes[i] for i in self.failing.get(version, ()))
+        return [info for info in failing if info.refusal(version, now_ns) is not None]
 
     def _forget_failing(self, version: Version, node_id: str) -> None:
         nodes = self.failing.get(version, set())
@@ -458,9 +470,12 @@ class NodeTable:
         old = now_ns - FAILURE_WINDOW_NS
         for version, nodes in list(self.failing.items()):
             for node_id in list(nodes):
-                times = self.nodes[node_id].failures
-                if times[version][-1] <= old:
-                    del times[version]
+                info = self.nodes[node_id]
+                if version in info.failures and info.failures[version][-1] <= old:
+                    del info.failures[version]
+                if version in info.refusals and info.refusal(version, now_ns) is None:
+                    del info.refusals[version]
+                if version not in info.failures and version not in info.refusals:
                     self._forget_failing(version, node_id)
 
     def summary(self) -> dict[str, Any]:
@@ -521,7 +536,7 @@ class NodeTable:
                 services.setdefault(service_id, {})[row] = count
             for port in info.ports:
                 ports.setdefault(port[:2], set()).add(info.id)
-            for version in info.failures:
+            for version in info.failures.keys() | info.refusals.keys():
                 failing.setdefault(version, set()).add(info.id)
         errors.invariant(self.services == services, "the services' rows are off")
         mine = {port: set(nodes) for port, nodes in self.ports.items()}

@@ -123,6 +123,7 @@ class World:
         self.controller = Controller(self.rng)
         self.frozen: set[str] = set()  # nodes that do nothing
         self.failing: set[str] = set()  # images whose tasks fail as soon as they start
+        self.refusing: dict[str, str] = {}  # nodes that reject all tasks, with what cause
         draft = self.draft()
         draft.put(Cluster(id="cluster", spec=ClusterSpec(task_history_limit=history)))
         for i in range(1, nodes + 1):
@@ -275,6 +276,9 @@ class World:
             return True
         if state == S.ASSIGNED:
             self.report(task, S.PREPARING)
+            return True
+        if state == S.PREPARING and (cause := self.refusing.get(task.node_id)):
+            self.report(task, S.REJECTED, err=f"{cause} here", cause=cause)
             return True
         if state == S.PREPARING:
             self.report(task, S.READY)
