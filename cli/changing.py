@@ -15,7 +15,7 @@ from cli.services import warn
 from swarm.errors import Conflict
 from swarm.v1 import GetRequest, Kind, Service, ServiceSpec, Spec, UpdateRequest
 
-__all__ = ["auth_of", "change_service", "resolve_names"]
+__all__ = ["auth_of", "change_service", "recorded", "resolve_names"]
 
 ATTEMPTS = 5  # of a change against concurrent ones
 
@@ -41,6 +41,27 @@ async def resolve_names(connection: Connection, flags: Mapping[str, Any]) -> Res
 
 def auth_of(image: str, flags: Mapping[str, Any]) -> str:
     return auth_for(image, os.environ) if flags.get("with_registry_auth") and image else ""
+
+
+def recorded(image: str, flags: Mapping[str, Any]) -> str:
+    """The image with the digest that its tag has now; as it is, with a warning, where no registry
+    tells it.
+    """
+    never = flags.get("no_resolve_image") or os.environ.get("SWARM_RESOLVE_IMAGE") == "never"
+    if never or not image or "@" in image:
+        return image
+    from cli.digests import Unresolved, pinned
+
+    try:
+        return pinned(image, os.environ)
+    except Unresolved as error:
+        warn(
+            [
+                f"the digest of image {image} is not recorded ({error}): each node finds out what "
+                "the tag stands for, and they may run different versions"
+            ]
+        )
+        return image
 
 
 async def change_service(

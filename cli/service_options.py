@@ -63,8 +63,7 @@ def _common_options() -> list[Callable[[Any], Any]]:
         click.option(
             "--no-resolve-image",
             is_flag=True,
-            hidden=True,
-            help="Accepted: nodes resolve tags when they pull.",
+            help="Leave it to the nodes what the image's tag stands for.",
         ),
         click.option("-q", "--quiet", is_flag=True, help="No progress display."),
     ]

@@ -15,6 +15,8 @@ settings.register_profile(
     "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("default")
+# Tests ask no registry what a tag stands for, but those that are about it.
+os.environ["SWARM_RESOLVE_IMAGE"] = "never"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.changing import auth_of, resolve_names
+from cli.changing import auth_of, recorded, resolve_names
 from cli.connection import Connection
 from cli.job_flags import JobCommand, job_options, job_spec
 from cli.job_wait import wait_and_report
@@ -39,7 +39,7 @@ def run(image: str, arguments: tuple[str, ...], **flags: Any) -> int:
     container = (
         ContainerSpec(args=(image, *arguments))
         if process
-        else ContainerSpec(image=image, args=arguments)
+        else ContainerSpec(image=recorded(image, flags), args=arguments)
     )
     spec = ServiceSpec(
         name=flags["name"] or f"job-{new_id(system_rng())[:8]}", task=TaskSpec(container=container)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from cli.changing import auth_of, change_service, resolve_names
+from cli.changing import auth_of, change_service, recorded, resolve_names
 from cli.connection import Connection
 from cli.converge import NO_VERSIONS, wait_and_report
 from cli.lazy import Command
@@ -51,7 +51,7 @@ def create(image: str, arguments: tuple[str, ...], **flags: Any) -> int:
     if flags["runtime"] == "process":
         container = ContainerSpec(args=(image, *arguments))
     else:
-        container = ContainerSpec(image=image, args=arguments)
+        container = ContainerSpec(image=recorded(image, flags), args=arguments)
     spec = ServiceSpec(
         name=flags["name"] or f"service-{new_id(system_rng())[:8]}",
         task=TaskSpec(container=container),
@@ -92,6 +92,9 @@ def update(service: str, **flags: Any) -> int:
     if flags["rollback"] and changing != {"rollback"}:
         other = sorted(changing - {"rollback"})[0].replace("_", "-")
         raise click.UsageError(f"--rollback and --{other} exclude each other.")
+
+    if flags["image"]:
+        flags["image"] = recorded(flags["image"], flags)
 
     async def work(connection: Connection) -> int:
         resolved = await resolve_names(connection, flags)

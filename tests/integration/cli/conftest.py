@@ -53,6 +53,7 @@ class Cli:
         return kept | {
             "SWARM_HOST": f"unix://{self.socket}",
             "SWARM_CONFIG": str(self.config),
+            "SWARM_RESOLVE_IMAGE": "never",
             **more,
         }
 

@@ -5,6 +5,7 @@ them ends.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -24,6 +25,7 @@ from swarm.v1 import (
     UpdateState,
     UpdateStatus,
 )
+from tests.fakes.registry import DIGEST, Registry
 from tests.integration.cli.conftest import Cli
 from tests.integration.cli.fake import FakeCluster
 from tests.integration.cli.samples import ago_ns, service, status
@@ -180,6 +182,31 @@ def test_versions_to_go_back_to_complete(
     answered = cli.process(_SWARMCTL_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=str(at))
     found = [line.partition(b",")[2] for line in answered.stdout.splitlines()]
     assert found == [b"6", b"4", b"1"], answered
+
+
+# ------------------------------------------------------------------ images
+
+
+def test_a_new_image_is_recorded_with_its_digest(
+    cli: Cli, cluster: FakeCluster, web: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def sent() -> str:
+        spec = cluster.last(UpdateRequest).spec
+        assert spec is not None and spec.service is not None and spec.service.task is not None
+        assert spec.service.task.container is not None
+        return str(spec.service.task.container.image)
+
+    monkeypatch.delenv("SWARM_RESOLVE_IMAGE", raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    with Registry() as registry:
+        image = f"{registry.host}/team/app:1.4"
+        cli.ok("service", "update", "-d", "--image", image, "web")
+        assert sent() == f"{image}@{DIGEST}"
+        cli.ok("service", "update", "-d", "--no-resolve-image", "--image", image, "web")
+        assert sent() == image
+        answer = cli("service", "update", "-d", "--image", f"{image}0", "web")
+    assert (answer.code, sent()) == (0, f"{image}0")
+    assert "is not recorded (127.0.0.1:" in answer.err and "answers 404" in answer.err
 
 
 # ------------------------------------------------------------------ pauses
