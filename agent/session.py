@@ -263,7 +263,12 @@ class _Conversation:
         worker = self._worker
         self._told = worker.description()
         yield AgentMessage(
-            hello=Hello(protocol=PROTOCOL, description=self._told, tasks=worker.reports())
+            hello=Hello(
+                protocol=PROTOCOL,
+                description=self._told,
+                tasks=worker.reports(),
+                packed_ingress=True,
+            )
         )
         due_s = loop.time()
         while True:

@@ -29,6 +29,7 @@ from agent.ingress import Ingress, LocalTarget
 from agent.metrics import TASKS
 from agent.network_use import NetworkUse
 from agent.outbox import Outbox
+from agent.published import Published
 from agent.runtime.base import (
     DISK_FULL,
     ENGINE_FAILED,
@@ -54,7 +55,6 @@ from swarm.v1 import (
     ConfigData,
     ContainerSpec,
     Gpu,
-    IngressService,
     Network,
     NodeDescription,
     RuntimeProblem,
@@ -149,7 +149,7 @@ class Worker:
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
         self._supplies = _Supplies()
-        self._published: dict[str, IngressService] = {}
+        self._published = Published()
         self._publish = asyncio.Event()
         self._ingress_problems: tuple[str, ...] = ()
         self._gpus: tuple[Gpu, ...] = ()
@@ -642,21 +642,14 @@ class Worker:
     # -------------------------------------------------------------- published ports
 
     def _take_ingress(self, message: Assignments) -> None:
-        if message.full:
-            self._published = {}
-        elif not message.ingress and not message.removed_ingress:
-            return
-        for service_id in message.removed_ingress:
-            self._published.pop(service_id, None)
-        self._published.update((s.service_id, s) for s in message.ingress)
-        self._publish.set()
+        if self._published.take(message):
+            self._publish.set()
 
     async def _keep_published(self) -> None:
         while True:
             await self._publish.wait()
             self._publish.clear()
-            services = [self._published[i] for i in sorted(self._published)]
-            problems = await self._ingress.apply(services)
+            problems = await self._ingress.apply(self._published.services())
             if problems != self._ingress_problems:
                 self._ingress_problems = problems
                 for problem in problems:

@@ -26,7 +26,6 @@ from swarm.v1 import (
     Config,
     ConfigData,
     ContainerSpec,
-    IngressService,
     Network,
     Node,
     PortConfig,
@@ -44,6 +43,8 @@ log = structlog.get_logger("dispatcher")
 
 # What a node has to hear of again when it changes; of what it reported itself it has not.
 Key = tuple[object, ...]
+
+_NOTHING = Assignments()
 
 
 def key_of(task: Task) -> Key:
@@ -167,10 +168,9 @@ class Ledger:
         task_ids: Iterable[str],
         network_ids: Iterable[str] = (),
         *,
-        ingress: tuple[IngressService, ...] = (),
-        removed_ingress: tuple[str, ...] = (),
+        ingress: Assignments = _NOTHING,
     ) -> Assignments | None:
-        """The next message after changes of these, with the given changes of published services;
+        """The next message after changes of these, with what `ingress` says of published services;
         None: the agent need not hear of them.
         """
         for network_id in network_ids:
@@ -178,10 +178,11 @@ class Ledger:
                 self._networks.added.add(network_id)
         message = structs.replace(
             self._compare(view, sorted(task_ids)),
-            ingress=ingress,
-            removed_ingress=removed_ingress,
+            ingress=ingress.ingress,
+            removed_ingress=ingress.removed_ingress,
+            packed_ingress=ingress.packed_ingress,
         )
-        return None if message == Assignments() else self._numbered(message)
+        return None if message == _NOTHING else self._numbered(message)
 
     def uses(self, task_id: str) -> bool:
         """Whether the agent holds anything for the task that it needs only while it runs."""

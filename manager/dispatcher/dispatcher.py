@@ -55,7 +55,8 @@ HELLO_TIMEOUT_S = 10.0
 # Published services are sent to all nodes; changes that come in a row go out together. The pause
 # grows so that building and sending them takes a tenth of the time at most.
 INGRESS_GATHER_S = 0.05
-INGRESS_COST_S = 2e-6  # for one backend in one session's message
+INGRESS_COST_S = 1e-4  # for one session's message
+INGRESS_BACKEND_S = 1e-7  # for one backend in it: packed once, encrypted for each
 INGRESS_SHARE = 10
 INGRESS_GATHER_S_MAX = 2.0
 
@@ -100,7 +101,8 @@ class Dispatcher:
             busy=self._local.nodes,
         )
         self._ingress = IngressTable()
-        self._ingress_dirty: set[str] = set()
+        self._ingress_dirty: set[str] = set()  # services to build anew
+        self._ingress_tasks: dict[str, set[str]] = {}  # service -> tasks that may serve or not
         self._ingress_wake = asyncio.Event()
         self._facts: ClusterInfo | None = None
 
@@ -222,6 +224,7 @@ class Dispatcher:
             ingress=self._ingress,
             info=self._info,
             period_s=self._custody.period_s,
+            packs=hello.packed_ingress,
         )
         self._sessions[node_id] = session
         SESSIONS.set(len(self._sessions))
@@ -338,7 +341,8 @@ class Dispatcher:
         if serves(old) != serves(new):
             service_id = (new or old).service_id  # type: ignore[union-attr]  # one is set
             if published(self._store.get(Service, service_id)):
-                self._dirty((service_id,))
+                self._ingress_tasks.setdefault(service_id, set()).add(task_id)
+                self._ingress_wake.set()
 
     def _take_node(self, node_id: str, old: Node | None, new: Node | None) -> None:
         self._settle(node_id)
@@ -384,22 +388,23 @@ class Dispatcher:
 
     async def _publish(self) -> None:
         """Sends changed services to all sessions, in larger lots the more there is to send."""
-        pause_s = INGRESS_GATHER_S
+        loop = asyncio.get_running_loop()
+        next_s = 0.0
         while True:
             await self._ingress_wake.wait()
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(max(INGRESS_GATHER_S, next_s - loop.time()))
             self._ingress_wake.clear()
             dirty, self._ingress_dirty = self._ingress_dirty, set()
-            changed = self._ingress.rebuild(self._store, sorted(dirty))
+            tasks, self._ingress_tasks = self._ingress_tasks, {}
+            named = sum(map(len, tasks.values())) + self._ingress.size(dirty)
+            changed = self._ingress.update(self._store, dict(sorted(tasks.items())))
+            changed |= self._ingress.rebuild(self._store, sorted(dirty))
             if not changed:
                 continue
             for session in self._sessions.values():
                 session.mark(services=changed)
-            backends = sum(
-                1 + len(s.backends) for i in changed if (s := self._ingress.services.get(i))
-            )
-            cost_s = INGRESS_COST_S * backends * len(self._sessions)
-            pause_s = min(INGRESS_GATHER_S_MAX, max(INGRESS_GATHER_S, INGRESS_SHARE * cost_s))
+            cost_s = (INGRESS_COST_S + INGRESS_BACKEND_S * named) * len(self._sessions)
+            next_s = loop.time() + min(INGRESS_GATHER_S_MAX, INGRESS_SHARE * cost_s)
 
 
 def _address(peer: str) -> str:

@@ -58,7 +58,9 @@ class Session:
         ingress: IngressTable,
         info: Callable[[str], ClusterInfo],
         period_s: Callable[[], float],
+        packs: bool = False,
     ) -> None:
+        """`packs`: the agent takes published services packed."""
         self.id = session_id
         self.node_id = node_id
         # What the agent was told last.
@@ -84,7 +86,9 @@ class Session:
         self._tasks: set[str] = set()
         self._networks: set[str] = set()
         self._services: set[str] = set()
-        self._published: set[str] = set()  # services whose ports the agent listens on
+        # Services whose ports the agent listens on, as of which number of the table.
+        self._published: dict[str, int] = {}
+        self._packs = packs
         self._cluster_changed = False
         self._told: ClusterInfo | None = None
         self._heartbeat: int | None = None
@@ -117,7 +121,7 @@ class Session:
         ours = (t.id for t in self._view.by(Task, "node", self.node_id))
         self.mark(
             tasks=self._ledger.known().union(ours),
-            services=self._published.union(self._ingress.services),
+            services=self._published.keys() | self._ingress.services.keys(),
         )
         self.mark_cluster()
 
@@ -229,10 +233,16 @@ class Session:
 
     def _first(self) -> Assignments:
         services = self._ingress.services
-        self._published = set(services)
         message = self._ledger.full(self._view)
         ASSIGNMENTS.inc(len(message.tasks))
-        return structs.replace(message, ingress=tuple(services[i] for i in sorted(services)))
+        if self._packs:
+            packed = self._ingress.packed({}, services)
+            message = structs.replace(message, packed_ingress=packed)
+        else:
+            every = tuple(services[i] for i in sorted(services))
+            message = structs.replace(message, ingress=every)
+        self._published = self._ingress.numbers()
+        return message
 
     def _difference(self) -> Assignments | None:
         """What the agent does not know yet; None: nothing."""
@@ -241,14 +251,23 @@ class Session:
         tasks, self._tasks = self._tasks, set()
         networks, self._networks = self._networks, set()
         services, self._services = self._services, set()
-        table = self._ingress.services
-        new = tuple(table[i] for i in sorted(services) if i in table)
-        gone = tuple(i for i in sorted(services) if i not in table and i in self._published)
-        self._published.update(s.service_id for s in new)
-        self._published.difference_update(gone)
         message = self._ledger.changed(
-            self._view, tasks, networks, ingress=new, removed_ingress=gone
+            self._view, tasks, networks, ingress=self._published_since(services)
         )
         if message is not None:
             ASSIGNMENTS.inc(len(message.tasks))
         return message
+
+    def _published_since(self, services: Iterable[str]) -> Assignments:
+        """What the agent does not know of these published services."""
+        table, known = self._ingress.services, self._published
+        gone = tuple(i for i in sorted(services) if i not in table and i in known)
+        if self._packs:
+            said = Assignments(packed_ingress=self._ingress.packed(known, services))
+        else:
+            new = tuple(table[i] for i in sorted(services) if i in table)
+            said = Assignments(ingress=new, removed_ingress=gone)
+        known.update((i, self._ingress.number(i)) for i in services if i in table)
+        for service_id in gone:
+            del known[service_id]
+        return said

@@ -9,14 +9,24 @@ belong into memory, since in truth each has a disk of its own.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import resource
 import sys
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Sequence,
+)
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
+from agent import published
 from agent.description import About
 from agent.session import Session
 from agent.state import StateFile
@@ -86,12 +96,13 @@ class Heard(Channel):
     ) -> AsyncIterator[ManagerMessage]:
         loop = asyncio.get_running_loop()
         self._pulse.sessions += 1
-        async for message in answers:
-            if message.heartbeat is not None and self._said_s is not None:
-                took_s = loop.time() - self._said_s
-                self._pulse.answer_s_max = max(self._pulse.answer_s_max, took_s)
-                self._said_s = None
-            yield message
+        async with aclosing(cast("AsyncGenerator[ManagerMessage]", answers)):
+            async for message in answers:
+                if message.heartbeat is not None and self._said_s is not None:
+                    took_s = loop.time() - self._said_s
+                    self._pulse.answer_s_max = max(self._pulse.answer_s_max, took_s)
+                    self._said_s = None
+                yield message
 
 
 class Crowd:
@@ -198,7 +209,10 @@ async def be_agents(
     managers: Sequence[str],
     folder: Path,
 ) -> None:
-    """The process of these agents."""
+    """The process of these agents. The list of published services is the same for all and read once:
+    in truth each agent has a processor of its own for that.
+    """
+    published.unpacked = functools.lru_cache(maxsize=4)(published.unpacked)
     crowd, lag = Crowd(node_ids, connector), Lag()
 
     def stats(line: str) -> dict[str, Any]:
