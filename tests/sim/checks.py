@@ -14,7 +14,9 @@ from manager.store import codec
 from manager.store.engine import Fence, Op, Row
 from manager.store.engines import embedded
 from manager.store.tables import Change, Tables
+from swarm import states
 from swarm.v1 import (
+    Availability,
     Kind,
     ManagerMessage,
     Message,
@@ -53,6 +55,8 @@ class Safety:
         # When a node was last ready, heard, and when it was seen to be not open.
         self.down_s: dict[str, float] = {}
         self.closed_s: dict[str, float] = {}
+        self.drained_s: dict[str, float] = {}
+        self.removed_s: dict[str, float] = {}
         self._batches: dict[tuple[str, str], dict[int, tuple[TaskReport, ...]]] = {}
         self.acked: dict[str, TaskReport] = {}
 
@@ -116,6 +120,10 @@ class Safety:
         if new is None or not is_open(new):
             if old is None or is_open(old):
                 self.closed_s[node.id] = self.now_s
+        if (new is None or new.revoked) and node.id not in self.removed_s:
+            self.removed_s[node.id] = self.now_s
+        if any(o and o.spec and o.spec.availability == Availability.DRAIN for o in (old, new)):
+            self.drained_s[node.id] = self.now_s
         was = old.status.state if old is not None and old.status else NodeState.DOWN
         now = new.status.state if new is not None and new.status else NodeState.DOWN
         if was == NodeState.READY and now != NodeState.READY:
@@ -172,7 +180,7 @@ class Safety:
             if task.node_id != node_id:
                 self.fail("wrong-node", f"{node_id[:6]} is told of {name_of(self.model, task)}")
             gone = node is None or node.revoked
-            if gone and self.now_s - self.closed_s.get(node_id, self.now_s) > GATHER_S:
+            if gone and self.now_s - self.removed_s.get(node_id, self.now_s) > GATHER_S:
                 self.fail("to-removed", f"{node_id[:6]} is told of {name_of(self.model, task)}")
 
     def heard(self, node_id: str, manager: str, message: Any) -> None:
@@ -191,7 +199,7 @@ class Safety:
             return
         if report.removed and task.desired_state == TaskState.REMOVE:
             self.fail("acked-status", f"{name_of(self.model, task)} is gone, and still in the log")
-        if state_of(task) < report.status.state:
+        if not states.ended(state_of(task)) and state_of(task) < report.status.state:
             self.fail(
                 "acked-status",
                 f"{name_of(self.model, task)} is {state_of(task).name} in the log, "

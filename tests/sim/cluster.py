@@ -59,9 +59,7 @@ class Cluster:
             self.disk = ManagerDisk(random.Random(f"disk {plan.seed}"), plan.seed)
         # What was written and not answered when a manager with a file crashed.
         self._unanswered: list[embedded.Results] = []
-        self.managers = [
-            Manager(self, i + 1, new_id(self._rng)) for i in range(plan.managers)
-        ]
+        self.managers = [Manager(self, i + 1, new_id(self._rng)) for i in range(plan.managers)]
         self.agents = [self._agent(i + 1) for i in range(plan.nodes)]
 
     def _agent(self, number: int) -> Agent:
@@ -179,7 +177,10 @@ class Cluster:
         )
         draft.put(
             ClusterObject(
-                id="cluster", spec=spec, root_ca_pem="root", default_addr_pool=("10.0.0.0/8",),
+                id="cluster",
+                spec=spec,
+                root_ca_pem="root",
+                default_addr_pool=("10.0.0.0/8",),
                 subnet_size=24,
             )  # fmt: skip
         )
@@ -231,9 +232,7 @@ class Cluster:
 class _Watched(DiskEngine):
     """Tells the cluster what it reads and writes."""
 
-    def __init__(
-        self, cluster: Cluster, disk: ManagerDisk, clock: SimClock, loop: SimLoop
-    ) -> None:
+    def __init__(self, cluster: Cluster, disk: ManagerDisk, clock: SimClock, loop: SimLoop) -> None:
         super().__init__(disk, clock, loop)
         self._cluster = cluster
         self.on_written = self._tell_written

@@ -233,6 +233,9 @@ class SimRuntime:
     async def connect(self) -> None:
         await self._host.ask(0.01, lambda: None)
 
+    async def ping(self) -> None:
+        await self._host.ask(0.005, lambda: None)
+
     async def describe(self) -> Description:
         return Description(
             runtimes=("docker",),
@@ -241,9 +244,11 @@ class SimRuntime:
         )
 
     async def adopt(self) -> tuple[Found, ...]:
+        # Events first: what ends while the list is made must not be missed.
+        self._events = asyncio.Queue()
+        self._host.runtime = self
+
         def look() -> tuple[Found, ...]:
-            self._events = asyncio.Queue()
-            self._host.runtime = self
             return tuple(
                 Found(
                     id_,

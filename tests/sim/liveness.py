@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from manager.control import service_status
+from manager.control.tally import Tally
 from manager.control.template import UPDATING
 from swarm import states
-from swarm.v1 import Node, NodeState, Service, Task, TaskState
+from swarm.v1 import JobState, Node, NodeState, Service, Task, TaskState
 from tests.sim.host import BEHAVIOURS
 from tests.sim.loop import SECOND_NS
 from tests.sim.tasks import name_of, state_of
@@ -27,8 +28,8 @@ def judge(cluster: Cluster) -> None:
         cluster.violate("no-leader", "no manager leads")
         return
     _nodes(cluster)
-    _services(cluster)
     _strays(cluster)
+    _services(cluster)
 
 
 def _nodes(cluster: Cluster) -> None:
@@ -54,7 +55,10 @@ def _services(cluster: Cluster) -> None:
             left = [name_of(model, t) for t in model.by(Task, "service", service.id)]
             cluster.violate("hangs", f"{spec.name} is not removed yet: {', '.join(left)[:300]}")
             return
-        status = service_status(model, service, now_ns)
+        job = service.job_status
+        if job is not None and job.state in (JobState.COMPLETE, JobState.FAILED):
+            continue
+        status = service_status(model, service, now_ns, None, Tally.of(model, service, None))
         if status.converged or status.stuck:
             continue
         image = spec.task.container.image if spec.task and spec.task.container else ""
@@ -80,7 +84,11 @@ def _services(cluster: Cluster) -> None:
             continue
         if not status.reasons:
             cluster.violate("not-converged", f"{spec.name} is not converged and says no reason")
-        elif update is None or "PAUSED" not in update.state.name and "ROLLBACK_COMPLETED" not in update.state.name:
+        elif (
+            update is None
+            or "PAUSED" not in update.state.name
+            and "ROLLBACK_COMPLETED" not in update.state.name
+        ):
             cluster.violate("not-converged", f"{spec.name}: {'; '.join(status.reasons)[:400]}")
 
 

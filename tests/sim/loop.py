@@ -51,7 +51,7 @@ class Proc:
 
 
 PROC: ContextVar[Proc | None] = ContextVar("PROC", default=None)
-# Cleared contexts are cheap to make, and what happens outside of all processes needs one.
+# What happens outside of all processes happens in copies of this.
 OUTSIDE = Context()
 
 
@@ -139,7 +139,7 @@ class SimLoop(asyncio.AbstractEventLoop):
     def call_soon(  # type: ignore[override]  # a handle of our own
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle:
-        handle = Handle(callback, args, context or copy_context(), self.now_s)
+        handle = Handle(callback, args, copy_context() if context is None else context, self.now_s)
         self._ready.append(handle)
         return handle
 
@@ -153,7 +153,7 @@ class SimLoop(asyncio.AbstractEventLoop):
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Any = None
     ) -> Handle:
-        handle = Handle(callback, args, context or copy_context(), when)
+        handle = Handle(callback, args, copy_context() if context is None else context, when)
         self._number += 1
         heapq.heappush(self._timers, (when, self._number, handle))
         return handle

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # A replacement waits for a predecessor that does not stop for a minute and its grace period.
 OLD_TASK_S = 60.0
+DRAIN_S = 60.0  # a task may have been placed before its node was drained, and begin later
 
 SlotKey = tuple[str, int | str, int]
 
@@ -81,6 +82,8 @@ class Machines:
             )
 
     def _overlap(self, task: Task, name: str, slot: dict[str, tuple[Host, Box, float]]) -> None:
+        if not states.wanted(task.desired_state):
+            return  # it was begun in the very moment in which it was given up
         beside = []
         for other_id, (host, box, since_s) in slot.items():
             told = box.work.assignment.task
@@ -106,6 +109,8 @@ class Machines:
         if safety.down_s.get(other.node_id, -1.0) >= since_s:
             return False  # it was taken for lost
         moves = node.spec is not None and node.spec.availability == Availability.DRAIN
+        if safety.drained_s.get(other.node_id, -1.0) >= since_s - DRAIN_S:
+            moves = True
         if moves or other.stop_cause == StopCause.MOVED:
             return False
         spec = spec_of_version(safety.model, task.service_id, task.spec_version)

@@ -18,7 +18,7 @@ from manager.ca import Sealer
 from manager.control import ControlLoop
 from manager.dispatcher import Dispatcher
 from manager.leading import Leading
-from manager.store import Store
+from manager.store import Store, Watch
 from swarm import errors
 from swarm.ids import seeded_rng
 from swarm.v1 import ClusterInfo, Gpu
@@ -126,13 +126,14 @@ class Manager:
         group.create_task(engine.announce(self.node_id))
         cluster.net.serve(self.address, Services(self.dispatcher, control), proc)
 
-    def control_loop(self) -> ControlLoop | None:
-        """The one that runs, found as a debugger would."""
+    def control_loop(self) -> tuple[ControlLoop, Watch] | None:
+        """The one that runs and what it hears by, found as a debugger would."""
         for task in self.cluster.loop_tasks(self.proc):
             coro: Any = task.get_coro()
             if getattr(coro, "__qualname__", "") == "ControlLoop.run" and coro.cr_frame is not None:
-                found = coro.cr_frame.f_locals.get("self")
-                return found if isinstance(found, ControlLoop) else None
+                found, watch = (coro.cr_frame.f_locals.get(n) for n in ("self", "watch"))
+                if isinstance(found, ControlLoop) and isinstance(watch, Watch):
+                    return found, watch
         return None
 
     # -------------------------------------------------------------- ends

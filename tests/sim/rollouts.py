@@ -74,8 +74,11 @@ class RollOuts:
             # One that runs, or the new one that came to its end: it is not the roll-out's delay.
             if states.wanted(new.desired_state) or new.spec_version == service.spec_version:
                 slots.pop(slot, None)
-        if new.desired_state == TaskState.REMOVE:
-            slots.pop(slot, None)
+        stopped = not states.wanted(new.desired_state)
+        if new.desired_state == TaskState.REMOVE or (
+            stopped and new.spec_version == service.spec_version
+        ):
+            slots.pop(slot, None)  # given up, or the new one has to leave for another reason
 
     def _stays(self, task: Task) -> bool:
         """Whether its node has no part in its end."""
@@ -112,7 +115,7 @@ class RollOuts:
     def _lost(self, service: Service, slot: int | str) -> bool:
         model = self._safety.model
         for task in model.by(Task, "slot", (service.id, slot)):
-            if not states.wanted(task.desired_state) or not task.node_id:
+            if not task.node_id or states.ended(state_of(task)):
                 continue
             node = model.get(Node, task.node_id)
             if node is None or node.status is None or node.status.state != NodeState.READY:

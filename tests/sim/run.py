@@ -106,17 +106,17 @@ def check_books(cluster: Cluster) -> None:
         except Exception as error:
             cluster.violate("books", f"{manager.host}: {error}")
             return
-        loop = manager.control_loop()
-        if loop is None or loop._controller._tick is not None:
+        found = manager.control_loop()
+        if found is None:
             continue
+        loop, watch = found
         # What it has not heard of yet is in its watch, which only it can read.
-        if loop._controller.dirty or manager.store.task_writer.locked():
+        if loop._controller._tick is not None or watch.pending:
             continue
         try:
             loop._controller.check_invariants(manager.store)
         except Exception as error:
-            if manager.store.revision == cluster.safety.model.revision:
-                cluster.violate("books", f"{manager.host}: {error}")
+            cluster.violate("books", f"{manager.host}: {error}")
 
 
 @contextmanager

@@ -192,7 +192,9 @@ class Users:
         behaviour = _pick(GOOD if item.lot(4) < 0.75 else BAD, item.lot(5))
         placement = None
         if item.lot(6) < 0.15:
-            placement = Placement(constraints=(f"node.labels.zone == {'abc'[int(item.lot(7) * 3)]}",))
+            placement = Placement(
+                constraints=(f"node.labels.zone == {'abc'[int(item.lot(7) * 3)]}",)
+            )
         elif item.lot(6) < 0.25:
             placement = Placement(max_replicas=1 + int(item.lot(7) * 2))
         task = TaskSpec(
@@ -305,7 +307,8 @@ class Users:
         closed = [
             n
             for n in self._cluster.safety.model.all(Node)
-            if n.spec is not None and n.spec.availability in (Availability.DRAIN, Availability.PAUSE)
+            if n.spec is not None
+            and n.spec.availability in (Availability.DRAIN, Availability.PAUSE)
         ]
         if len(closed) > len(self._cluster.agents) // 3 + len(self._cluster.managers):
             word = Availability.ACTIVE
