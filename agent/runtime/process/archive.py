@@ -146,5 +146,3 @@ async def _helper(plan: dict[str, Any], order: dict[str, Any]) -> AsyncIterator[
             yield _Helper(process, ours)
         finally:
             await process_spawn.end(process)
-            if process.stdin is not None:
-                process.stdin.close()

@@ -18,9 +18,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.runtime.base import PROGRAM_MISSING, UNSUPPORTED, Failed, Rejected
+from agent.runtime.base import (
+    ENGINE_FAILED,
+    PROGRAM_MISSING,
+    UNSUPPORTED,
+    Failed,
+    Rejected,
+    cause_of,
+)
 
 START_TIMEOUT_S = 30.0
+CHUNK_BYTES = 4096
 # What the spec is to blame for; anything else may work another time.
 _SPEC_ERRNOS = frozenset({1, 2, 8, 13, 20, 22, 36, 40})
 
@@ -84,7 +92,9 @@ class Supervisor:
         try:
             await asyncio.get_running_loop().sock_sendall(self._socket, packed(plan))
         except ConnectionError:
-            raise Failed("the task's supervisor ended; see supervisor.log") from None
+            raise Failed(
+                "the task's supervisor ended; see supervisor.log", cause=ENGINE_FAILED
+            ) from None
         return int(await self._answer("pid"))
 
     async def go(self) -> None:
@@ -102,16 +112,21 @@ class Supervisor:
                         if data := await loop.sock_recv(self._socket, 4096):
                             self._buffer += data
                             continue
-                    raise Failed("the task's supervisor ended unexpectedly; see supervisor.log")
+                    raise Failed(
+                        "the task's supervisor ended unexpectedly; see supervisor.log",
+                        cause=ENGINE_FAILED,
+                    )
         except TimeoutError:
-            raise Failed(f"the task did not start within {START_TIMEOUT_S:g} s") from None
+            raise Failed(
+                f"the task did not start within {START_TIMEOUT_S:g} s", cause=ENGINE_FAILED
+            ) from None
         line, _, self._buffer = self._buffer.partition(b"\n")
         word, _, rest = line.decode(errors="replace").partition(" ")
         if word == wanted:
             return rest
         number, _, text = rest.partition(" ")
         if int(number) not in _SPEC_ERRNOS:
-            raise Failed(text)
+            raise Failed(text, cause=cause_of(OSError(int(number), text)))
         missing = int(number) == errno.ENOENT and text.endswith(
             (f": {self._program}", f"/{self._program}")
         )
@@ -160,43 +175,96 @@ async def probe() -> str:
 
 
 async def output_of(
-    plan: dict[str, Any], words: Sequence[str], *, timeout_s: float, bytes_max: int
+    plan: dict[str, Any],
+    words: Sequence[str],
+    *,
+    timeout_s: float,
+    bytes_max: int,
+    drain_s: float,
 ) -> tuple[int | None, bytes]:
     """Runs a command beside a task without input; exit code and the end of its output. None: it
-    took too long and was killed.
+    took too long and was killed. What it leaves behind may hold its output open; that is waited for
+    no longer than `drain_s`.
     """
     ours, theirs = socket.socketpair()
-    output = b""
-    with ours, theirs:
+    loop = asyncio.get_running_loop()
+    with ours, theirs, _Output(bytes_max) as output:
         ours.setblocking(False)
         process = await asyncio.create_subprocess_exec(
             *command("exec", str(theirs.fileno())),
             pass_fds=[theirs.fileno()],
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+            stdout=output.write_end,
+            stderr=output.write_end,
         )
         theirs.close()
-        loop = asyncio.get_running_loop()
+        output.follow()
         try:
             async with asyncio.timeout(timeout_s):
                 with contextlib.suppress(ConnectionError):
                     await loop.sock_sendall(ours, packed({**plan, "argv": list(words)}))
-                assert process.stdout is not None
-                while data := await process.stdout.read(4096):
-                    output = (output + data)[-bytes_max:]
                 code = await process.wait()
-            problem = await loop.sock_recv(ours, 4096)
+                problem = await loop.sock_recv(ours, 4096)
+            await output.ended(drain_s)
         except TimeoutError:
-            return None, output
+            return None, output.data
         finally:
             await end(process)
-    return code, output + problem
+        return code, output.data + problem
+
+
+class _Output:
+    """The end of what a command says, through a pipe that asyncio does not know: it would not say
+    that a process has ended before whatever inherited its pipe has, too.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self.data = b""
+        self._bytes_max = bytes_max
+        self._over = asyncio.Event()
+        self._read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def follow(self) -> None:
+        """The command has its end by now."""
+        os.close(self.write_end)
+        self.write_end = -1
+        os.set_blocking(self._read_end, False)
+        asyncio.get_running_loop().add_reader(self._read_end, self._read)
+
+    def _read(self) -> None:
+        data = os.read(self._read_end, CHUNK_BYTES)
+        self.data = (self.data + data)[-self._bytes_max :]
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._read_end)
+            self._over.set()
+
+    async def ended(self, timeout_s: float) -> None:
+        """Waits for the end of the output, for so long at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._over.wait()
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._read_end)
+        os.close(self._read_end)
+        if self.write_end >= 0:
+            os.close(self.write_end)
 
 
 async def end(process: asyncio.subprocess.Process) -> None:
     """Ends an exec helper that still runs, and with it the command and what that has started."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        await process.wait()
+            handle = os.pidfd_open(process.pid)
+            try:
+                process.terminate()
+                await ended(handle)
+            finally:
+                os.close(handle)
+    # Of a pipe with output that nobody takes asyncio hears no end, and `wait` waits for that. There
+    # is no other way to let go of it.
+    process._transport.close()  # type: ignore[attr-defined]
+    await process.wait()
