@@ -523,7 +523,8 @@ class Worker:
                     return tm.Prepared()
                 case tm.Doing.START:
                     started = await host.start(await self._work(entry))
-                    return tm.DidStart(dataclasses.replace(started, note=self._unlimited(entry)))
+                    notes = [n for n in (started.note, self._unlimited(entry)) if n]
+                    return tm.DidStart(dataclasses.replace(started, note="; ".join(notes)))
                 case tm.Doing.STOP:
                     container = _container(entry.assignment)
                     grace_ns = container.stop_grace_period_ns

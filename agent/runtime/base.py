@@ -46,6 +46,8 @@ DISK_FULL = "disk_full"
 ENGINE_FAILED = "engine_failed"
 UNHEALTHY = "unhealthy"
 OOM = "oom"
+# Characters of a healthcheck's output that go into a message.
+OUTPUT_MAX = 200
 # A value of RuntimeProblem.cause, beside DISK_FULL.
 ENGINE_UNRESPONSIVE = "engine_unresponsive"
 
@@ -72,11 +74,15 @@ class Failed(errors.SwarmError):
 
 def cause_of(error: OSError) -> str:
     """The cause that an error of the system amounts to; empty: none of those above."""
-    return DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DISK_FULL
+    node = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EROFS)
+    return ENGINE_FAILED if error.errno in node else ""
 
 
 def failed_checks(count: int, output: str) -> str:
     """What is said of a healthcheck that has failed so often in a row; 0: not known."""
+    output = " ".join(output.split())[:OUTPUT_MAX]
     if not count:
         return output
     return f"{count} check{'' if count == 1 else 's'} failed: {output}"

@@ -15,7 +15,6 @@ from swarm.v1 import ContainerStatus, NetworkAttachment, PortConfig
 KILLED = 137  # 128 + SIGKILL
 _CREATED = ("created", "initialized", "configured")  # the last two are Podman's
 _RUNNING = ("running", "paused", "restarting", "stopping")
-_OUTPUT_MAX = 200  # characters of a healthcheck's output that go into a message
 _MIB = 1024 * 1024
 
 
@@ -108,7 +107,7 @@ def last_output(container: Mapping[str, Any]) -> str:
     log = health.get("Log") or ()
     if not log:
         return ""
-    output = " ".join(str(log[-1].get("Output", "")).split())[:_OUTPUT_MAX]
+    output = str(log[-1].get("Output", "")).strip()
     return failed_checks(
         int(health.get("FailingStreak") or 0),
         output or f"the healthcheck ended with {log[-1].get('ExitCode')}",

@@ -19,6 +19,7 @@ import os
 import re
 import tempfile
 from collections.abc import AsyncIterator, Coroutine, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -275,7 +276,7 @@ class DockerRuntime:
             if work.files:
                 files = await asyncio.to_thread(self._files.write, plan.task_id, work.files)
             container_id = await self._create(plan, network_ids, files, auth)
-            self._watchlist.add(Watched(plan.task_id, container_id))
+            self._watchlist.add(Watched(plan.task_id, container_id, note=plan.note))
         except BaseException:
             self._files.remove(plan.task_id)  # a task that failed may be kept for long
             raise
@@ -394,7 +395,7 @@ class DockerRuntime:
         if container is None:
             raise Failed("the container was removed by somebody else while it started")
         _learn(entry, container)
-        started = started_of(container, self._networks.cluster_id)
+        started = replace(started_of(container, self._networks.cluster_id), note=entry.note)
         if phase_of(str(container["State"].get("Status"))) is Phase.EXITED:
             # So short-lived that it ended before this look; its event may still be on the way.
             self._watchlist.exit(entry, end_of(container, oom=entry.oom))

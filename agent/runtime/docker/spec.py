@@ -47,6 +47,7 @@ LABEL_TASK = "com.docker.swarm.task.id"
 # The engine stops a container by itself (at its own end) with this grace; Docker's default.
 STOP_GRACE_NS = 10_000_000_000
 SECOND_NS = 1_000_000_000
+START_INTERVAL_API = (1, 44)
 _CDI = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_.-]+=.+")
 
 
@@ -61,6 +62,8 @@ class Plan:
     pull_policy: str
     attachments: tuple[Attachment, ...]
     body: dict[str, Any]
+    # As in agent.runtime.base.Started.
+    note: str = ""
 
 
 def plan_container(
@@ -106,6 +109,7 @@ def plan_container(
         pull_policy=container.pull_policy,
         attachments=attachments,
         body=body,
+        note=note_on(container, facts),
     )
 
 
@@ -185,9 +189,22 @@ def _healthcheck(health: HealthConfig, facts: Facts, problem: Problem) -> dict[s
         "StartPeriod": health.start_period_ns,
         "Retries": health.retries,
     }
-    if health.start_interval_ns and facts.needs((1, 44), "a healthcheck's start_interval", problem):
+    # An older engine checks every interval from the beginning: what is healthy is known later.
+    if health.start_interval_ns and facts.api >= START_INTERVAL_API:
         out["StartInterval"] = health.start_interval_ns
     return out
+
+
+def note_on(container: ContainerSpec, facts: Facts) -> str:
+    """What the engine cannot do of the spec and what is done in its place; empty: nothing."""
+    health = container.healthcheck
+    if health is None or not health.start_interval_ns or facts.api >= START_INTERVAL_API:
+        return ""
+    return (
+        f"its healthcheck's start_interval has no effect: {facts.engine} {facts.release} has API "
+        f"{facts.api[0]}.{facts.api[1]} and this needs {START_INTERVAL_API[0]}."
+        f"{START_INTERVAL_API[1]}; it is checked every interval"
+    )
 
 
 def _env(

@@ -40,6 +40,8 @@ class Watched:
     # The worker knows that it runs; before, events wait in `held`.
     told: bool = False
     held: list[Event] = field(default_factory=list)
+    # As in agent.runtime.base.Started; lost with the agent.
+    note: str = ""
     stop_signal: str = ""
     # What the engine grants it when it stops it by itself.
     grace_s: float = 10.0

@@ -19,7 +19,7 @@ from enum import Enum
 from agent.gpus import Handover
 from agent.runtime.process import health as process_health
 from agent.runtime.process.cgroup import Cgroups
-from swarm.v1 import ContainerSpec, Mount, TaskSpec
+from swarm.v1 import ContainerSpec, HealthConfig, Mount, TaskSpec
 
 
 class How(Enum):
@@ -231,10 +231,15 @@ def _command(container: ContainerSpec) -> Iterator[str]:
         yield "command: a word holds a zero byte"
     if container.dir and not container.dir.startswith("/"):
         yield f'dir "{container.dir}": must be an absolute path'
+    health = container.healthcheck
     try:
-        process_health.schedule(container.healthcheck)
+        process_health.schedule(health)
     except ValueError as error:
         yield str(error)
+    if health is not None and not health.test and health != HealthConfig():
+        yield (
+            "healthcheck: there is no image whose test could be used; write a test, or use docker"
+        )
 
 
 def _modes(container: ContainerSpec, powers: Powers) -> Iterator[str]:

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from agent.runtime.base import Failed, TaskFile
+from agent.runtime.base import Failed, TaskFile, cause_of
 from agent.runtime.memory import memory_folder
 from agent.runtime.process.fields import Powers
 
@@ -72,7 +72,8 @@ class Files:
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise Failed(
-                f"cannot write secrets and configs to {folder}: {error.strerror}"
+                f"cannot write secrets and configs to {folder}: {error.strerror}",
+                cause=cause_of(error),
             ) from None
         return folder
 

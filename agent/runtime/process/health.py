@@ -2,16 +2,13 @@
 
 The rules are Docker's (moby daemon/health.go): healthy after one success; unhealthy after `retries`
 failures in a row; failures in the start period do not count until there was a success; in that
-period probes come each start interval. `step` decides, `watch` waits and probes.
+period probes come each start interval. Pure; checks.py waits and probes.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from swarm.clock import Clock
 from swarm.v1 import HealthConfig
 
 _NANO = 1_000_000_000
@@ -89,25 +86,3 @@ def pause_s(health: Health, plan: Schedule, *, age_s: float) -> float:
     if age_s < plan.start_period_s and not health.succeeded:
         return min(plan.start_interval_s, plan.interval_s)
     return plan.interval_s
-
-
-async def watch(
-    plan: Schedule,
-    probe: Callable[[Schedule], Awaitable[Result]],
-    report: Callable[[bool, str], None],
-    clock: Clock,
-    *,
-    started_s: float,
-    healthy: bool | None = None,
-) -> None:
-    """Probes until cancelled; reports each change of health with the last output. `healthy` is what
-    was reported before the agent's restart.
-    """
-    health = Health(healthy=healthy, succeeded=bool(healthy))
-    while True:
-        await asyncio.sleep(pause_s(health, plan, age_s=clock.monotonic_s() - started_s))
-        result = await probe(plan)
-        after = step(health, result, plan, age_s=clock.monotonic_s() - started_s)
-        if after.healthy is not None and after.healthy != health.healthy:
-            report(after.healthy, result.output)
-        health = after

@@ -206,7 +206,7 @@ def _make_mountpoint(path: str, free: set[str], *, folder: bool) -> None:
 def _mimic(folder: str) -> None:
     entries = list(os.scandir(folder))
     if len(entries) > MIMIC_ENTRIES_MAX:
-        raise OSError(28, f"{folder}: has too many entries to add a mount point; make it by hand")
+        raise OSError(22, f"{folder}: has too many entries to add a mount point; make it by hand")
     real = os.open(folder, os.O_PATH | os.O_CLOEXEC)
     mode = os.stat(folder).st_mode & 0o7777
     mount("swarm-mimic", folder, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode:o}")

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from agent.ingress import LocalTarget
-from agent.runtime.base import Failed, Rejected
+from agent.runtime.base import ENGINE_FAILED, Failed, Rejected
 from agent.runtime.process.fields import Powers
 from swarm.v1 import Assignment, PortConfig
 
@@ -80,7 +80,9 @@ class HostNetworkPorts:
         owner = self._used.get(port)
         if owner not in (None, task_id) or (owner is None and not self._free(port, kinds)):
             by = f"task {owner}" if owner else "another program"
-            raise Failed(f"host port {port} at {self.bind_address} is in use by {by}")
+            raise Failed(
+                f"host port {port} at {self.bind_address} is in use by {by}", cause=ENGINE_FAILED
+            )
         self._used[port] = task_id
 
     def _any(self, task_id: str, kinds: set[str]) -> int:
@@ -90,7 +92,9 @@ class HostNetworkPorts:
             if port not in self._used and self._free(port, kinds):
                 self._used[port] = task_id
                 return port
-        raise Failed(f"no port from {FIRST} to {LAST} is free at {self.bind_address}")
+        raise Failed(
+            f"no port from {FIRST} to {LAST} is free at {self.bind_address}", cause=ENGINE_FAILED
+        )
 
     def _free(self, port: int, kinds: set[str]) -> bool:
         family = socket.AF_INET6 if ":" in self.bind_address else socket.AF_INET

@@ -17,7 +17,7 @@ import os
 import platform
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ import structlog
 from agent.gpus import HandOver, Handover, as_claimed, given_to
 from agent.ingress import LocalTarget
 from agent.runtime.base import (
+    ENGINE_FAILED,
+    OOM,
     UNSUPPORTED,
     Description,
     Event,
@@ -37,10 +39,12 @@ from agent.runtime.base import (
     Rejected,
     Started,
     Work,
+    cause_of,
 )
 from agent.runtime.memory import covered_folders
 from agent.runtime.process import archive as process_archive
 from agent.runtime.process import cgroup as process_cgroup
+from agent.runtime.process import checks as process_checks
 from agent.runtime.process import exec as process_exec
 from agent.runtime.process import fields as process_fields
 from agent.runtime.process import health as process_health
@@ -50,21 +54,22 @@ from agent.runtime.process import ports as process_ports
 from agent.runtime.process import spawn as process_spawn
 from agent.runtime.process import state as process_state
 from agent.runtime.process import stats as process_stats
+from agent.runtime.process import task as process_task
 from agent.runtime.process.events import Events
 from agent.runtime.process.fields import Powers
 from agent.runtime.process.files import Files
-from agent.runtime.process.health import Result, Schedule
+from agent.runtime.process.health import Schedule
 from agent.runtime.process.net import DEFAULT_POOL, Bridge
 from agent.runtime.process.plan import Layout, Ports
 from agent.runtime.process.ports import HostNetworkPorts, HostPorts
 from agent.runtime.process.state import Outcome, Record
+from agent.runtime.process.task import Task
 from swarm import errors
 from swarm.clock import Clock
 from swarm.ids import Rng, system_rng
 from swarm.v1 import (
     Assignment,
     ContainerSpec,
-    ContainerStatus,
     ExecInput,
     ExecOutput,
     ExecStart,
@@ -81,28 +86,9 @@ log = structlog.get_logger("process_runtime")
 
 STOP_MARGIN_S = 15.0  # beyond the grace period, until the supervisor itself is given up
 REMOVE_TRIES = 50  # a tenth of a second apart, for cgroups whose processes are still going
-HEALTH_OUTPUT_BYTES = 4096  # Docker's
 SETTLE_S = 5.0  # how long adopt waits for a start that the former agent was in the middle of
 KILLED = 137
 _NANO = 1_000_000_000
-
-
-class _Task:
-    """A task that runs, or has run, as the agent sees it."""
-
-    def __init__(self, record: Record, folder: Path) -> None:
-        self.record = record
-        self.folder = folder
-        self.pids: process_state.Pids | None = None
-        self.pidfd = -1
-        self.outcome: Outcome | None = None
-        self.exited = asyncio.Event()
-        self.health: asyncio.Task[None] | None = None
-        self.stopping = False
-
-    @property
-    def running(self) -> bool:
-        return self.pidfd >= 0
 
 
 class ProcessRuntime:
@@ -145,7 +131,7 @@ class ProcessRuntime:
         self._powers = Powers(root=False, isolated=False)
         self._cgroups: process_cgroup.Cgroups | None = None
         self._warnings: tuple[str, ...] = ()
-        self._tasks: dict[str, _Task] = {}
+        self._tasks: dict[str, Task] = {}
         self._events = Events()
         self._jobs: set[asyncio.Task[None]] = set()
 
@@ -200,7 +186,7 @@ class ProcessRuntime:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
                 continue
             await self._settle(folder)
-            found.append(await self._adopt_one(_Task(record, folder)))
+            found.append(await self._adopt_one(Task(record, folder)))
         running = {f.task_id for f in found if f.phase is Phase.RUNNING}
         self._files.keep(running | known)
         await self._bridge.sweep()
@@ -216,11 +202,11 @@ class ProcessRuntime:
         ):
             await asyncio.sleep(0.02)
 
-    async def _adopt_one(self, task: _Task) -> Found:
+    async def _adopt_one(self, task: Task) -> Found:
         record = task.record
         known = self._tasks.get(record.task_id)
         if known is not None and known.running:  # an earlier look at the host broke off after it
-            return Found(record.task_id, Phase.RUNNING, started=_started(known))
+            return Found(record.task_id, Phase.RUNNING, started=process_task.started(known))
         self._tasks[record.task_id] = task
         if record.leased and record.address:
             self._bridge.adopt(record.task_id, record.address)
@@ -231,13 +217,19 @@ class ProcessRuntime:
         task.pids = process_state.load_pids(task.folder)
         if self._open(task):
             self._watch(task)
+            if record.healthy is False:  # it may not have been heard, and is not said again
+                self._tell_health(task, healthy=False)
             if record.isolated and record.host_ports and self._host_ports is not None:
                 await self._publish_again(task)
-            return Found(record.task_id, Phase.RUNNING, started=_started(task))
+            return Found(record.task_id, Phase.RUNNING, started=process_task.started(task))
         outcome = self._settle_outcome(task)
         await self._release(task)
         return Found(
-            record.task_id, Phase.EXITED, exit_code=outcome.exit_code, message=outcome.message
+            record.task_id,
+            Phase.EXITED,
+            exit_code=outcome.exit_code,
+            message=outcome.message,
+            cause=outcome.cause,
         )
 
     def events(self) -> AsyncIterator[Event]:
@@ -302,15 +294,17 @@ class ProcessRuntime:
                         process_plan.volume_path(mount, layout).mkdir(parents=True, exist_ok=True)
             process_state.save_record(folder, Record(task_id=work.task_id))
         except OSError as error:
-            raise Failed(f"cannot prepare {error.filename}: {error.strerror}") from None
-        self._tasks.setdefault(work.task_id, _Task(Record(task_id=work.task_id), folder))
+            raise Failed(
+                f"cannot prepare {error.filename}: {error.strerror}", cause=cause_of(error)
+            ) from None
+        self._tasks.setdefault(work.task_id, Task(Record(task_id=work.task_id), folder))
 
     async def start(self, work: Work) -> Started:
         task = self._tasks.get(work.task_id)
         if task is None:
             raise Failed("the task is not prepared on this node")
         if task.running:
-            return _started(task)
+            return process_task.started(task)
         if process_state.was_started(task.folder):
             raise Failed("the task has run already; a retry is a new task")
         try:
@@ -322,12 +316,14 @@ class ProcessRuntime:
         except BaseException as error:
             await self._undo(task)
             if isinstance(error, OSError):
-                raise Failed(f"cannot start the task: {error.strerror or error}") from error
+                raise Failed(
+                    f"cannot start the task: {error.strerror or error}", cause=cause_of(error)
+                ) from error
             if isinstance(error, errors.SwarmError) and not isinstance(error, (Rejected, Failed)):
-                raise Failed(error.message) from error
+                raise Failed(error.message, cause=ENGINE_FAILED) from error
             raise
         self._watch(task)
-        return _started(task)
+        return process_task.started(task)
 
     def _given(self, assignment: Assignment) -> Handover:
         return given_to(assignment, self._gpus)
@@ -379,7 +375,7 @@ class ProcessRuntime:
         process_state.save_record(layout.folder, record)
         return record
 
-    async def _launch(self, task: _Task, work: Work) -> None:
+    async def _launch(self, task: Task, work: Work) -> None:
         """Starts the supervisor and leads it to the point where the command runs."""
         assignment, spec, container = _parts(work)
         record = task.record
@@ -420,7 +416,7 @@ class ProcessRuntime:
         )
         return msgspec.structs.replace(record, host_ports=ports)
 
-    async def _publish_again(self, task: _Task) -> None:
+    async def _publish_again(self, task: Task) -> None:
         """For a task that was found running. Its port may have been taken while no agent listened;
         then this task has failed, and no other has.
         """
@@ -430,7 +426,7 @@ class ProcessRuntime:
             text = f"its port cannot be opened again: {error.message}"
             self._events.put(Event(task.record.task_id, EventKind.UNHEALTHY, message=text))
 
-    async def _undo(self, task: _Task) -> None:
+    async def _undo(self, task: Task) -> None:
         """After a start that failed: nothing of it is left, so that nothing runs unseen."""
         if task.running:
             with contextlib.suppress(ProcessLookupError):
@@ -441,7 +437,7 @@ class ProcessRuntime:
 
     # -------------------------------------------------------------- while it runs
 
-    def _open(self, task: _Task) -> bool:
+    def _open(self, task: Task) -> bool:
         """Takes hold of the supervisor of a task that was found; False: it is gone."""
         # The exit is written last, so a supervisor that still lives then has nothing more to say.
         if task.pids is None or process_state.load_exit(task.folder) is not None:
@@ -452,45 +448,52 @@ class ProcessRuntime:
         task.pidfd = handle
         return True
 
-    def _watch(self, task: _Task) -> None:
+    def _watch(self, task: Task) -> None:
         asyncio.get_running_loop().add_reader(task.pidfd, self._ended, task)
         plan = process_health.schedule(task.record.health)
         if plan is not None:
             task.health = asyncio.create_task(self._check_health(task, plan))
 
-    def _ended(self, task: _Task) -> None:
+    def _ended(self, task: Task) -> None:
         asyncio.get_running_loop().remove_reader(task.pidfd)
         self._close(task)
         outcome = self._settle_outcome(task)
         if task.health is not None:
             task.health.cancel()
         self._events.put(
-            Event(task.record.task_id, EventKind.EXITED, outcome.exit_code, outcome.message)
+            Event(
+                task.record.task_id,
+                EventKind.EXITED,
+                outcome.exit_code,
+                outcome.message,
+                cause=outcome.cause,
+            )
         )
         self._job(self._release(task))
         task.exited.set()
 
-    def _close(self, task: _Task) -> None:
+    def _close(self, task: Task) -> None:
         os.close(task.pidfd)
         task.pidfd = -1
         if task.pids is not None:
             process_spawn.reap(task.pids.supervisor)
 
-    def _settle_outcome(self, task: _Task) -> Outcome:
+    def _settle_outcome(self, task: Task) -> Outcome:
         """How the task ended; found out once, then kept."""
         outcome = task.outcome or process_state.load_outcome(task.folder)
         if outcome is None:
-            code, message = process_state.load_exit(task.folder), ""
+            code, message, cause = process_state.load_exit(task.folder), "", ""
             if code is None:
                 code, message = KILLED, "its supervisor was killed, or the machine was restarted"
             if self._cgroups is not None and self._cgroups.oom_kills(task.record.task_id):
                 message = "out of memory: a process was killed at the memory limit"
-            outcome = Outcome(code, message)
-            _try_to_save(task, lambda: process_state.save_outcome(task.folder, outcome))
+                cause = OOM if code else ""
+            outcome = Outcome(code, message, cause)
+            process_task.try_to_save(task, lambda: process_state.save_outcome(task.folder, outcome))
         task.outcome = outcome
         return outcome
 
-    async def _release(self, task: _Task) -> None:
+    async def _release(self, task: Task) -> None:
         """Gives back what only a running task needs."""
         task_id = task.record.task_id
         self._ports.release(task_id)
@@ -514,39 +517,29 @@ class ProcessRuntime:
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
 
-    async def _check_health(self, task: _Task, plan: Schedule) -> None:
+    async def _check_health(self, task: Task, plan: Schedule) -> None:
         record = task.record
         age_s = (self._clock.now_ns() - record.started_at_ns) / _NANO
 
-        async def probe(schedule: Schedule) -> Result:
-            try:
-                code, output = await process_spawn.output_of(
-                    self._exec_plan(task),
-                    schedule.command,
-                    timeout_s=schedule.timeout_s,
-                    bytes_max=HEALTH_OUTPUT_BYTES,
-                )
-            except OSError as error:  # no process can be made just now
-                return Result(False, f"healthcheck cannot be run: {error.strerror}")
-            text = output.decode(errors="replace").strip()
-            if code is None:
-                text = f"healthcheck took longer than {schedule.timeout_s:g} s: {text}"
-            return Result(code == 0, text)
+        def report(healthy: bool, said: str) -> None:
+            task.record = msgspec.structs.replace(task.record, healthy=healthy, unhealthy=said)
+            process_task.try_to_save(
+                task, lambda: process_state.save_record(task.folder, task.record)
+            )
+            self._tell_health(task, healthy=healthy)
 
-        def report(healthy: bool, output: str) -> None:
-            task.record = msgspec.structs.replace(task.record, healthy=healthy)
-            _try_to_save(task, lambda: process_state.save_record(task.folder, task.record))
-            kind = EventKind.HEALTHY if healthy else EventKind.UNHEALTHY
-            self._events.put(Event(record.task_id, kind, message=output))
-
-        await process_health.watch(
+        await process_checks.watch(
             plan,
-            probe,
+            lambda schedule: process_checks.probe(self._exec_plan(task), schedule),
             report,
             self._clock,
             started_s=self._clock.monotonic_s() - max(0.0, age_s),
             healthy=record.healthy,
         )
+
+    def _tell_health(self, task: Task, *, healthy: bool) -> None:
+        kind = EventKind.HEALTHY if healthy else EventKind.UNHEALTHY
+        self._events.put(Event(task.record.task_id, kind, message=task.record.unhealthy))
 
     # -------------------------------------------------------------- stop and remove
 
@@ -559,7 +552,7 @@ class ProcessRuntime:
             await self._stop(task, number, grace_s)
         return None if task.outcome is None else task.outcome.exit_code
 
-    async def _stop(self, task: _Task, number: int, grace_s: float) -> None:
+    async def _stop(self, task: Task, number: int, grace_s: float) -> None:
         try:
             process_state.request_stop(task.folder, number, max(0.0, grace_s))
         except OSError as error:  # a full disk must not make tasks that nobody can stop
@@ -617,7 +610,7 @@ class ProcessRuntime:
         plan = process_exec.ordered(self._exec_plan(task), start, self._powers)
         return process_exec.run(plan, start.size, stdin)
 
-    def _exec_plan(self, task: _Task) -> dict[str, Any]:
+    def _exec_plan(self, task: Task) -> dict[str, Any]:
         record, pids = task.record, task.pids
         assert pids is not None
         groups = self._cgroups.procs(record.task_id) if self._cgroups is not None else ()
@@ -679,23 +672,3 @@ class ProcessRuntime:
 def _parts(work: Work) -> tuple[Assignment, TaskSpec, ContainerSpec]:
     spec = work.assignment.spec or TaskSpec()
     return work.assignment, spec, spec.container or ContainerSpec()
-
-
-def _try_to_save(task: _Task, save: Callable[[], None]) -> None:
-    """Writes what only a later agent needs: without room on the disk the task goes on without."""
-    try:
-        save()
-    except OSError as error:
-        log.warning("task_not_written", task_id=task.record.task_id, reason=str(error))
-
-
-def _started(task: _Task) -> Started:
-    record, pids = task.record, task.pids
-    assert pids is not None
-    return Started(
-        container=ContainerStatus(container_id=f"process:{pids.main}", pid=pids.main),
-        address=record.address,
-        port_map=record.port_map,
-        host_ports=record.host_ports,
-        healthy=process_health.schedule(record.health) is None or bool(record.healthy),
-    )

@@ -47,6 +47,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     stop_signal: str = ""
     health: HealthConfig | None = None
     healthy: bool | None = None  # as last reported
+    unhealthy: str = ""  # what was said of its health when that was reported last
     started_at_ns: int = 0
     files_dir: str = ""  # secrets and configs of a task without mounts of its own
 
@@ -56,6 +57,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
     exit_code: int
     message: str = ""
+    cause: str = ""  # as in TaskStatus
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,9 +150,13 @@ def supervise() -> None:
     inside.prctl(inside.PR_SET_CHILD_SUBREAPER, 1)
     # Held by us and the task's init for life: tells an agent that restarts in the middle of a start
     # that the start goes on.
-    lock = os.open(f"{plan['folder']}/lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    task = _Running(plan, wake_r)
+    try:
+        lock = os.open(f"{plan['folder']}/lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        task = _Running(plan, wake_r)
+    except OSError as error:
+        _fail(error)
+        return
     try:
         task.start()
     except OSError as error:

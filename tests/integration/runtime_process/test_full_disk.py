@@ -73,5 +73,15 @@ async def test_health_is_told_on_a_full_disk_and_nothing_new_is_begun(small: Har
     await small.run(work("sleep", "60", container=ContainerSpec(healthcheck=check)))
     fill(small)
     assert (await small.event()).kind is EventKind.UNHEALTHY
-    with pytest.raises(Failed, match="No space left"):
+    with pytest.raises(Failed, match="No space left") as caught:
         await small.run(work("sleep", "60"))
+    assert caught.value.cause == "disk_full"
+
+
+async def test_a_start_without_room_says_so(small: Harness) -> None:
+    job = work("sleep", "60")
+    await small.runtime.prepare(job)
+    fill(small)
+    with pytest.raises(Failed) as caught:
+        await small.runtime.start(job)
+    assert caught.value.cause == "disk_full", caught.value.message

@@ -136,6 +136,7 @@ async def test_a_task_over_its_memory_limit_ends_with_the_reason(isolated: Harne
     await isolated.run(job)
     event = await isolated.event()
     assert event.exit_code == 137 and "out of memory" in event.message
+    assert event.cause == "oom"
     await isolated.restart()
     (found,) = await isolated.runtime.adopt()
     assert (found.phase, found.message) == (Phase.EXITED, event.message)

@@ -191,7 +191,7 @@ async def test_a_healthcheck_tells_healthy_and_unhealthy(plain: Harness) -> None
     assert (await plain.event()).kind is EventKind.HEALTHY
     (plain.folder / "tasks" / job.task_id / "work/ok").unlink()
     event = await plain.event()
-    assert (event.kind, event.message) == (EventKind.UNHEALTHY, "looked")
+    assert (event.kind, event.message) == (EventKind.UNHEALTHY, "2 checks failed: looked")
 
 
 async def test_logs_follow_across_rotation_and_lose_nothing(plain: Harness) -> None:

@@ -523,11 +523,6 @@ def test_log_driver_and_runtime() -> None:
 
 
 REFUSED: dict[str, tuple[Work, Facts, str]] = {
-    "start_interval": (
-        work(ContainerSpec(healthcheck=HealthConfig(start_interval_ns=1))),
-        OLD,
-        "start_interval needs an engine with API 1.44",
-    ),
     "annotations": (work(ContainerSpec(annotations={"a": "b"})), OLD, "annotations needs"),
     "cdi": (work(ContainerSpec(devices=(DeviceMapping(source="v.com/c=n"),))), OLD, "CDI device"),
     "runtime": (work(runtime="kata"), OLD, "no runtime 'kata'; it has runc"),
@@ -610,3 +605,27 @@ def test_files_are_read_only_and_relabelled_where_selinux_is() -> None:
     labelled, _ = body_for(plan, [], files, NEW)
     assert labelled["HostConfig"]["Binds"] == ["/run/f/0:/run/secrets/a:ro,z"]
     json.dumps(labelled)
+
+
+def test_an_old_engine_checks_every_interval_and_the_task_says_so() -> None:
+    health = HealthConfig(test=("CMD", "x"), start_interval_ns=1, interval_ns=2)
+    given = work(ContainerSpec(healthcheck=health))
+    old, new = (plan_container(given, facts, node_id="n1", cluster_id="c1") for facts in (OLD, NEW))
+    assert "StartInterval" not in old.body["Healthcheck"]
+    assert old.note == (
+        "its healthcheck's start_interval has no effect: docker  has API 1.41 and this needs 1.44; "
+        "it is checked every interval"
+    )
+    assert (new.body["Healthcheck"]["StartInterval"], new.note) == (1, "")
+
+
+def test_a_test_left_out_is_the_images_with_other_times() -> None:
+    """An empty test is what the engine takes from the image."""
+    given = work(ContainerSpec(healthcheck=HealthConfig(interval_ns=2, retries=5)))
+    assert body(given)["Healthcheck"] == {
+        "Test": [],
+        "Interval": 2,
+        "Timeout": 0,
+        "StartPeriod": 0,
+        "Retries": 5,
+    }

@@ -91,6 +91,7 @@ def test_what_needs_root_is_refused_without_and_taken_with(name: str, value: obj
         ({"command": ("a\0b",)}, "zero byte"),
         ({"dir": "x"}, "absolute"),
         ({"healthcheck": HealthConfig(test=("CMD",))}, "healthcheck"),
+        ({"healthcheck": HealthConfig(interval_ns=1)}, "no image whose test could be used"),
         ({"healthcheck": HealthConfig(test=("SHELL", "x"))}, "healthcheck"),
         ({"pid_mode": "host"}, "pid_mode"),
         ({"network_mode": "service:x"}, "network_mode"),
