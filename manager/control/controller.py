@@ -42,9 +42,7 @@ from manager.control.template import (
     PAUSED,
     UPDATING,
     mode_of,
-    monitor_ns,
     state_of,
-    update_config,
 )
 from manager.control.tick import Tick
 from manager.control.update import update
@@ -95,9 +93,6 @@ class Controller:
         self._gates: dict[str, set[str]] = {}
         self._wake: dict[str, int] = {}  # service -> when to look at it
         self._heap: list[tuple[int, str]] = []
-        # Of services in a roll-out: since when tasks run, and which have outlived the monitor.
-        self._running: dict[str, int] = {}
-        self._survived: set[str] = set()
         # Services with tasks on their way to other nodes: how far these come matters.
         self._moving: set[str] = set()
         self._automatic = None if played else Automatic()
@@ -113,7 +108,6 @@ class Controller:
         self._placer.reset(self.table, view)
         self._per_node, self._gates = set(), {}
         self._wake, self._heap = {}, []
-        self._running, self._survived = {}, set()
         self._moving = set()
         self._tick = None
         self._books.reset(view)
@@ -123,13 +117,10 @@ class Controller:
             self._note_service(service)
             if self._automatic is not None:
                 self._automatic.note(service)
-        rolling = {s.id for s in view.all(Service) if _rolling(s)}
         for task in view.all(Task):
             if task.service_id not in self.dirty:
                 self.dirty.add(task.service_id)  # its service is gone
             self._placer.note_task(task, view)
-            if task.service_id in rolling and state_of(task) == TaskState.RUNNING:
-                self._running[task.id] = task.meta.updated_at_ns if task.meta else 0
 
     def observe(self, change: Change, view: View, *, own: bool = False) -> None:
         """Takes one committed change, in order. `own`: the tick itself made it, so it leaves
@@ -195,8 +186,6 @@ class Controller:
         if own:
             return
         service = view.get(Service, task.service_id)
-        if after == TaskState.RUNNING or states.ended(after):
-            self._watch(service, task, before, after, new)
         if after >= TaskState.STARTING:
             self._wake_waiting(service)
         rolling = service is not None and _rolling(service)
@@ -223,27 +212,6 @@ class Controller:
             self._set_wake(book.service_id, wake_ns)
         if self._gates and before != book.milestones:
             self._wake_waiting(view.get(Service, book.service_id))
-
-    def _watch(
-        self,
-        service: Service | None,
-        task: Task,
-        before: TaskState,
-        after: TaskState,
-        new: Task | None,
-    ) -> None:
-        """Notes how long the tasks of a roll-out have run."""
-        now_ns = new.meta.updated_at_ns if new is not None and new.meta else 0
-        if service is None or not _rolling(service) or new is None:
-            self._running.pop(task.id, None)
-            self._survived.discard(task.id)
-        elif after == TaskState.RUNNING:
-            if before != TaskState.RUNNING:
-                self._running[task.id] = now_ns
-        else:
-            since_ns = self._running.pop(task.id, None)
-            if since_ns is not None and now_ns - since_ns > monitor_ns(update_config(service)):
-                self._survived.add(task.id)
 
     def _observe_node(self, change: Change, view: View) -> None:
         if _matters(change.old) == _matters(change.new):
@@ -347,7 +315,7 @@ class Controller:
         book = self._books.get(service_id)
         if book is not None:
             return self._job(draft, service, book, budget, tick)
-        work = Work(draft, service, self.table, self._rng, budget, survived=self._survived)
+        work = Work(draft, service, self.table, self._rng, budget, places=self._placer)
         if service.pending_delete:
             gone = remove_service(work)
             self._flush(work, tick)

@@ -11,7 +11,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from manager.scheduler import Group, NodeTable, unavailable, unsuitable
+from manager.scheduler import Group, NodeTable, barred
 from manager.scheduler.backfill import UNKNOWN_NS, Spot, all_fit, ghosts
 from manager.scheduler.ranking import GroupKey, Place, Terms, Turn
 from manager.store import View
@@ -27,6 +27,9 @@ class Hold:
     at_ns: int = UNKNOWN_NS
     # Made by stopping others, not by waiting for them.
     preempts: bool = False
+    # Of those before it in its slots: nobody of the same priority may have the place, whoever waits
+    # longer.
+    own: bool = False
 
     @property
     def tasks(self) -> int:
@@ -51,7 +54,7 @@ class Hold:
         if turn.key == self.turn.key:
             return False
         mine, theirs = _rank(self.turn), _rank(turn)
-        if mine != theirs or mine[1]:
+        if mine != theirs or mine[1] or self.own:
             return mine <= theirs
         return self.turn.place < turn.place
 
@@ -171,9 +174,10 @@ class Holds:
             if rank > mine:
                 continue
             # Of services of one priority those that come first go first, whoever has a hold.
-            end = bisect_left(order, (turn.place,)) if rank == mine and not mine[1] else len(order)
-            for _, hold in order[:end]:
-                if self._gives_way(hold, turn):
+            alike = rank == mine and not mine[1]
+            end = bisect_left(order, (turn.place,)) if alike else len(order)
+            for i, (_, hold) in enumerate(order):
+                if (i >= end and not hold.own) or self._gives_way(hold, turn):
                     continue
                 if hold.turn.key != turn.key and not hold.in_time(turn.terms, grace_ns, now_ns):
                     found.update(hold.spots)
@@ -207,8 +211,7 @@ class Holds:
             info = table.nodes.get(node_id)
             if (
                 info is None
-                or unavailable(info.node) is not None
-                or unsuitable(info.node, hold.group.requirement) is not None
+                or barred(info.node, hold.group.requirement) is not None
                 or not all_fit(
                     table, view, now_ns, node_id, [(hold.spots[node_id], hold.stand_ins(node_id))]
                 )

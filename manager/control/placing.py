@@ -19,12 +19,14 @@ from msgspec import structs
 
 from manager.control.admission import Admission
 from manager.control.gates import Gates
-from manager.control.slots import is_unplaced
+from manager.control.holds import Hold
+from manager.control.slots import is_unplaced, slot_of
 from manager.control.template import state_of
 from manager.control.tick import Tick
 from manager.control.turns import Turns
 from manager.scheduler import Group, NodeTable, Requirement, account, pending_reason
 from manager.scheduler.sleeping import Sleepers
+from manager.scheduler.trial import Trial
 from manager.store import Draft, View
 from swarm import errors, states
 from swarm.clock import SECOND_NS
@@ -232,8 +234,49 @@ class Placer:
                 tick.gates.setdefault(gate.service, set()).add(group.service_id)
 
         tick.tried.extend((g.service_id, g.spec_version, g.node_id) for g in groups)
+        for group in groups:
+            self._keep_own(draft, group)
 
         Turns(self.admission, self._table, draft, tick, note).run(groups)
+
+    def _keep_own(self, draft: Draft, group: Group) -> None:
+        """Where tasks wait for those before them in their slots to leave the node, their places are
+        kept: they were stopped for that.
+        """
+        if not group.node_id:
+            return
+        turn = self.admission.turn(group, draft, draft.now_ns)
+        leaving = []
+        for task in group.tasks if not turn.terms.job else ():
+            before = draft.by(Task, "slot", (group.service_id, slot_of(task)))
+            leaving += [t.id for t in before if t.node_id == group.node_id and _on_its_way_out(t)]
+        hold = self.admission.holds.get(turn.key)
+        if leaving and hold is None:
+            self.admission.note(turn.key)
+            hold = Hold(turn, replace(group, tasks=group.tasks[:1]), preempts=True, own=True)
+            for _ in leaving:
+                self.admission.holds.add(hold, group.node_id, frozenset(leaving))
+
+    def fits(self, draft: Draft, task: Task, node_id: str, *, out: Sequence[str] = ()) -> bool:
+        """Whether the node could take a task that has no place if these were gone, and what is kept
+        there for others were taken.
+        """
+        group = Group(
+            service_id=task.service_id,
+            spec_version=task.spec_version,
+            requirement=self._table.requirement_of_version(
+                task.service_id, task.spec_version, draft
+            ),
+            tasks=[task],
+            node_id=node_id,
+        )
+        turn = self.admission.turn(group, draft, draft.now_ns)
+        with Trial(self._table, draft, draft.now_ns) as trial:
+            for task_id in out:
+                trial.out(task_id)
+            return bool(trial.place(group)) and self.admission.holds.room_beside(
+                self._table, draft, draft.now_ns, node_id, turn
+            )
 
     def _why(self, need: Requirement, service_id: str, node_id: str, tasks: int) -> str:
         """What stands in the status of tasks that no node can take."""
@@ -312,6 +355,12 @@ class Placer:
                 unplaced.setdefault(task.service_id, set()).add(task.id)
         errors.invariant(self._pending == unplaced, "tasks that wait for a node are off")
         self._sleepers.check_invariants()
+
+
+def _on_its_way_out(task: Task) -> bool:
+    """Whether the task was told to stop and has not yet."""
+    stopping = not states.wanted(task.desired_state) and not states.ended(state_of(task))
+    return stopping and state_of(task) >= TaskState.ASSIGNED
 
 
 def service_name(view: View, service_id: str) -> str:

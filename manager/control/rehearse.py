@@ -8,7 +8,7 @@ wants to look again, so that delays and monitor periods cost nothing. Nothing is
 but in the draft.
 
 It knows nothing of what tasks would do in truth: one that crashes, or an image that is missing, is
-not foreseen. All nodes being equally fast, services whose roll-outs run side by side take turns.
+not foreseen; a roll-out that fails because its tasks find no place is. All nodes being equally fast, services whose roll-outs run side by side take turns.
 
 Cost: the node table once (all tasks), then what the change touches. A roll-out of n tasks in steps
 of p looks n/p times at n tasks, so those of many steps are played in larger ones (STEPS_TASKS_MAX);
@@ -26,6 +26,7 @@ from msgspec import structs
 from manager.control.controller import Controller
 from manager.control.gates import closed_gates
 from manager.control.template import (
+    PAUSED,
     ROLLBACK,
     UPDATING,
     Mode,
@@ -116,8 +117,17 @@ class Rehearsal:
             ),
             nodes=self._nodes(made),
             pending=self._pending(made),
-            waits=tuple(closed_gates(self._after, service)) if service is not None else (),
+            waits=(*closed_gates(self._after, service), *self._failure(service)) if service else (),
         )
+
+    def _failure(self, after: Service) -> tuple[str, ...]:
+        """How the service's roll-out would fail, for want of a place: nothing else is foreseen."""
+        before, status = self._before.get(Service, after.id), after.update_status
+        if before is None or status is None or status == before.update_status:
+            return ()
+        if after.spec_version > before.spec_version:
+            return ("the update would be rolled back, for it would find no place in time",)
+        return (status.message,) if status.state in PAUSED and not status.awaits_resume else ()
 
     def _nodes(self, made: list[Task]) -> tuple[NodePlacement, ...]:
         counts = Counter(t.node_id for t in made if state_of(t) >= TaskState.ASSIGNED)

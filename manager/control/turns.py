@@ -286,7 +286,8 @@ class Turns:
         own = a.holds.get(key)
         if own is not None and own.preempts:
             names = sorted(self._name(n) for n in own.spots)
-            waits = f"waits for tasks of lower priority to stop on {', '.join(names[:3])}" + (
+            whom = "the task before it" if own.own else "tasks of lower priority"
+            waits = f"waits for {whom} to stop on {', '.join(names[:3])}" + (
                 " and others" if len(names) > 3 else ""
             )
             a.held_back[key] = waits

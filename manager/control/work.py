@@ -59,22 +59,30 @@ class Work:
         draft: Draft,
         service: Service,
         table: NodeTable,
+class Places(Protocol):
+    """Knows what a node has room for."""
+
+    def fits(self, draft: Draft, task: Task, node_id: str, *, out: Sequence[str] = ()) -> bool:
+        """Whether the node could take the task if these were gone (task ids)."""
+        raise NotImplementedError
+
+
         rng: ids.Rng,
         budget: Budget,
         *,
-        survived: Collection[str] = (),
+        places: Places | None = None,
         slots: Iterable[Slot] | None = None,
         begun: bool | None = None,
     ) -> None:
-        """`slots`: only these are looked at and may be changed, and new ones made; None: all.
+        """`places`: whom to ask what would fit if. `slots`: only these are looked at and may be
+        changed, and new ones made; None: all.
         `begun`: whether the present template has tasks, where not all are looked at.
         """
         self.draft = draft
         self.service = service
         self.table = table
         self.now_ns = draft.now_ns
-        # Tasks known to have outlived the monitor period of the roll-out that made them.
-        self.survived = survived
+        self.places = places
         self.wake_ns = (
             0  # the earliest time at which the service has to be looked at again; 0: none
         )

@@ -649,7 +649,7 @@ class ServicePlacement(google.protobuf.message.Message):
 
     @property
     def waits(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What the service waits for (depends_on) that would not come about by itself."""
+        """What the service waits for (depends_on) that would not come about by itself, and how its roll-out would fail."""
 
     def __init__(
         self,

@@ -40,6 +40,7 @@ from swarm.v1 import (
     StackSpec,
     Task,
     TaskState,
+    UpdateState,
     UpdateConfig,
 )
 from tests.unit.api.harness import config, port, secret, service
@@ -279,8 +280,16 @@ def play(world: World, edits: list[tuple[StackSpec, bool]]) -> None:
         cluster.settle()
         check_plan(said, done, before, cluster.wanted(), completed)
         again = cluster.plan(request)
-        assert not again.differs
+        paused = {
+            s.id
+            for s in world.tables.all(Service)
+            if s.update_status is not None and s.update_status.state == UpdateState.PAUSED
+        }
         for change in again.changes:
+            if change.change is not None and change.change.id in paused:
+                # What finds no place is paused in the end; the same again takes it up.
+                assert [f.path for f in change.fields] == ["update_status"]
+                continue
             assert not change.fields
             if change.placement is not None:
                 assert change.placement.created == 0 or change.placement.pending

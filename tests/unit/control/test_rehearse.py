@@ -312,14 +312,15 @@ def test_the_loop_does_what_the_rehearsal_said():
 
 def test_tasks_that_a_gate_holds_say_so():
     world = World(2)
+    world.create(make_spec("filler", mode=GLOBAL, memory=GIB))
     world.create(make_spec("db", replicas=1))
     gate = (Dependency(service="db", condition="service_started", required=True),)
     world.create(make_spec("web", replicas=1, depends_on=gate))
     world.settle()
-    # Nothing of db runs any more, nor can it come back.
+    # Nothing of db runs any more, nor can it come back as long as the fillers run.
     draft = draft_with(
         world,
-        *next_version(world, "s-db", replicas=1, image="db:2", memory=100 * GIB),
+        *next_version(world, "s-db", replicas=1, image="db:2", memory=8 * GIB),
         structs.replace(world.service("s-web"), spec=make_spec("web", replicas=3, depends_on=gate)),
     )
     found = rehearse(
@@ -331,3 +332,31 @@ def test_tasks_that_a_gate_holds_say_so():
     waiting = [p.reason for p in web.pending] + list(web.waits)
     assert waiting and all("db" in text for text in waiting)
     assert not any(p.never for p in web.pending)
+
+
+def test_an_update_that_no_node_can_take_is_foreseen_to_fail():
+    world = World(2)
+    world.create(make_spec("web", replicas=2))
+    world.settle()
+    draft = draft_with(world, *next_version(world, "s-web", replicas=2, memory=100 * GIB))
+    found = rehearse(draft, now_ns=world.clock.now_ns(), rng=seeded_rng(2), services=["s-web"])
+    said = found.placement("s-web")
+    assert (said.kept, said.created, found.settled) == (2, 0, True)
+    (failure,) = said.waits
+    assert failure.startswith(
+        "update paused: no progress for 30s: the new version can never be placed: "
+    )
+
+
+def test_an_update_that_would_be_rolled_back_is_foreseen():
+    world = World(2)
+    back = UpdateConfig(parallelism=1, failure_action="rollback")
+    world.create(make_spec("web", replicas=2, update=back))
+    world.settle()
+    draft = draft_with(
+        world, *next_version(world, "s-web", replicas=2, memory=100 * GIB, update=back)
+    )
+    found = rehearse(draft, now_ns=world.clock.now_ns(), rng=seeded_rng(2), services=["s-web"])
+    said = found.placement("s-web")
+    assert (said.kept, said.created) == (2, 0)
+    assert said.waits == ("the update would be rolled back, for it would find no place in time",)
