@@ -51,14 +51,6 @@ class Budget:
         self.tasks = tasks
 
 
-class Work:
-    """One service and its tasks, as changed so far in this tick."""
-
-    def __init__(
-        self,
-        draft: Draft,
-        service: Service,
-        table: NodeTable,
 class Places(Protocol):
     """Knows what a node has room for."""
 
@@ -67,6 +59,14 @@ class Places(Protocol):
         raise NotImplementedError
 
 
+class Work:
+    """One service and its tasks, as changed so far in this tick."""
+
+    def __init__(
+        self,
+        draft: Draft,
+        service: Service,
+        table: NodeTable,
         rng: ids.Rng,
         budget: Budget,
         *,
