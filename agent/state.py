@@ -5,13 +5,16 @@ Owns the file's format. Each task's assignment and last status are kept, never t
 truth: what runs is told by the runtimes, what should run by the manager. So writes are batched and
 survive the death of the agent (WAL) but may lose the last moments at a power cut
 (synchronous=NORMAL), and a damaged file is set aside: the worker then starts empty and finds its
-tasks again in the runtimes, whose names carry the task ids.
+tasks again in the runtimes, whose names carry the task ids. On a full disk what is to be written
+waits in memory, the latest of each task, until there is room; `lack` says so meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +26,9 @@ import structlog
 from google.protobuf.message import DecodeError
 from msgspec import structs
 
+from agent.disks import measure
+from agent.runtime.base import DISK_FULL, cause_of
+from agent.runtime.memory import memory_folder
 from swarm import errors
 from swarm.v1 import Assignment, TaskStatus, decode, encode
 
@@ -33,6 +39,9 @@ R = TypeVar("R")
 
 FORMAT = 1
 FILE = "tasks.db"
+RETRY_S = 1.0
+# A file system with less is taken for full where SQLite only speaks of an error.
+ROOM_BYTES = 1024 * 1024
 _SCHEMA = """
 CREATE TABLE meta (format INTEGER NOT NULL);
 CREATE TABLE tasks (
@@ -71,9 +80,14 @@ class StateFile:
         self._idle.set()
         # Why the earlier records are not here; empty: they are.
         self.problem = ""
+        # Why records cannot be written just now; empty: they can.
+        self.lack = ""
+        # Called when `lack` has changed.
+        self.on_change: Callable[[], None] = lambda: None
 
     async def open(self) -> tuple[Record, ...]:
         """Reads all records. A damaged file is set aside with an error in the log and in `problem`.
+        On a full disk a copy in memory is read.
 
         Raises Invalid for a file of a newer format, Unavailable when the folder cannot be written.
         """
@@ -81,19 +95,49 @@ class StateFile:
 
     def _open(self) -> tuple[Record, ...]:
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            try:
-                return self._read()
-            except (sqlite3.DatabaseError, DecodeError, UnicodeDecodeError) as error:
-                if not _is_damage(error):
-                    raise
-                self._set_aside(str(error))
-                return self._read()
+            return self._attach()
         except (sqlite3.OperationalError, OSError) as error:
+            if _no_room(self._path, error):
+                self._close()
+                self._note(error)
+                return self._read_copy()
             raise errors.Unavailable(
                 f"{self._path} cannot be opened: {error}; see that the folder can be written and "
                 "the disk has room"
             ) from None
+
+    def _attach(self) -> tuple[Record, ...]:
+        """Opens the file, or a new one in the place of one that is damaged."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            return self._read()
+        except (sqlite3.DatabaseError, DecodeError, UnicodeDecodeError) as error:
+            if not _is_damage(error):
+                raise
+            self._set_aside(str(error))
+            return self._read()
+
+    def _read_copy(self) -> tuple[Record, ...]:
+        """What the file holds, read elsewhere, for SQLite cannot even read without writing. Without
+        any records it goes on as after a damage.
+        """
+        root = memory_folder("records")
+        try:
+            if root is not None:
+                root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=root) as folder:
+                for name in (FILE, f"{FILE}-wal"):
+                    if (source := self._path.with_name(name)).exists():
+                        shutil.copyfile(source, Path(folder, name))
+                copy = StateFile(Path(folder))
+                try:
+                    return copy._read()
+                finally:
+                    copy._close()
+                    copy._thread.shutdown()
+        except (sqlite3.Error, DecodeError, UnicodeDecodeError, OSError) as error:
+            log.error("task_records_not_read", path=str(self._path), reason=str(error))
+            return ()
 
     def _read(self) -> tuple[Record, ...]:
         db = self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
@@ -164,13 +208,30 @@ class StateFile:
             batch, self._puts = self._puts, {}
             try:
                 await self._in_thread(self._write, batch)
-            except sqlite3.Error as error:
-                log.error("task_records_not_written", path=str(self._path), reason=str(error))
+            except (sqlite3.Error, DecodeError, UnicodeDecodeError, OSError) as error:
+                if self._note(error):
+                    self.on_change()
                 self._puts = batch | self._puts
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(RETRY_S)
                 self._dirty.set()
+            else:
+                if self.lack:
+                    log.info("task_records_written_again", path=str(self._path))
+                    self.lack = ""
+                    self.on_change()
             if not self._puts:
                 self._idle.set()
+
+    def _note(self, error: Exception) -> bool:
+        """Says why nothing can be written; whether that is news."""
+        before = self.lack
+        self.lack = (
+            f"the records of this node's tasks cannot be written to {self._path}: {error}; free "
+            "some space on its disk. The agent goes on without"
+        )
+        if self.lack != before:
+            log.error("task_records_not_written", path=str(self._path), reason=str(error))
+        return self.lack != before
 
     async def flushed(self) -> None:
         """Waits until all that was put is in the file; `run` must be running."""
@@ -192,6 +253,8 @@ class StateFile:
             self._db = None
 
     def _write(self, batch: Mapping[str, Record | None]) -> None:
+        if self._db is None and self.lack:
+            self._attach()
         db = self._db
         if db is None:
             return
@@ -214,6 +277,19 @@ class StateFile:
     async def _in_thread(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, partial(fn, *args, **kwargs))
+
+
+def _no_room(path: Path, error: Exception) -> bool:
+    """Whether an error comes from a full file system; SQLite does not always call it so."""
+    if isinstance(error, sqlite3.Error) and error.sqlite_errorname == "SQLITE_FULL":
+        return True
+    if isinstance(error, OSError):
+        return cause_of(error) == DISK_FULL
+    folder = next(p for p in path.parents if p.exists())
+    room = measure(folder)
+    return room is not None and (
+        room.free_bytes < ROOM_BYTES or (room.inodes_total > 0 and room.inodes_free == 0)
+    )
 
 
 # What the disk or another process does, and not the file's content. A short read is content.

@@ -142,6 +142,7 @@ class Worker:
     ) -> None:
         self._hosts = [Host(r, clock) for r in runtimes]
         self._disks = Disks(self._folders, self._changed, clock)
+        state.on_change = self._changed
         self._ingress = ingress
         self._state = state
         self._about = about
@@ -377,8 +378,7 @@ class Worker:
             for h in self._hosts
             if h.problem and h not in told
         ]
-        if self._state.problem:
-            warnings.append(self._state.problem)
+        warnings += [said for said in (self._state.problem, self._state.lack) if said]
         if self._gpu_problem:
             warnings.append(self._gpu_problem)
         warnings += [

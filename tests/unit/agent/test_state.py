@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from agent import state as module
 from agent.state import FILE, Record, StateFile
 from swarm import errors
 from swarm.v1 import Assignment, Task, TaskSpec, TaskState, TaskStatus
+from tests.fakes.waiting import until
 
 
 def record(task_id: str, state: TaskState = TaskState.RUNNING) -> Record:
@@ -158,3 +161,84 @@ async def test_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     with pytest.raises(errors.Unavailable, match="cannot be opened"):
         await state.open()
     await state.close()
+
+
+@pytest.mark.root
+class TestFullDisk:
+    """On a file system of half a mebibyte."""
+
+    @pytest.fixture
+    def disk(self, tmp_path: Path) -> Iterator[Path]:
+        folder = tmp_path / "small"
+        folder.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", folder], check=True)
+        yield folder
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+    @staticmethod
+    def fill(disk: Path) -> None:
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 512)
+
+    async def test_records_wait_in_memory_until_there_is_room(
+        self, disk: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "RETRY_S", 0.02)
+        changes: list[str] = []
+        async with opened(disk) as (state, _):
+            state.on_change = lambda: changes.append(state.lack)
+            state.put(record("before"))
+            await state.flushed()
+            self.fill(disk)
+            for number in range(300):
+                state.put(record(f"t{number}"))
+            state.drop("before")
+            await until(lambda: state.lack)
+            assert str(disk / FILE) in state.lack
+            state.put(record("t0", TaskState.FAILED))
+            (disk / "filler").unlink()
+            await state.flushed()
+            await until(lambda: not state.lack)
+            assert [bool(c) for c in changes] == [True, False]
+        found = await read(disk)
+        assert len(found) == 300
+        assert record("t0", TaskState.FAILED) in found
+
+    @pytest.mark.parametrize("killed", [False, True], ids=["closed", "killed"])
+    async def test_an_agent_that_starts_on_a_full_disk_knows_its_tasks(
+        self, disk: Path, killed: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "RETRY_S", 0.02)
+        folder = disk / "worker"
+        async with opened(folder) as (state, _):
+            state.put(record("a"))
+            state.put(record("b"))
+            await state.flushed()
+            if killed:
+                shutil.copytree(folder, disk / "copy")
+        if killed:
+            shutil.rmtree(folder)
+            (disk / "copy").rename(folder)
+            (folder / f"{FILE}-shm").unlink()
+        self.fill(disk)
+        async with opened(folder) as (state, records):
+            assert records == (record("a"), record("b"))
+            assert "cannot be written" in state.lack
+            state.drop("a")
+            (disk / "filler").unlink()
+            await state.flushed()
+            assert state.lack == ""
+        assert await read(folder) == (record("b"),)
+
+    async def test_a_first_start_on_a_full_disk_goes_on_without_records(
+        self, disk: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "RETRY_S", 0.02)
+        self.fill(disk)
+        async with opened(disk / "worker") as (state, records):
+            assert records == ()
+            state.put(record("a"))
+            (disk / "filler").unlink()
+            await state.flushed()
+        assert await read(disk / "worker") == (record("a"),)
