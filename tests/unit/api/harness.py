@@ -102,7 +102,9 @@ class FakeTokens:
 
 
 class FakeRelays:
-    """Answers relays from a script: task id -> frames, or an error."""
+    """Answers relays from a script: task id, or node's where no task is named -> frames, or an
+    error.
+    """
 
     def __init__(self) -> None:
         self.scripts: dict[str, Any] = {}
@@ -115,7 +117,7 @@ class FakeRelays:
     @asynccontextmanager
     async def _open(self, node_id: str, request: RelayRequest) -> AsyncIterator[Relay]:
         self.requests.append((node_id, request))
-        script = self.scripts.get(request.task_id, ())
+        script = self.scripts.get(request.task_id or node_id, ())
         if isinstance(script, errors.SwarmError):
             raise script
         yield FakeRelay(self, script)

@@ -73,7 +73,8 @@ def test_structs_are_frozen():
 
 # What changes nothing and gives no key away. Everything else is on record, whatever comes of it.
 NOT_AUDITED = {
-    "GetInfo", "Get", "List", "PlanStack", "GetStackHistory", "WatchServices", "Watch", "ExplainTask",
+    "GetInfo", "Get", "List", "PlanStack", "GetStackHistory", "GetServiceHistory", "WatchServices",
+    "Watch", "ExplainTask", "Stats",
     "Logs", "ListAudit", "ListGpus", "ListQueues", "GetNodeInfo", "Session", "Relay",
     "Forward",  # what it carries was on record where it was asked for
 }  # fmt: skip
