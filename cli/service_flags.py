@@ -47,6 +47,8 @@ __all__ = [
     "references",
 ]
 
+# Is told, in a sentence each, what was to be removed and is not there.
+Missed = Callable[[str], None]
 COUNT = click.IntRange(min=0)
 _RATIO = click.FloatRange(0, 1)
 _ON_FAILURE = click.Choice(["pause", "continue", "rollback"])
@@ -210,6 +212,8 @@ class Listed:
     rm_key: Callable[[str], Any] = str
     # Short form of create's flag.
     short: str = ""
+    # Whether `--…-rm` of what is not there is an error, as Docker has it for this one.
+    strict: bool = False
 
     @property
     def name(self) -> str:
@@ -322,6 +326,7 @@ LISTS: tuple[Listed, ...] = (
         lambda resource: (resource.kind, resource.name),
         "Pieces set aside for a task: gpu=2.",
         "KIND=VALUE",
+        strict=True,
     ),
     Listed(
         "device",
@@ -338,7 +343,7 @@ LISTS: tuple[Listed, ...] = (
         _identity,
         "Line for /etc/hosts.",
         "NAME:IP",
-        values.extra_host,
+        values.host_to_remove,
     ),
     Listed("dns", _CONTAINER + "dns.nameservers", _word, _identity, "DNS server.", "IP"),
     Listed("dns-option", _CONTAINER + "dns.options", _word, _identity, "DNS option.", "OPTION"),
@@ -364,6 +369,8 @@ _RM: dict[str, Callable[[Any, Any], bool]] = {
     "secret": lambda reference, key: key in (reference.secret_name, reference.secret_id),
     "config": lambda reference, key: key in (reference.config_name, reference.config_id),
     "generic-resource": lambda resource, key: resource.kind == key,
+    # A line of /etc/hosts against (name, address or nothing).
+    "host": lambda line, key: key[0] in line.split()[1:] and key[1] in ("", line.partition(" ")[0]),
 }
 
 
@@ -409,9 +416,11 @@ def edit(
     flags: Mapping[str, Any],
     resolved: Resolved,
     environment: Mapping[str, str],
+    missed: Missed = lambda text: None,
 ) -> ServiceSpec:
-    """The spec with the flags applied; flags that were not given leave it as it is. Raises
-    UsageError for flags that contradict each other, NotFound for a `--…-rm` of what is not there.
+    """The spec with the flags applied; flags that were not given leave it as it is. A `--…-rm` of
+    what is not there changes nothing, as in Docker, and `missed` is told. Raises UsageError for
+    flags that contradict each other.
     """
     if spec.task is None or spec.task.container is None:
         task = spec.task or TaskSpec()
@@ -422,15 +431,19 @@ def edit(
         if value is not None:
             spec = put(spec, scalar.path, value)
     for listed in LISTS:
-        spec = _edit_list(spec, listed, flags, resolved)
+        spec = _edit_list(spec, listed, flags, resolved, missed)
     for flag, path, _, _short in MAPS:
-        spec = _edit_map(spec, flag, path, flags)
-    spec = edit_gpus(_edit_env(spec, flags, environment), flags)
+        spec = _edit_map(spec, flag, path, flags, missed)
+    spec = edit_gpus(_edit_env(spec, flags, environment, missed), flags)
     return _edit_special(spec, flags)
 
 
 def _edit_list(
-    spec: ServiceSpec, listed: Listed, flags: Mapping[str, Any], resolved: Resolved
+    spec: ServiceSpec,
+    listed: Listed,
+    flags: Mapping[str, Any],
+    resolved: Resolved,
+    missed: Missed,
 ) -> ServiceSpec:
     added = [_fill_in(listed.flag, entry, resolved) for entry in flags[f"{listed.name}_add"]]
     removed = flags.get(f"{listed.name}_rm") or ()
@@ -442,10 +455,10 @@ def _edit_list(
         key = listed.rm_key(key)
         kept = [entry for entry in entries if not _named(listed, entry, key)]
         if len(kept) == len(entries):
-            raise NotFound(
-                f"--{listed.flag}-rm {text}: the service has no such "
-                f"{listed.flag.replace('-', ' ')}"
-            )
+            what = f"--{listed.flag}-rm {text}"
+            if listed.strict:
+                raise NotFound(f"{what}: {_absent(listed.flag)}")
+            missed(f"{what}: {_absent(listed.flag)}")
         entries = kept
     keys = [listed.key(entry) for entry in added]
     if len(set(keys)) < len(keys):
@@ -472,7 +485,13 @@ def _fill_in(flag: str, entry: Any, resolved: Resolved) -> Any:
     return entry
 
 
-def _edit_map(spec: ServiceSpec, flag: str, path: str, flags: Mapping[str, Any]) -> ServiceSpec:
+def _absent(flag: str) -> str:
+    return f"the service has no such {flag.replace('-', ' ')}"
+
+
+def _edit_map(
+    spec: ServiceSpec, flag: str, path: str, flags: Mapping[str, Any], missed: Missed
+) -> ServiceSpec:
     name = flag.replace("-", "_")
     added = key_values(flags[f"{name}_add"], option=f"--{flag}")
     removed = flags.get(f"{name}_rm") or ()
@@ -480,14 +499,16 @@ def _edit_map(spec: ServiceSpec, flag: str, path: str, flags: Mapping[str, Any])
         return spec
     table = dict(at(spec, path))
     for key in removed:
-        if key not in table:
-            raise NotFound(f"--{flag}-rm {key}: the service has no such {flag.replace('-', ' ')}")
-        del table[key]
+        if table.pop(key, None) is None:
+            missed(f"--{flag}-rm {key}: {_absent(flag)}")
     return put(spec, path, table | added)
 
 
 def _edit_env(
-    spec: ServiceSpec, flags: Mapping[str, Any], environment: Mapping[str, str]
+    spec: ServiceSpec,
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str],
+    missed: Missed,
 ) -> ServiceSpec:
     added = [
         line for path in flags.get("env_file") or () for line in values.env_file(path, environment)
@@ -498,9 +519,8 @@ def _edit_env(
         return spec
     table = {text.partition("=")[0]: text for text in at(spec, _CONTAINER + "env")}
     for key in sorted(removed):
-        if key not in table:
-            raise NotFound(f"--env-rm {key}: the service has no such variable")
-        del table[key]
+        if table.pop(key, None) is None:
+            missed(f"--env-rm {key}: the service has no such variable")
     table |= {text.partition("=")[0]: text for text in added}
     return put(spec, _CONTAINER + "env", tuple(table.values()))
 
@@ -517,10 +537,10 @@ def _edit_special(spec: ServiceSpec, flags: Mapping[str, Any]) -> ServiceSpec:
         if spec.job is not None and spec.job.cancelled:
             # Who asks a cancelled job for new tasks wants it to run.
             spec = put(spec, "job.cancelled", False)
-    if flags["log_opt"]:
-        options = at(spec, "task.log_driver.options") | key_values(
-            flags["log_opt"], option="--log-opt"
-        )
+    if flags["log_opt"] or flags["log_driver"] is not None:
+        # Options of another driver mean nothing to the new one.
+        before = {} if flags["log_driver"] is not None else at(spec, "task.log_driver.options")
+        options = before | key_values(flags["log_opt"], option="--log-opt")
         spec = put(spec, "task.log_driver.options", options)
     spec = _edit_health(spec, flags)
     return _edit_capabilities(spec, flags)
@@ -546,8 +566,13 @@ def _edit_capabilities(spec: ServiceSpec, flags: Mapping[str, Any]) -> ServiceSp
         raise click.UsageError(f"{both[0]} is in --cap-add and in --cap-drop.")
     if not adding and not dropping:
         return spec
-    added = set(at(spec, _CONTAINER + "capability_add")) - set(dropping) | set(adding)
-    dropped = set(at(spec, _CONTAINER + "capability_drop")) - set(adding) | set(dropping)
+    # As in Docker: what was dropped and is added, or the other way round, is as the image has it.
+    added = set(at(spec, _CONTAINER + "capability_add"))
+    dropped = set(at(spec, _CONTAINER + "capability_drop"))
+    added, dropped = (
+        (added - set(dropping)) | (set(adding) - dropped),
+        (dropped - set(adding)) | (set(dropping) - added),
+    )
     spec = put(spec, _CONTAINER + "capability_add", tuple(sorted(added)))
     return put(spec, _CONTAINER + "capability_drop", tuple(sorted(dropped)))
 

@@ -44,6 +44,7 @@ __all__ = [
     "env_value",
     "extra_host",
     "generic_resources",
+    "host_to_remove",
     "mount",
     "network",
     "ports",
@@ -512,6 +513,15 @@ def extra_host(text: str, *, option: str = "--host") -> str:
     if address == "host-gateway":
         return f"{address} {name}"
     return f"{_address(option, text, address)} {name}"
+
+
+def host_to_remove(text: str) -> tuple[str, str]:
+    """`name:ip`, or `name` alone for all of its addresses (""), as `--host-rm` takes them."""
+    name, separator, _ = text.replace("=", ":", 1).partition(":")
+    if name and not separator:
+        return name, ""
+    address, _, host = extra_host(text, option="--host-rm").partition(" ")
+    return host, address
 
 
 def env_value(text: str, environment: Mapping[str, str], *, option: str = "--env") -> str:

@@ -100,7 +100,9 @@ def update(service: str, **flags: Any) -> int:
         resolved = await resolve_names(connection, flags)
 
         def change(spec: ServiceSpec) -> ServiceSpec:
-            wanted = edit(spec, flags, resolved, os.environ)
+            missed: list[str] = []
+            wanted = edit(spec, flags, resolved, os.environ, missed.append)
+            warn(missed)
             return set_numbers(
                 wanted, replicas=flags["replicas"], concurrent=flags["max_concurrent"]
             )
