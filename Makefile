@@ -48,6 +48,9 @@ test: $(VENV)/.installed-dev  ## install what the tests need and run every test
 proto: $(VENV)/.installed-dev  ## generate the Python side of the contract
 	@$(PY) proto/generate.py
 
+sim: $(VENV)/.installed-dev  ## one run of the simulator: make sim SEED=17 STEPS=200; see tests/sim/README.md
+	@$(PY) -m tests.sim --seed $(SEED) --steps $(STEPS)
+
 bench: $(VENV)/.installed-dev  ## run the benchmarks; the last line of each is key=value
 	@for name in store placement job compose dry_run proxy deploy failover; do echo "== $$name"; $(PY) -m tests.bench.$$name || exit 1; done
 

@@ -47,7 +47,7 @@ _QUIET = Noise()
 
 @dataclass(slots=True)
 class _Server:
-    servicer: object
+    servicer: Any
     proc: Proc
     host: str
     address: str
@@ -70,7 +70,7 @@ class Net:
 
     # -------------------------------------------------------------- servers
 
-    def serve(self, address: str, servicer: object, proc: Proc) -> None:
+    def serve(self, address: str, servicer: Any, proc: Proc) -> None:
         self._servers[address] = _Server(servicer, proc, address.partition(":")[0], address)
 
     def unserve(self, address: str, *, silent: bool = False) -> None:
@@ -353,6 +353,7 @@ class _Stream:
         self.net, self.server, self.host = net, server, host
         self.client = PROC.get()
         self._method = getattr(server.servicer, method.name)
+        self._admit = server.servicer.admit
         self._context = context
         self.up = _Pipe(net, host, server.host, self._break)
         self.down = _Pipe(net, server.host, host, self._break)
@@ -391,6 +392,7 @@ class _Stream:
     async def _serve(self) -> None:
         error: errors.SwarmError | None = None
         try:
+            self._admit(self._context.identity)
             answers = self._method(self._received(), self._context)
             try:
                 async for message in answers:

@@ -14,13 +14,14 @@ from agent.description import About
 from agent.session import Session
 from agent.worker import Worker
 from manager.api import ControlService, NodeFacts
-from manager.ca import Sealer
+from manager.ca import Authority, Sealer
 from manager.control import ControlLoop
 from manager.dispatcher import Dispatcher
 from manager.leading import Leading
 from manager.store import Store, Watch
 from swarm import errors
 from swarm.ids import seeded_rng
+from swarm.rpc import Identity
 from swarm.v1 import ClusterInfo, Gpu
 from tests.fakes.runtime import FakeIngress
 from tests.sim.disk import AgentDisk, DiskEngine, SimStateFile
@@ -38,9 +39,16 @@ RESTART_S = 2.0
 class Services:
     """What a manager answers."""
 
-    def __init__(self, dispatcher: Dispatcher, control: ControlService) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, control: ControlService, authority: Authority
+    ) -> None:
         self.session, self.relay = dispatcher.session, dispatcher.relay
         self.control = control
+        self._authority = authority
+
+    def admit(self, identity: Identity) -> None:
+        """Raises Removed for a node that is not in the cluster any more, as each call does."""
+        self._authority._check_member(identity, renews=False)
 
 
 class Manager:
@@ -104,6 +112,7 @@ class Manager:
         sealer = Sealer(SEAL)
         self.dispatcher = Dispatcher(store, clock, rng, sealer=sealer, node_id=self.node_id)
         unused: Any = _Unused()
+        authority = Authority(store, clock)
         control = ControlService(
             store,
             clock,
@@ -124,7 +133,7 @@ class Manager:
         group.create_task(control.run())
         group.create_task(leading.run())
         group.create_task(engine.announce(self.node_id))
-        cluster.net.serve(self.address, Services(self.dispatcher, control), proc)
+        cluster.net.serve(self.address, Services(self.dispatcher, control, authority), proc)
 
     def control_loop(self) -> tuple[ControlLoop, Watch] | None:
         """The one that runs and what it hears by, found as a debugger would."""
