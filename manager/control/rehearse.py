@@ -8,7 +8,8 @@ wants to look again, so that delays and monitor periods cost nothing. Nothing is
 but in the draft.
 
 It knows nothing of what tasks would do in truth: one that crashes, or an image that is missing, is
-not foreseen; a roll-out that fails because its tasks find no place is. All nodes being equally fast, services whose roll-outs run side by side take turns.
+not foreseen; a roll-out that fails because its tasks find no place is. All nodes being equally
+fast, services whose roll-outs run side by side take turns.
 
 Cost: the node table once (all tasks), then what the change touches. A roll-out of n tasks in steps
 of p looks n/p times at n tasks, so those of many steps are played in larger ones (STEPS_TASKS_MAX);
