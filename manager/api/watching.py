@@ -285,6 +285,9 @@ class _Services:
                     self._names[o.id] = name_of(o)
             else:
                 nodes = nodes or _shape(change.old) != _shape(change.new)
+                if _silent(change.old) != _silent(change.new):
+                    # Nobody knows any more of tasks that ran, or again.
+                    found.update(self._known)
         if nodes:
             found.update(i for i in self._known if self._asks_nodes(i))
         for service_id in found:
@@ -352,6 +355,11 @@ class _Services:
 def _same(a: ServiceStatus, b: ServiceStatus) -> bool:
     """Whether the statuses tell the same; the time that passes is no news."""
     return structs.replace(a, settles_in_ns=0) == structs.replace(b, settles_in_ns=0)
+
+
+def _silent(node: Any) -> Any:
+    """The node's runtimes that do not answer."""
+    return node and node.status and node.status.unresponsive_since_ns
 
 
 def _shape(node: Any) -> Any:

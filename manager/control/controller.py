@@ -319,6 +319,7 @@ class Controller:
         if service.pending_delete:
             gone = remove_service(work)
             self._flush(work, tick)
+            tick.wakes[service_id] = work.wake_ns
             if gone:
                 draft.delete(Service, service_id)
             keep_versions(draft, service_id, versions_of(work.tasks.values()))
@@ -351,6 +352,7 @@ class Controller:
         if service.pending_delete:
             gone = jobs.remove(work, book, look)
             used = jobs.versions(work, book)
+            tick.wakes[service.id] = work.wake_ns
             if work.deleted() and not gone:
                 tick.unfinished.add(service.id)
             self._flush(work, tick)
@@ -457,6 +459,8 @@ def _condition(node: Node | None) -> Any:
         node.status and node.status.state,
         node.spec and node.spec.availability,
         node.revoked,
+        node.status and node.status.unresponsive_since_ns,
+        _problems(node),
         [(g.uuid, g.healthy) for g in gpus],
     )
 
@@ -467,11 +471,17 @@ def _matters(node: Node | None) -> Any:
         return None
     d, s = node.description, node.spec
     return (
-        node.status and (node.status.state, node.status.addr),
+        node.status and (node.status.state, node.status.addr, node.status.unresponsive_since_ns),
+        _problems(node),
         s and (s.labels, s.role, s.availability),
         d and (d.hostname, d.platform, d.resources, d.engine, d.runtimes, _devices(d.gpus)),
         node.revoked,
     )
+
+
+def _problems(node: Node) -> Any:
+    description = node.description
+    return description and [(p.runtimes, p.cause, p.message) for p in description.runtime_problems]
 
 
 def _devices(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:

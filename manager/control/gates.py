@@ -41,7 +41,7 @@ from manager.control.template import (
     spec_of_version,
     state_of,
 )
-from manager.scheduler import requirement_of, unavailable, unsuitable
+from manager.scheduler import barred, requirement_of
 from manager.store import View
 from swarm.v1 import Dependency, Node, Service, Task, TaskState, UpdateState
 
@@ -262,9 +262,7 @@ def _slots(view: View, service: Service, counts: Callable[[Task], bool]) -> tupl
             reached.add(slot_of(task))
     if mode.per_node:
         need = requirement_of(service.spec)
-        nodes = {
-            n.id for n in view.all(Node) if unavailable(n) is None and unsuitable(n, need) is None
-        }
+        nodes = {n.id for n in view.all(Node) if barred(n, need) is None}
         return len(reached & nodes), max(1, len(nodes))
     return len(reached), _wanted(service)
 

@@ -72,7 +72,16 @@ def remove_service(work: Work) -> bool:
     """
     for task in list(work.tasks.values()):
         work.remove(task)
+    wait_for_engines(work)
     return all(work.lost(task) for task in work.tasks.values())
+
+
+def wait_for_engines(work: Work) -> None:
+    """Looks at the service again when runtimes that do not answer count as lost."""
+    for task in work.tasks.values():
+        node = work.node(task)
+        if node is not None:
+            work.wake(work.engine_lost_ns(task, node))
 
 
 def versions_of(tasks: Iterable[Task]) -> set[int]:

@@ -45,12 +45,11 @@ from manager.control.job_book import (
 )
 from manager.control.nodes import follow_nodes
 from manager.control.restart import OLD_TASK_TIMEOUT_NS, promote
-from manager.control.slots import Slot, is_live, is_lost
+from manager.control.slots import Slot, is_live, lost_at_ns, silent
 from manager.control.stuck import failure
 from manager.control.template import Mode, state_of, stop_grace_ns
 from manager.control.versions import keep_versions
 from manager.control.work import Work
-from manager.store import View
 from swarm import states
 from swarm.quantities import format_duration
 from swarm.v1 import JobState, JobStatus, Node, Service, StopCause, Task, TaskState
@@ -82,7 +81,11 @@ def remove(work: Work, book: Book, look: Look) -> bool:
         work.remove(task)
     left = book.nodes.copy()
     left.subtract(t.node_id for t in _gone(work))
-    return look.whole and all(not count or _lost(work.draft, i) for i, count in left.items())
+    nodes = [work.draft.get(Node, i) for i, count in left.items() if count]
+    for node in nodes:
+        if node is not None:
+            work.wake(lost_at_ns(node, None))
+    return look.whole and all(n is None or silent(n, work.now_ns) for n in nodes)
 
 
 def _gone(work: Work) -> list[Task]:
@@ -96,11 +99,6 @@ def versions(work: Work, book: Book) -> set[int]:
     found.update(t.spec_version for t in work.created())
     found.subtract(t.spec_version for t in _gone(work))
     return {version for version, count in found.items() if count > 0}
-
-
-def _lost(view: View, node_id: str) -> bool:
-    node = view.get(Node, node_id) if node_id else None
-    return node is None or is_lost(node)
 
 
 class _Step:

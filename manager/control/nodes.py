@@ -4,6 +4,7 @@
 |---|---|
 | object gone | ORPHANED; replaced at once |
 | down, left, or removed by force | told to stop when it is back; replaced at once, elsewhere |
+| up, but the runtime does not answer | nothing for ENGINE_GRACE_NS; then as if it were down |
 | down for 24 h | the same, and ORPHANED: given up |
 | a GPU that the task holds is sick or gone | stopped; the replacement starts when it has |
 | drained | moved within the service's budget, the new task first (moves.py) |
@@ -14,7 +15,11 @@
 SwarmKit does the same in several places (orchestrator/*, constraintenforcer, taskreaper; the 24 h
 are its defaultOrphanTimeout), with its restart delay for tasks lost with their node, which has no
 purpose: the delay is there to slow crash loops down.
-In services with one task a node there is no elsewhere: the slot stays empty until it may be used.
+In services with one task a node there is no elsewhere: the slot stays empty until it may be used,
+and a task whose runtime does not answer is left alone.
+
+Since when a runtime does not answer stands in the node, by the managers' clocks, so a new leader
+goes on. It says nothing of the node's other runtimes.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ from swarm.v1 import Availability, Node, StopCause, Task, TaskState
 
 ORPHAN_AFTER_NS = 24 * 3600 * SECOND_NS
 DRAINED = "its node is being drained"
+NO_ANSWER = "its node's runtime did not answer, so another task has taken its place"
 
 
 def follow_nodes(work: Work) -> None:
@@ -49,7 +55,7 @@ def follow_nodes(work: Work) -> None:
             if states.wanted(task.desired_state):
                 _replace(work, task, wait=False)
             _give_up_late(work, work.tasks.get(task.id, task), node)
-        elif not states.wanted(task.desired_state):
+        elif not _answers(work, task, node) or not states.wanted(task.desired_state):
             continue
         elif fault := _device_fault(task, node):
             _replace(work, task, wait=True, cause=StopCause.DEVICE, message=fault)
@@ -60,6 +66,22 @@ def follow_nodes(work: Work) -> None:
                 _replace(work, task, wait=True, cause=StopCause.MOVED, message=DRAINED)
         elif _must_leave(work, task, node):
             _replace(work, task, wait=True)
+
+
+def _answers(work: Work, task: Task, node: Node) -> bool:
+    """Whether the task's runtime answers, or has done so a moment ago. If not, the task is replaced
+    elsewhere, and stays known: it stops when the runtime is back.
+    """
+    at_ns = work.engine_lost_ns(task, node)
+    if not at_ns:
+        return True
+    if work.now_ns < at_ns:
+        work.wake(at_ns, slot_of(task))
+        return True
+    # Where a node is the slot there is no elsewhere: what runs there runs on.
+    if states.wanted(task.desired_state) and not work.mode.per_node:
+        _replace(work, task, wait=False, message=NO_ANSWER)
+    return False
 
 
 def _device_fault(task: Task, node: Node) -> str:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from manager.control.template import state_of
+from manager.scheduler import Hindrance
 from swarm import states
+from swarm.clock import SECOND_NS
 from swarm.v1 import Node, NodeState, Task, TaskState
 
 Slot = int | str
 """A slot's number; in services with one task a node the node's id."""
 
+# An engine that hangs, or is restarted, mostly comes back with all its containers: so long nothing
+# is begun elsewhere.
+ENGINE_GRACE_NS = 120 * SECOND_NS
 LOST_STATES = frozenset({NodeState.DOWN, NodeState.DISCONNECTED})
 
 
@@ -51,3 +56,25 @@ def goes_on(old: Task | None, new: Task | None) -> bool:
 def is_lost(node: Node) -> bool:
     """Whether what runs on the node counts as lost."""
     return node.revoked or (node.status is not None and node.status.state in LOST_STATES)
+
+
+def lost_at_ns(node: Node, hindrance: Hindrance | None) -> int:
+    """From when on what runs there counts as lost because its runtime does not answer, though the
+    node does; 0: it answers. `hindrance`: which runtimes it may be in; None: any of those that do
+    not answer.
+    """
+    since_ns = node.status.unresponsive_since_ns if node.status is not None else {}
+    if not since_ns:
+        return 0
+    described = node.description.runtimes if node.description is not None else ()
+    known = dict.fromkeys((*described, *sorted(since_ns)))
+    runtimes = hindrance.among(known) if hindrance is not None else sorted(since_ns)
+    if not runtimes or not all(runtime in since_ns for runtime in runtimes):
+        return 0
+    return max(since_ns[runtime] for runtime in runtimes) + ENGINE_GRACE_NS
+
+
+def silent(node: Node, now_ns: int) -> bool:
+    """Whether nobody waits for what is to stop on the node, or in one of its runtimes."""
+    at_ns = lost_at_ns(node, None)
+    return is_lost(node) or 0 < at_ns <= now_ns

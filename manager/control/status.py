@@ -8,7 +8,7 @@ import re
 from collections import Counter, deque
 
 from manager.control.gates import Gates, holding, words
-from manager.control.slots import Slot, is_live, is_lost, slot_of, slot_order
+from manager.control.slots import Slot, is_live, lost_at_ns, silent, slot_of, slot_order
 from manager.control.stuck import (
     BE,
     BY_ITSELF,
@@ -33,16 +33,19 @@ from manager.control.template import (
     monitor_ns,
     replicas_of,
     restart_policy,
+    spec_of_version,
     state_of,
     update_config,
 )
-from manager.scheduler import FOR_EVER, requirement_of, unavailable, unseen, unsuitable
+from manager.scheduler import FOR_EVER, barred, node_name, requirement_of, unseen
 from manager.store import View
 from swarm import states
+from swarm.clock import SECOND_NS
 from swarm.quantities import format_duration
 from swarm.v1 import Node, Service, ServiceStatus, Task, TaskState, UpdateState
 
 REASONS_MAX = 5
+_NAMES_MAX = 5
 _IN_A_ROW = re.compile(r",? \d+ times in a row$")
 ROLLED_BACK = "the update failed and was rolled back to the previous version"
 
@@ -153,6 +156,8 @@ class _Account:
         self.watched = 0
         self.watched_ns = 0
         self._view = view
+        # Tasks that run where their runtime does not answer: the node, and when they count as lost.
+        self._silent: list[tuple[Node, int]] = []
         self._service = service
         self._now_ns = now_ns
         self._mode = mode_of(service.spec)
@@ -246,7 +251,7 @@ class _Account:
 
     def _answers(self, node_id: str) -> bool:
         node = self._view.get(Node, node_id) if node_id else None
-        return node is not None and not is_lost(node)
+        return node is not None and not silent(node, self._now_ns)
 
     def _desired(self, slots: dict[Slot, list[Task]]) -> int:
         spec = self._service.spec
@@ -257,11 +262,7 @@ class _Account:
                 return job_size(spec)[0]
             case _:
                 need = requirement_of(spec)
-                nodes = {
-                    n.id
-                    for n in self._view.all(Node)
-                    if unavailable(n) is None and unsuitable(n, need) is None
-                }
+                nodes = {n.id for n in self._view.all(Node) if barred(n, need) is None}
                 # A paused node keeps the task it has.
                 kept = {str(s) for s, tasks in slots.items() if any(is_live(t) for t in tasks)}
                 return len(nodes | kept)
@@ -297,6 +298,7 @@ class _Account:
                 if not self._mode.job:
                     done += 1
                     self._watch(runs[-1])
+                    self._note_silence(runs[-1])
             elif fit:
                 why[self._waiting_for(fit[-1], kept)] += count
             elif live:
@@ -310,6 +312,7 @@ class _Account:
                     continue
                 else:
                     why[self._ended(ended)] += count
+        self._explain_silence()
         self._explain(why, done=done, out_of_date=out_of_date, overlap=overlap, moving=moving)
 
     def _watch(self, task: Task) -> None:
@@ -318,6 +321,30 @@ class _Account:
         if left_ns:
             self.watched += 1
             self.watched_ns = max(self.watched_ns, left_ns)
+
+    def _note_silence(self, task: Task) -> None:
+        """Notes a task whose runtime does not answer, so that nobody knows whether it runs."""
+        node = self._view.get(Node, task.node_id)
+        if node is None or node.status is None or not node.status.unresponsive_since_ns:
+            return
+        spec = spec_of_version(self._view, self._service, task.spec_version)
+        at_ns = lost_at_ns(node, requirement_of(spec).static.hindrance)
+        if at_ns:
+            self._silent.append((node, at_ns))
+
+    def _explain_silence(self) -> None:
+        if not self._silent:
+            return
+        names = sorted({node_name(node) for node, _ in self._silent})
+        count = len(self._silent)
+        runs = "runs" if count == 1 else "run"
+        text = f"{runs} where the runtime does not answer ({', '.join(names[:_NAMES_MAX])}"
+        text += f" and {len(names) - _NAMES_MAX} more)" if len(names) > _NAMES_MAX else ")"
+        left_ns = min(at_ns for _, at_ns in self._silent) - self._now_ns
+        if not self._mode.per_node and left_ns > 0:
+            seconds = -(-left_ns // SECOND_NS)
+            text += f"; others take over in {format_duration(seconds * SECOND_NS)}"
+        self._because(self.facts.clause(count, text), count)
 
     def _finished(self, ended: Task) -> bool:
         """Whether a completed task is all that its slot is meant to do."""

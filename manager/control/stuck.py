@@ -38,13 +38,12 @@ from manager.control.template import (
 )
 from manager.scheduler import (
     FOR_EVER,
+    barred,
     ceiling,
     refused,
     requirement_of,
     said,
-    unavailable,
     unseen,
-    unsuitable,
 )
 from manager.store import View
 from swarm import states
@@ -319,9 +318,7 @@ def _final(facts: Facts, slot: Slot, newest: Task, why: str) -> _Story | None:
 def is_open(view: View, service: Service, slot: Slot) -> bool:
     """Whether a slot that is a node may have a task now."""
     node = view.get(Node, str(slot))
-    if node is None or unavailable(node) is not None:
-        return False
-    return unsuitable(node, requirement_of(service.spec)) is None
+    return node is not None and barred(node, requirement_of(service.spec)) is None
 
 
 # ------------------------------------------------------------------ places

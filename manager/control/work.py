@@ -19,7 +19,15 @@ from typing import Protocol
 from msgspec import structs
 
 from manager.control.gates import Closed, Gates, words
-from manager.control.slots import Slot, is_live, is_lost, is_unplaced, slot_of, slot_order
+from manager.control.slots import (
+    Slot,
+    is_live,
+    is_lost,
+    is_unplaced,
+    lost_at_ns,
+    slot_of,
+    slot_order,
+)
 from manager.control.template import (
     Mode,
     Templates,
@@ -28,7 +36,7 @@ from manager.control.template import (
     spec_of_version,
     state_of,
 )
-from manager.scheduler import NodeTable, Requirement, unavailable, unsuitable
+from manager.scheduler import NodeTable, Requirement, barred
 from manager.store import Draft
 from swarm import ids
 from swarm.v1 import (
@@ -151,15 +159,26 @@ class Work:
         return self.draft.get(Node, task.node_id) if task.node_id else None
 
     def lost(self, task: Task) -> bool:
-        """Whether the task's node cannot be asked any more."""
+        """Whether the task's node, or its runtime there, cannot be asked any more."""
         if not task.node_id or state_of(task) < TaskState.ASSIGNED:
             return False
         node = self.node(task)
-        return node is None or is_lost(node)
+        if node is None or is_lost(node):
+            return True
+        at_ns = self.engine_lost_ns(task, node)
+        return 0 < at_ns <= self.now_ns
+
+    def engine_lost_ns(self, task: Task, node: Node) -> int:
+        """See slots.lost_at_ns."""
+        if node.status is None or not node.status.unresponsive_since_ns:
+            return 0
+        version = task.spec_version
+        need = self.table.requirement_of_version(task.service_id, version, self.draft)
+        return lost_at_ns(node, need.static.hindrance)
 
     def eligible(self, node: Node) -> bool:
         """Whether the node may get new tasks of the service."""
-        return unavailable(node) is None and unsuitable(node, self.need) is None
+        return barred(node, self.need) is None
 
     def may_create(self, slot: Slot) -> bool:
         """Whether the slot may get a new task: slots that are nodes may be closed."""

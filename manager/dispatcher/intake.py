@@ -42,6 +42,8 @@ COMMIT_REPORTS_MAX = (
     5_000  # so that one commit holds the task writers' lock for some 100 ms at most
 )
 RETRY_S_MIN, RETRY_S_MAX = 0.1, 2.0
+# Of RuntimeProblem: nothing is known of the tasks there.
+ENGINE_UNRESPONSIVE = "engine_unresponsive"
 
 # The node as it is and the time now (unix ns); returns the node as it should be, itself for no
 # change. May be called several times for one commit: the last one counts.
@@ -84,8 +86,20 @@ def came_up(
         since_ns=before.since_ns if before.state == NodeState.READY else now_ns,
         manager_id=manager_id,
         session_id=session_id,
+        unresponsive_since_ns=_unresponsive(
+            description or node.description, before.unresponsive_since_ns, now_ns
+        ),
     )
     return structs.replace(node, description=description or node.description, status=status)
+
+
+def _unresponsive(
+    description: NodeDescription | None, before: Mapping[str, int], now_ns: int
+) -> dict[str, int]:
+    """The runtimes that do not answer, and since when managers know."""
+    problems = description.runtime_problems if description is not None else ()
+    runtimes = {r for p in problems if p.cause == ENGINE_UNRESPONSIVE for r in p.runtimes}
+    return {runtime: before.get(runtime, now_ns) for runtime in sorted(runtimes)}
 
 
 def went_down(node: Node, now_ns: int, message: str) -> Node:

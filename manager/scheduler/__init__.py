@@ -18,8 +18,17 @@ from manager.scheduler.explain import (
     pending_reason,
     reason,
 )
-from manager.scheduler.filters import FILTERS, Rejection, rejection, unavailable, unseen, unsuitable
-from manager.scheduler.nodeinfo import FAILURES_MAX, NodeInfo
+from manager.scheduler.filters import (
+    FILTERS,
+    Rejection,
+    barred,
+    rejection,
+    unavailable,
+    unseen,
+    unsuitable,
+)
+from manager.scheduler.masks import Hindrance
+from manager.scheduler.nodeinfo import FAILURES_MAX, NodeInfo, node_name
 from manager.scheduler.placement import ASSIGNED_MESSAGE, Group, Placement, others_left, place
 from manager.scheduler.refusals import PERHAPS, PERHAPS_MAX, REFUSALS, refused, said
 from manager.scheduler.requirement import NOTHING, Requirement, requirement_of, spec_of_version
@@ -39,6 +48,7 @@ __all__ = [
     "Claim",
     "Constraint",
     "Group",
+    "Hindrance",
     "Neighbour",
     "NodeInfo",
     "NodeTable",
@@ -46,9 +56,11 @@ __all__ = [
     "Rejection",
     "Requirement",
     "account",
+    "barred",
     "ceiling",
     "explain",
     "neighbour_of",
+    "node_name",
     "normal_arch",
     "others_left",
     "parse_constraint",

@@ -115,6 +115,11 @@ class _Counting:
                 found = lacks.values[code]
                 assert isinstance(found, tuple)
                 fall(codes == code, *found)
+        hinders = columns.masks.hinders(need.static.hindrance)
+        hindered = hinders.codes[rows]
+        for code in np.unique(hindered[left]).tolist():
+            if code:
+                fall(hindered == code, "runtime", str(hinders.values[code]))
         for i, short in enumerate(shorts):
             for detail in short.details():
                 which = short.of(detail)

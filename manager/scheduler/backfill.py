@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from manager.scheduler.filters import fits, unavailable, unsuitable
+from manager.scheduler.filters import barred, fits
 from manager.scheduler.placement import Group
 from manager.scheduler.table import Claim, NodeInfo, NodeTable
 from manager.scheduler.trial import Trial, part_of
@@ -94,7 +94,7 @@ def _nodes(table: NodeTable, group: Group) -> list[NodeInfo]:
     else:
         infos = sorted(table.nodes.values(), key=lambda n: (len(table.claims_on(n.id)), n.id))
     need = group.requirement
-    return [n for n in infos if unavailable(n.node) is None and unsuitable(n.node, need) is None]
+    return [n for n in infos if barred(n.node, need) is None]
 
 
 def _leaving(

@@ -140,6 +140,8 @@ def _sentence(kind: str, detail: str, nodes: int, need: Requirement) -> str:
             return f"{count} {verb} not satisfy {detail}"
         case "platform":
             return f"{count} of another platform than {detail}"
+        case "runtime" if is_hindrance(detail):
+            return f"{count} {'takes' if nodes == 1 else 'take'} no new tasks now ({detail})"
         case "runtime":
             return f"{count} without {f'runtime {detail}' if detail else 'a container engine'}"
         case "host_port":
@@ -150,6 +152,13 @@ def _sentence(kind: str, detail: str, nodes: int, need: Requirement) -> str:
         case _:
             verb = "runs" if nodes == 1 else "run"
             return f"{count} {verb} the service's {need.max_replicas} replicas per node already"
+
+
+def is_hindrance(detail: str) -> bool:
+    """Whether the runtimes are there and take no new tasks (Hindrance.of); no runtime's name has a
+    colon.
+    """
+    return ": " in detail
 
 
 def _nodes(count: int) -> str:
@@ -206,6 +215,8 @@ def _hint(account: Account, *, gone: bool) -> str:
     if not account.nodes_total:
         return "join a node"
     worst = max(account.filters, key=lambda f: f.nodes)
+    if worst.filter == "runtime" and is_hindrance(worst.detail):
+        return "see what is wrong with the runtime on these nodes, or join another node"
     return {
         "ready": "bring the nodes that are down back, or join another",
         "availability": "set a node's availability to active",

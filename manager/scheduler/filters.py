@@ -3,7 +3,9 @@
     ready > availability > revoked > constraint > platform > runtime      what the node is
     > resources > host_port > max_replicas > affinity                     what is left of it
 
-`affinity` are the constraints on the services there: they change as tasks come and go.
+At `runtime` a node falls out that has not got it, and for as long as the runtime takes no new tasks
+(its engine does not answer, its disk is full). `affinity` are the constraints on the services
+there: they change as tasks come and go.
 
 A node is counted where it falls out first, so that an account's counts add up to the number of
 nodes. Here is one node at a time: `fits` says how many tasks it can take, `rejection` why it is 0.
@@ -64,6 +66,17 @@ def unsuitable(node: Node, need: Requirement) -> Rejection | None:
     """The filters on what the node is."""
     lacks = need.static.lacks(node)
     return None if lacks is None else Rejection(*lacks)
+
+
+def hindered(node: Node, need: Requirement) -> Rejection | None:
+    """Whether the runtimes that would do take no new tasks just now."""
+    why = need.static.hindrance.of(node)
+    return None if why is None else Rejection("runtime", why)
+
+
+def barred(node: Node, need: Requirement) -> Rejection | None:
+    """Why the node may not have tasks with this need now, whatever is free of it."""
+    return unavailable(node) or unsuitable(node, need) or hindered(node, need)
 
 
 def unseen(node: Node) -> bool:
@@ -253,7 +266,7 @@ def rejection(info: NodeInfo, need: Requirement, service_id: str) -> Rejection |
     """Why the node cannot take one more task now; None: it can. Constraints on the services there
     are the table's to judge.
     """
-    static = unavailable(info.node) or unsuitable(info.node, need) or shortage(info, need)
+    static = barred(info.node, need) or shortage(info, need)
     if static is not None:
         return static
     if (port := port_conflict(info, need)) is not None:

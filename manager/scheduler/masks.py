@@ -1,6 +1,7 @@
 """What nodes are, a column for each condition that services put on them.
 
-Whether a node satisfies a service's constraints, platforms and runtime changes with the node alone,
+Whether a node satisfies a service's constraints, platforms and runtime, and whether its runtimes
+take new tasks, changes with the node alone,
 so it is worked out once and again only for nodes that changed: each change of a node is noted in a
 log, and a column that is asked for catches up with what was noted since it was last asked. Columns
 are by the table's row; a row that was given up may hold anything.
@@ -10,7 +11,7 @@ Invariant: a column that was asked for is what its condition says of each row's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -57,13 +58,12 @@ class Static:
         if self.platforms and not self._platform_fits(description):
             return ("platform", self.platforms_text)
         runtimes = description.runtimes if description else ()
-        if self.runtime:
-            fits = self.runtime in runtimes
-        elif self.image:
-            fits = any(r != PROCESS_RUNTIME for r in runtimes)
-        else:
-            fits = bool(runtimes)
-        return None if fits else ("runtime", self.runtime)
+        return None if self.hindrance.among(runtimes) else ("runtime", self.runtime)
+
+    @property
+    def hindrance(self) -> Hindrance:
+        """What may stand in the way for a while on a node that is as asked."""
+        return Hindrance(self.runtime, self.image)
 
     def _platform_fits(self, description: NodeDescription | None) -> bool:
         platform = description.platform if description else None
@@ -76,6 +76,39 @@ class Static:
     def platforms_text(self) -> str:
         """The platforms asked for, as people write them."""
         return " or ".join(f"{os or 'any'}/{arch or 'any'}" for os, arch in self.platforms)
+
+
+@dataclass(frozen=True, slots=True)
+class Hindrance:
+    """Whether runtimes that would do take new tasks just now (NodeDescription.runtime_problems).
+    `runtime` and `image` as in Static.
+    """
+
+    runtime: str = ""
+    image: bool = False
+
+    def among(self, runtimes: Iterable[str]) -> list[str]:
+        """Those of these runtimes that would do."""
+        if self.runtime:
+            return [r for r in runtimes if r == self.runtime]
+        return [r for r in runtimes if r != PROCESS_RUNTIME or not self.image]
+
+    def of(self, node: Node) -> str | None:
+        """What is wrong with all that would do, as "docker: it does not answer"; None: nothing."""
+        description = node.description
+        if description is None or not description.runtime_problems:
+            return None
+        would_do = self.among(description.runtimes)
+        wrong = {
+            runtime: problem.message
+            for problem in reversed(description.runtime_problems)
+            for runtime in problem.runtimes or description.runtimes
+        }
+        if not would_do or not all(runtime in wrong for runtime in would_do):
+            return None
+        why = wrong[would_do[0]]
+        told = why.startswith(f"{would_do[0]} ") and ": " in why
+        return why if told else f"{' and '.join(would_do)}: {why}"
 
 
 T = TypeVar("T")
@@ -108,7 +141,7 @@ class Column(Generic[T]):
             self.codes = grown
 
 
-Key = Static | Attribute | Constraint | Callable[[Node], bool]
+Key = Static | Hindrance | Attribute | Constraint | Callable[[Node], bool]
 
 
 class Masks:
@@ -164,9 +197,14 @@ class Masks:
         """By row, where the node falls out (see Static.lacks); code 0: nowhere."""
         return self._current(static, lambda: Column[object](static.lacks, (None,)))
 
+    def hinders(self, hindrance: Hindrance) -> Column[object]:
+        """By row, what stands in the way for a while (see Hindrance.of); code 0: nothing."""
+        return self._current(hindrance, lambda: Column[object](hindrance.of, (None,)))
+
     def suits(self, static: Static) -> Bools:
-        """By row, whether the node is as asked."""
-        return np.asarray(self.lacks(static).codes == 0, np.bool_)
+        """By row, whether the node is as asked, and nothing stands in the way."""
+        asked = self.lacks(static).codes == 0
+        return np.asarray(asked & (self.hinders(static.hindrance).codes == 0), np.bool_)
 
     def holds(self, constraint: Constraint) -> Bools:
         """By row, whether one condition on the node holds."""

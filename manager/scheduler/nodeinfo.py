@@ -19,6 +19,12 @@ Load = tuple[int, float, str]
 """Of a node: tasks that should run, the larger share claimed of CPU and memory, the node's id."""
 
 
+def node_name(node: Node) -> str:
+    """What people call the node."""
+    named = node.spec.name if node.spec else ""
+    return named or (node.description.hostname if node.description else "") or node.id
+
+
 class NodeInfo:
     """One node: the object, and sums over the claims on it. Only NodeTable changes it."""
 
@@ -69,9 +75,7 @@ class NodeInfo:
     @property
     def name(self) -> str:
         """What people call it."""
-        node = self.node
-        named = node.spec.name if node.spec else ""
-        return named or (node.description.hostname if node.description else "") or node.id
+        return node_name(self.node)
 
     @property
     def open(self) -> bool:

@@ -36,13 +36,12 @@ from msgspec import structs
 
 from manager.scheduler.constraints import Constraint
 from manager.scheduler.filters import (
+    barred,
     choose_generic,
     choose_gpus,
     fits,
     gpu_room,
     named_there,
-    unavailable,
-    unsuitable,
 )
 from manager.scheduler.gpus import FAR
 from manager.scheduler.masks import Bools, Ints
@@ -146,9 +145,7 @@ class _Work:
     def on_one_node(self) -> None:
         group, need = self.group, self.group.requirement
         info = self.table.nodes.get(group.node_id)
-        if info is None or info.id in group.without or unavailable(info.node) is not None:
-            return
-        if unsuitable(info.node, need) is not None:
+        if info is None or info.id in group.without or barred(info.node, need) is not None:
             return
         while self.left and self._may_have(info, need):
             self._claim(info, need)

@@ -25,7 +25,7 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from manager.scheduler.filters import unavailable, unsuitable
+from manager.scheduler.filters import barred, unavailable
 from manager.scheduler.placement import Group
 from manager.scheduler.table import Claim, NodeInfo, NodeTable
 from manager.scheduler.trial import Trial, part_of
@@ -166,7 +166,7 @@ class Search:
                 lowest = _NOBODY
             if lowest is None or unavailable(info.node) is not None:
                 continue
-            if unsuitable(info.node, group.requirement) is None:
+            if barred(info.node, group.requirement) is None:
                 found.append((lowest, info.id, info))
         found.sort(key=lambda f: f[:2])
         return iter([(lowest, info) for lowest, _, info in found])

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from manager.scheduler.filters import fits, unavailable, unsuitable
+from manager.scheduler.filters import barred, fits, unavailable
 from manager.scheduler.masks import Ints
 from manager.scheduler.nodeinfo import NodeInfo
 from manager.scheduler.ranking import GroupKey
@@ -247,7 +247,7 @@ class Sleepers:
             key = bed.need.static
             suits = static.get(key)
             if suits is None:
-                suits = static[key] = unsuitable(info.node, bed.need) is None
+                suits = static[key] = barred(info.node, bed.need) is None
             if suits and (found := fits(info, bed.need, bed.service_id)) > 0:
                 room[bed.id] = room.get(bed.id, 0) + found
 
