@@ -11,7 +11,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from manager.scheduler import Group, NodeTable, unavailable, unsuitable
+from manager.scheduler import Group, NodeTable, barred
 from manager.scheduler.backfill import UNKNOWN_NS, Spot, all_fit, ghosts
 from manager.scheduler.ranking import GroupKey, Place, Terms, Turn
 from manager.store import View
@@ -211,8 +211,7 @@ class Holds:
             info = table.nodes.get(node_id)
             if (
                 info is None
-                or unavailable(info.node) is not None
-                or unsuitable(info.node, hold.group.requirement) is not None
+                or barred(info.node, hold.group.requirement) is not None
                 or not all_fit(
                     table, view, now_ns, node_id, [(hold.spots[node_id], hold.stand_ins(node_id))]
                 )
