@@ -38,6 +38,7 @@ ENTRIES = (
     Entry("network", "cli.commands.network:group", "Manage networks", _MANAGE),
     Entry("volume", "cli.commands.volume:group", "Manage volumes", _MANAGE),
     Entry("exec", "cli.commands.exec:command", "Run a command in a running task"),
+    Entry("cp", "cli.commands.cp:command", "Copy files into a task, or out of it"),
     Entry("logs", "cli.commands.logs:service_logs", "Show the logs of a service or task"),
     Entry("top", "cli.commands.top:command", "Show what nodes, services and tasks use, live"),
     Entry(
@@ -128,8 +129,11 @@ def run(arguments: list[str]) -> int:
         error.show()
         return error.exit_code
     except BrokenPipeError:
-        # The reader (head, less) is gone; what is left in the buffer has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (head, less) is gone; what is left in the buffers has nowhere to go.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            if not stream.isatty():
+                os.dup2(nowhere, stream.fileno())
         return 0
     except Exception as error:  # the edge: every error becomes a message
         return _report(error, debug=debug)

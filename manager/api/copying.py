@@ -26,6 +26,8 @@ log = structlog.get_logger("api")
 DATA_BYTES_MAX = 1 << 20
 # Of one message to a node: a stream keeps some tens of them in memory at each of its stations.
 PIECE_BYTES = 128 * 1024
+# How long a client that was told to stop may go on.
+STOP_S = 5.0
 
 
 async def run_copy(
@@ -134,12 +136,27 @@ async def _into(
         if not answering.done() and not _lost(sending):
             sending.result()
         yield await answering
-    except errors.Unavailable as error:
-        raise errors.Unavailable(f"{subject}: {error.message}{_left(start, begun)}") from None
+    except errors.SwarmError as error:
+        # What is sent into a call that has ended hides from the sender why it has.
+        yield CopyOutput(stop=True)
+        await _rest(sending, inputs)
+        if isinstance(error, errors.Unavailable):
+            raise errors.Unavailable(f"{subject}: {error.message}{_left(start, begun)}") from None
+        raise
     finally:
         for task in (sending, answering):
             task.cancel()
         await asyncio.gather(sending, answering, return_exceptions=True)
+
+
+async def _rest(sending: asyncio.Task[None], inputs: AsyncIterator[CopyInput]) -> None:
+    """Takes what the client had sent before it heard that it is to stop."""
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(STOP_S):
+            async for _ in inputs:
+                pass
 
 
 def _lost(sending: asyncio.Task[None]) -> bool:

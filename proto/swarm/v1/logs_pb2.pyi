@@ -498,9 +498,12 @@ class CopyOutput(google.protobuf.message.Message):
     STAT_FIELD_NUMBER: builtins.int
     DATA_FIELD_NUMBER: builtins.int
     DONE_FIELD_NUMBER: builtins.int
+    STOP_FIELD_NUMBER: builtins.int
     data: builtins.bytes
     done: builtins.bool
     """The last message: all of it was copied."""
+    stop: builtins.bool
+    """Into: it could not be gone on with. Send nothing more; the call ends with the reason once nothing comes any more."""
     @property
     def stat(self) -> global___FileStat:
         """First, unless it goes into the task: what is at `path`."""
@@ -511,10 +514,11 @@ class CopyOutput(google.protobuf.message.Message):
         stat: global___FileStat | None = ...,
         data: builtins.bytes = ...,
         done: builtins.bool = ...,
+        stop: builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["data", b"data", "done", b"done", "output", b"output", "stat", b"stat"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "done", b"done", "output", b"output", "stat", b"stat"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["output", b"output"]) -> typing.Literal["stat", "data", "done"] | None: ...
+    def HasField(self, field_name: typing.Literal["data", b"data", "done", b"done", "output", b"output", "stat", b"stat", "stop", b"stop"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "done", b"done", "output", b"output", "stat", b"stat", "stop", b"stop"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["output", b"output"]) -> typing.Literal["stat", "data", "done", "stop"] | None: ...
 
 global___CopyOutput = CopyOutput
 

@@ -1127,6 +1127,7 @@ class CopyOutput(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
     stat: FileStat | None = None
     data: bytes | None = None
     done: bool | None = None
+    stop: bool | None = None
 
 
 class WindowSize(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -4645,6 +4646,8 @@ def _fill_copy_output(s: CopyOutput, m: Any) -> None:
         m.data = s.data
     if s.done is not None:
         m.done = s.done
+    if s.stop is not None:
+        m.stop = s.stop
 
 
 def _read_copy_output(m: Any) -> CopyOutput:
@@ -4652,6 +4655,7 @@ def _read_copy_output(m: Any) -> CopyOutput:
         stat=_read_file_stat(m.stat) if m.HasField('stat') else None,
         data=m.data if m.HasField('data') else None,
         done=m.done if m.HasField('done') else None,
+        stop=m.stop if m.HasField('stop') else None,
     )
 
 

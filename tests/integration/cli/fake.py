@@ -102,6 +102,7 @@ from swarm.v1 import (
     WatchServicesResponse,
 )
 from swarm.v1.services import CERTIFICATES_METHODS, CONTROL_METHODS, LOCAL_METHODS
+from tests.integration.cli.fake_files import FakeFiles
 
 START_S = 10
 STORE_REVISION = 10_000
@@ -126,6 +127,8 @@ class FakeCluster:
         # raise, or seconds to wait.
         self.watch_script: list[Any] = []
         self.log_script: list[Any] = []
+        # How long logs that are followed go on after the last of it.
+        self.log_hold_s = 0.0
         self.events: list[Event] = []
         self.kept_from_ns = 0
         # What a watch sees after its first, empty message.
@@ -139,9 +142,7 @@ class FakeCluster:
         self.history = GetStackHistoryResponse()
         # By service id.
         self.service_histories: dict[str, GetServiceHistoryResponse] = {}
-        # One item per message of Stats: an answer, or an error to raise.
-        self.copy_script: list[CopyOutput] = []
-        self.copy_inputs: list[CopyInput] = []
+        self.files: FakeFiles | None = None
         self.rotated = RotateResponse()
         self.gpus = ListGpusResponse()
         self.queues = ListQueuesResponse()
@@ -369,10 +370,9 @@ class _Control:
         self, request: AsyncIterator[CopyInput], context: rpc.Context
     ) -> AsyncIterator[CopyOutput]:
         self.cluster.note("copy", None)
-        async for item in request:
-            self.cluster.copy_inputs.append(item)
-        for answer in self.cluster.copy_script:
-            yield answer
+        assert self.cluster.files is not None, "the test gives the task's files"
+        async for output in self.cluster.files.copy(request):
+            yield output
 
     async def rotate(self, request: RotateRequest, context: rpc.Context) -> RotateResponse:
         self.cluster.note("rotate", request)
@@ -420,6 +420,8 @@ class _Control:
         self.cluster.note("logs", request)
         for answer in self.cluster.log_script:
             yield answer
+        if request.options is not None and request.options.follow:
+            await asyncio.sleep(self.cluster.log_hold_s)
 
     async def stats(
         self, request: StatsRequest, context: rpc.Context
