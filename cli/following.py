@@ -7,7 +7,10 @@ A manager that goes ends its streams. What follows one asks again, at whichever 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import cast
 
 import msgspec
 
@@ -30,9 +33,11 @@ __all__ = ["LOST_S", "Patience", "follow_logs", "watch"]
 
 LOST_S = 30.0  # how long no manager may answer before waiting is given up
 RETRY_S = 0.5
-# Lines of several tasks come about in order of time; logs that are asked for again begin so much
-# before the newest of them.
-OVERLAP_NS = 10 * SECOND_NS
+# Lines of several tasks come about in order of time, but a node may have been out of reach for some
+# seconds; logs that are asked for again begin so much before the newest line.
+OVERLAP_NS = 30 * SECOND_NS
+SETTLE_S = 20.0  # how long nodes may take to come to the manager that goes on
+STREAMS_MAX = 1000  # remembered in any case; older ones are forgotten when there are more
 
 
 class Patience:
@@ -89,59 +94,113 @@ async def watch(connection: Connection, request: WatchRequest) -> AsyncIterator[
 
 
 async def follow_logs(connection: Connection, request: LogsRequest) -> AsyncIterator[LogsResponse]:
-    """Control.Logs with `follow`, taken up again without a line told twice. Ends when the logs do.
-    Raises Unavailable.
+    """Control.Logs with `follow`, taken up again without a line lost or told twice. Ends when the
+    logs do. Raises Unavailable.
+
+    Nodes come to the manager that goes on one by one. One that is not there yet is a problem to
+    that manager, which reads it no more in this call; so the logs are asked for again, from the
+    same time on, until all nodes are there or SETTLE_S have passed.
     """
+    now_s = asyncio.get_running_loop().time
     patience = Patience()
     shown = _Shown()
+    lost_s: float | None = None
     while True:
+        settled = True
         try:
-            async for answer in connection.control.logs(request):
-                patience.answered()
-                yield msgspec.structs.replace(answer, lines=shown.fresh(answer.lines))
+            async with aclosing(_answers(connection, request)) as answers:
+                async for answer in answers:
+                    patience.answered()
+                    fresh = shown.fresh(answer.lines)
+                    settled = not answer.problems or lost_s is None or now_s() - lost_s > SETTLE_S
+                    problems = answer.problems if settled else ()
+                    if fresh or problems:
+                        yield msgspec.structs.replace(answer, lines=fresh, problems=problems)
+                    if not settled:
+                        break
         except Unavailable as error:
+            if lost_s is None or now_s() - lost_s > SETTLE_S:
+                shown.lost()
+            lost_s = now_s()
             await patience.wait(error)
         else:
-            return
-        if shown.newest_ns and request.options is not None:
-            since_ns = max(request.options.since_ns, shown.newest_ns - OVERLAP_NS)
+            if settled:
+                return
+            await asyncio.sleep(RETRY_S)
+        if shown.from_ns and request.options is not None:
+            since_ns = max(request.options.since_ns, shown.from_ns)
             options = msgspec.structs.replace(request.options, since_ns=since_ns, tail=-1)
             request = msgspec.structs.replace(request, options=options)
             shown.again()
+
+
+def _answers(connection: Connection, request: LogsRequest) -> AsyncGenerator[LogsResponse, None]:
+    # Streams of a channel are generators, whose closing cancels the call.
+    return cast("AsyncGenerator[LogsResponse, None]", connection.control.logs(request))
+
+
+class _Last:
+    """The newest lines of one stream of one task: their time, and how often there is which."""
+
+    __slots__ = ("at_ns", "same")
+
+    def __init__(self, at_ns: int, same: Counter[int]) -> None:
+        self.at_ns = at_ns
+        # By hash: a line may be long, and there may be many of one moment.
+        self.same = same
 
 
 class _Shown:
     """How far each stream of each task has been shown."""
 
     def __init__(self) -> None:
-        self.newest_ns = 0
-        # The time of the last lines, and these.
-        self._last: dict[tuple[str, LogStream], tuple[int, list[bytes]]] = {}
+        self._newest_ns = 0
+        # What is asked for again begins here; 0: nothing was shown.
+        self.from_ns = 0
+        self._last: dict[tuple[str, LogStream], _Last] = {}
         # The same as it was when the logs were asked for again: what is repeated.
-        self._before: dict[tuple[str, LogStream], tuple[int, list[bytes]]] = {}
+        self._before: dict[tuple[str, LogStream], _Last] = {}
+
+    def lost(self) -> None:
+        """The stream has broken off: its successors begin some time before what was shown last."""
+        self.from_ns = max(1, self._newest_ns - OVERLAP_NS) if self._newest_ns else 0
 
     def again(self) -> None:
-        """The lines that come now begin some time before those that were shown last."""
-        self._before = {key: (at_ns, list(same)) for key, (at_ns, same) in self._last.items()}
+        """The lines that come now are the ones from there on."""
+        self._before = {
+            key: _Last(last.at_ns, Counter(last.same)) for key, last in self._last.items()
+        }
 
     def fresh(self, lines: Sequence[LogLine]) -> tuple[LogLine, ...]:
         """Those that were not shown yet; they are from now on."""
-        return tuple(line for line in lines if not self._repeated(line))
+        found = tuple(line for line in lines if not self._repeated(line))
+        if len(self._last) > STREAMS_MAX:
+            self._forget()
+        return found
+
+    def _forget(self) -> None:
+        """Streams whose lines will not be asked for again."""
+        ended_ns = self._newest_ns - 2 * OVERLAP_NS
+        self._last = {key: last for key, last in self._last.items() if last.at_ns > ended_ns}
 
     def _repeated(self, line: LogLine) -> bool:
         key = line.task_id, line.stream
-        at_ns, same = self._before.get(key, (0, []))
-        if line.timestamp_ns < at_ns:
-            return True
-        if line.timestamp_ns == at_ns and line.data in same:
-            same.remove(line.data)
-            return True
-        self.newest_ns = max(self.newest_ns, line.timestamp_ns)
-        last_ns, last = self._last.get(key, (0, []))
-        if line.timestamp_ns == last_ns:
-            last.append(line.data)
-        elif line.timestamp_ns > last_ns:
-            self._last[key] = line.timestamp_ns, [line.data]
+        before = self._before.get(key)
+        if before is not None:
+            if line.timestamp_ns < before.at_ns:
+                return True
+            if line.timestamp_ns == before.at_ns and before.same[hash(line.data)]:
+                before.same[hash(line.data)] -= 1
+                return True
+            if line.timestamp_ns > before.at_ns:
+                # From here on all is new, whatever the node's clock does.
+                del self._before[key]
+        self._newest_ns = max(self._newest_ns, line.timestamp_ns)
+        last = self._last.get(key)
+        if last is not None and last.at_ns == line.timestamp_ns:
+            last.same[hash(line.data)] += 1
+        elif last is None or line.timestamp_ns > last.at_ns:
+            self._last[key] = _Last(line.timestamp_ns, Counter((hash(line.data),)))
         return False
 
 

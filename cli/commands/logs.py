@@ -1,10 +1,11 @@
-"""`service logs`, `job logs`, `task logs` and `logs`: what tasks print."""
+"""`service logs`, `job logs`, `stack logs`, `task logs` and `logs`: what tasks print."""
 
 from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ from cli.lazy import Command
 from cli.options import Ref
 from cli.settings import settings
 from cli.times import parse_time, rfc3339
+from cli.unread import until_unread
 from swarm.errors import EXIT_INTERRUPTED, Invalid, NotFound
 from swarm.v1 import (
     GetRequest,
@@ -61,9 +63,9 @@ def _options(function: Callable[..., int]) -> Callable[..., int]:
 
 @click.command("logs", cls=Command)
 @_options
-@click.argument("ref", type=Ref("service"), metavar="SERVICE|TASK")
+@click.argument("refs", type=Ref("service"), nargs=-1, required=True, metavar="SERVICE|TASK...")
 def service_logs(**flags: Any) -> int:
-    """Show what the tasks of a service, or one task, print.
+    """Show what the tasks of services, or single tasks, print.
 
     Each line tells who printed it: service.slot.task@node. Lines of the task's standard error go to
     standard error.
@@ -73,9 +75,9 @@ def service_logs(**flags: Any) -> int:
 
 @click.command("logs", cls=Command)
 @_options
-@click.argument("ref", type=Ref("job"), metavar="JOB|TASK")
+@click.argument("refs", type=Ref("job"), nargs=-1, required=True, metavar="JOB|TASK...")
 def job_logs(**flags: Any) -> int:
-    """Show what the tasks of a job, or one task, print.
+    """Show what the tasks of jobs, or single tasks, print.
 
     Each line tells who printed it: job.number.task@node. Lines of the task's standard error go to
     standard error.
@@ -85,15 +87,27 @@ def job_logs(**flags: Any) -> int:
 
 @click.command("logs", cls=Command)
 @_options
-@click.argument("ref", type=Ref("task"), metavar="TASK")
+@click.argument("refs", type=Ref("task"), nargs=-1, required=True, metavar="TASK...")
 def task_logs(**flags: Any) -> int:
-    """Show what a task prints."""
+    """Show what tasks print."""
     return _logs(task_only=True, **flags)
+
+
+@click.command("logs", cls=Command)
+@_options
+@click.argument("stack", type=Ref("stack"))
+def stack_logs(stack: str, **flags: Any) -> int:
+    """Show what the tasks of a stack print, in order of time.
+
+    Each line tells who printed it: service.slot.task@node. Lines of the task's standard error go to
+    standard error.
+    """
+    return _logs(refs=(), stack=stack, **flags)
 
 
 def _logs(
     *,
-    ref: str,
+    refs: tuple[str, ...],
     follow: bool,
     tail: str,
     since: str,
@@ -105,6 +119,7 @@ def _logs(
     timestamps: bool,
     details: bool,
     task_only: bool = False,
+    stack: str = "",
 ) -> int:
     now_ns = settings().clock.now_ns()
     options = LogOptions(
@@ -125,16 +140,20 @@ def _logs(
     )
 
     async def work(connection: Connection) -> int:
-        request = await _request(connection, ref, options, task_only=task_only)
+        if stack:
+            # So that one that does not exist is told as such.
+            await connection.control.get(GetRequest(kind=Kind.STACK, ref=stack))
+            request = LogsRequest(stack=stack, options=options)
+        else:
+            request = await _request(connection, refs, options, task_only=task_only)
         failed = False
         answers = follow_logs(connection, request) if follow else connection.control.logs(request)
-        async for answer in answers:
-            for problem in answer.problems:
-                failed = True
-                click.echo(f"Warning: {problem}", err=True)
-            for line in answer.lines:
-                printer.show(line)
-            sys.stdout.flush()
+        with until_unread():
+            async for answer in answers:
+                for problem in answer.problems:
+                    failed = True
+                    click.echo(f"Warning: {problem}", err=True)
+                printer.show(answer.lines)
         return 1 if failed else 0
 
     try:
@@ -144,22 +163,24 @@ def _logs(
 
 
 async def _request(
-    connection: Connection, ref: str, options: LogOptions, *, task_only: bool
+    connection: Connection, refs: Sequence[str], options: LogOptions, *, task_only: bool
 ) -> LogsRequest:
-    """A service where there is one of this name, else a task; as Docker looks it up."""
-    if not task_only:
-        try:
-            await connection.control.get(GetRequest(kind=Kind.SERVICE, ref=ref))
-        except NotFound:
-            pass  # it may be a task
+    """Of each a service where there is one of this name, else a task; as Docker looks it up."""
+    services: list[str] = []
+    tasks: list[str] = []
+    kinds = ((Kind.TASK, tasks),) if task_only else ((Kind.SERVICE, services), (Kind.TASK, tasks))
+    for ref in refs:
+        for kind, found in kinds:
+            try:
+                await connection.control.get(GetRequest(kind=kind, ref=ref))
+            except NotFound:
+                continue  # it may be a task
+            found.append(ref)
+            break
         else:
-            return LogsRequest(services=(ref,), options=options)
-    try:
-        await connection.control.get(GetRequest(kind=Kind.TASK, ref=ref))
-    except NotFound:
-        what = "task" if task_only else "service or task"
-        raise NotFound(f"no such {what}: {ref}") from None
-    return LogsRequest(tasks=(ref,), options=options)
+            what = "task" if task_only else "service or task"
+            raise NotFound(f"no such {what}: {ref}")
+    return LogsRequest(services=tuple(services), tasks=tuple(tasks), options=options)
 
 
 def _tail(text: str) -> int:
@@ -191,13 +212,16 @@ class Printer:
         self._details = details
         self._width = 0
 
-    def show(self, line: LogLine) -> None:
-        """Writes one line to the stream it came from."""
-        error = line.stream is LogStream.STDERR
-        out = sys.stderr.buffer if error else sys.stdout.buffer
-        (sys.stderr if error else sys.stdout).flush()
-        out.write(self._before(line).encode() + line.data + b"\n")
-        if error:
+    def show(self, lines: Sequence[LogLine]) -> None:
+        """Writes lines, each to the stream it came from; none waits in a buffer afterwards."""
+        if not self._raw:
+            # Lines stay aligned once the longest name was seen.
+            self._width = max((self._width, *(len(self.origin(line)) for line in lines)))
+        for error, those in groupby(lines, lambda line: line.stream is LogStream.STDERR):
+            out = sys.stderr if error else sys.stdout
+            out.flush()
+            for line in those:
+                out.buffer.write(self._before(line).encode() + line.data + b"\n")
             out.flush()
 
     def _before(self, line: LogLine) -> str:
@@ -210,10 +234,7 @@ class Printer:
             )
         if self._raw:
             return text
-        origin = self.origin(line)
-        # Lines stay aligned once the longest name was seen.
-        self._width = max(self._width, len(origin))
-        shown = origin.ljust(self._width)
+        shown = self.origin(line).ljust(self._width)
         if self._colour:
             number = zlib.crc32(line.task_id.encode()) % len(_COLOURS)
             shown = click.style(shown, fg=_COLOURS[number])

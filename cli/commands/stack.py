@@ -19,6 +19,7 @@ _LIST = "cli.commands.stack_list:"
         Entry("deploy", _DEPLOY + "deploy", "Make the cluster run compose files", aliases=("up",)),
         Entry("diff", _DEPLOY + "diff", "Show what a deploy would change"),
         Entry("history", _LIST + "history", "List the deploys of a stack"),
+        Entry("logs", "cli.commands.logs:stack_logs", "Show the logs of a stack's tasks"),
         Entry("ls", _LIST + "ls", "List stacks", aliases=("list",)),
         Entry("ps", _LIST + "ps", "List the tasks of a stack"),
         Entry("rm", "cli.commands.stack_remove:rm", "Remove stacks", aliases=("remove", "down")),

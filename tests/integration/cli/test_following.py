@@ -164,3 +164,49 @@ async def test_logs_go_on_without_a_line_told_twice() -> None:
     assert told == ["a1x", "b2x", "a3x", "a3x", "b3y", "b3z", "a3x", "a4x"]
     again = connection.control.asked[1].options
     assert (again.tail, again.since_ns, again.follow) == (-1, SECOND, True)
+
+
+async def told_lines(connection: Any) -> list[str]:
+    """What is told, problems with a "!" before them."""
+    request = LogsRequest(services=("web",), options=LogOptions(follow=True, tail=-1))
+    told = []
+    async for answer in follow_logs(connection, request):
+        told += [f"!{problem}" for problem in answer.problems]
+        told += [
+            f"{line.task_id}{line.timestamp_ns // SECOND}{line.data.decode()}"
+            for line in answer.lines
+        ]
+    return told
+
+
+async def test_a_node_that_comes_late_to_the_next_manager_loses_no_line() -> None:
+    away = LogsResponse(problems=("task a cannot be read: its node has no session",))
+    connection = over(
+        [lines("a1x", "b1x"), GONE],
+        [lines("b1x", "b2x"), away, lines("b3never")],
+        [away],
+        [lines("a1x", "b1x", "a2x", "b2x", "b3x")],
+    )
+    assert await told_lines(connection) == ["a1x", "b1x", "b2x", "a2x", "b3x"]
+    assert len({r.options.since_ns for r in connection.control.asked[1:]}) == 1
+
+
+async def test_a_node_that_stays_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "SETTLE_S", 0.0)
+    away = LogsResponse(problems=("a is away",))
+    connection = over([lines("a1x"), away, GONE], [away, lines("b2x")])
+    assert await told_lines(connection) == ["a1x", "!a is away", "!a is away", "b2x"]
+
+
+async def test_a_clock_set_back_after_a_break_hides_no_line() -> None:
+    connection = over([lines("a5x"), GONE], [lines("a4w", "a5x", "a6y", "a2z")])
+    assert await told_lines(connection) == ["a5x", "a6y", "a2z"]
+
+
+async def test_what_is_remembered_of_lines_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "STREAMS_MAX", 10)
+    shown = following._Shown()
+    for number in range(1000):
+        line = LogLine(task_id=f"t{number}", timestamp_ns=number * SECOND, data=b"x")
+        assert shown.fresh((line,)) == (line,)
+    assert len(shown._last) <= 61

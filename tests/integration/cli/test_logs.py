@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
-from swarm.v1 import LogLine, LogsRequest, LogsResponse, LogStream
-from tests.integration.cli.conftest import Cli
+from swarm.v1 import LogLine, LogsRequest, LogsResponse, LogStream, Stack, StackSpec
+from tests.integration.cli.conftest import COMMAND, Cli
 from tests.integration.cli.fake import FakeCluster
 from tests.integration.cli.samples import service, task
+from tests.integration.cli.screen import ScreenProcess
 
 TIME_NS = 1_795_254_292_946_163_064
 
@@ -88,3 +91,50 @@ def test_nodes_that_cannot_be_read_are_told_and_the_rest_is_shown(
     assert answer.code == 1
     assert "Warning: node gamma is down: its lines are missing\n" in answer.err
     assert "| three\n" in answer.out
+
+
+def test_names_are_aligned_from_the_first_line_on(cli: Cli, cluster: FakeCluster) -> None:
+    cluster.log_script = [LogsResponse(lines=(line(b"one"), line(b"two", slot=100)))]
+    assert cli.ok("logs", "--no-task-ids", "web") == (
+        "web.1@alpha      | one\nweb.100@alpha    | two\n"
+    )
+
+
+def test_several_services_and_tasks_and_a_stack(cli: Cli, cluster: FakeCluster) -> None:
+    cluster.add(service("db"))
+    cli.ok("logs", "web", "t1", "db")
+    request = cluster.last(LogsRequest)
+    assert (request.services, request.tasks, request.stack) == (("web", "db"), ("t1",), "")
+    assert cli("logs", "web", "nope").err == "Error: no such service or task: nope\n"
+    cluster.add(Stack(id="s1", spec=StackSpec(name="shop")))
+    cli.ok("stack", "logs", "-f", "--tail", "3", "shop")
+    request = cluster.last(LogsRequest)
+    assert (request.stack, request.services) == ("shop", ())
+    assert request.options is not None and (request.options.tail, request.options.follow) == (
+        3,
+        True,
+    )
+    assert cli("stack", "logs", "nope").code == 4
+
+
+@pytest.mark.parametrize("words", ["logs -f web | head -1", "logs -f web 2>&1 | head -1"])
+def test_a_reader_that_ends_ends_the_following_at_once(
+    cli: Cli, cluster: FakeCluster, words: str
+) -> None:
+    cluster.log_hold_s = 60.0
+    swarmctl = " ".join([*COMMAND])
+    script = f"set -o pipefail; {swarmctl} {words}; echo $?"
+    done = subprocess.run(
+        ("/bin/bash", "-c", script), env=cli.environment(), capture_output=True, timeout=30
+    )
+    assert done.stdout.decode().splitlines() == ["web.1.t1xxxxxxxxxx@alpha    | one", "0"]
+    assert b"Error" not in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_ctrl_c_ends_the_following_without_a_word(cli: Cli, cluster: FakeCluster) -> None:
+    cluster.log_hold_s = 60.0
+    with ScreenProcess([*COMMAND, "logs", "-f", "web"], cli.environment(NO_COLOR="1")) as process:
+        process.see_text("| three")
+        process.send(b"\x03")
+        assert process.wait() == 0
+        assert [line for line in process.lines() if line][-1].startswith(("web.10", "^C"))
