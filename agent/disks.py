@@ -84,6 +84,7 @@ class Disks:
         self._on_change = on_change
         self._clock = clock
         self._soon = asyncio.Event()
+        self._measuring = asyncio.Lock()
         self.full: dict[str, Full] = {}
 
     def look(self) -> None:
@@ -94,17 +95,20 @@ class Disks:
         """Looks again and again until cancelled."""
         while True:
             self._soon.clear()
-            for user, folder in dict(self._folders()).items():
-                # A measurement that hangs keeps its thread; the next one waits for it, so that
-                # there is never more than one.
-                room = await asyncio.to_thread(measure, folder)
-                if room is not None:
-                    self.take(user, folder, room)
+            await self.measured()
             try:
                 async with asyncio.timeout(PERIOD_S):
                     await self._soon.wait()
             except TimeoutError:
                 continue
+
+    async def measured(self) -> None:
+        """Looks once. One measurement is under way at a time: one that hangs keeps its thread."""
+        async with self._measuring:
+            for user, folder in dict(self._folders()).items():
+                room = await asyncio.to_thread(measure, folder)
+                if room is not None:
+                    self.take(user, folder, room)
 
     def take(self, user: str, folder: Path, room: Room) -> None:
         """Concludes from one measurement."""

@@ -78,6 +78,7 @@ ANSWERS_S_MAX = 5.0
 LOOK_AROUND_S = 5.0
 # An engine that goes away so often while it prepares or starts a task does so because of the task.
 INTERRUPTIONS_MAX = 3
+DISK_LOOK_S = 1.0
 GPU_WARNINGS_MAX = 5  # tasks whose part of a GPU does not hold; more are not named
 
 
@@ -207,6 +208,9 @@ class Worker:
                     )
                 case Snapshot():
                     self._locate(host, item.found, ran)
+                    with contextlib.suppress(TimeoutError):  # so that the first session knows
+                        async with asyncio.timeout(DISK_LOOK_S):
+                            await self._disks.measured()
                     looked.set()
                     self._changed()
                 case Event():

@@ -39,7 +39,6 @@ from agent.runtime.base import (
     Rejected,
     Started,
     Work,
-    cause_of,
 )
 from agent.runtime.memory import covered_folders
 from agent.runtime.process import archive as process_archive
@@ -294,9 +293,7 @@ class ProcessRuntime:
                         process_plan.volume_path(mount, layout).mkdir(parents=True, exist_ok=True)
             process_state.save_record(folder, Record(task_id=work.task_id))
         except OSError as error:
-            raise Failed(
-                f"cannot prepare {error.filename}: {error.strerror}", cause=cause_of(error)
-            ) from None
+            raise process_task.trouble(f"cannot prepare {folder}", error) from None
         self._tasks.setdefault(work.task_id, Task(Record(task_id=work.task_id), folder))
 
     async def start(self, work: Work) -> Started:
@@ -316,9 +313,7 @@ class ProcessRuntime:
         except BaseException as error:
             await self._undo(task)
             if isinstance(error, OSError):
-                raise Failed(
-                    f"cannot start the task: {error.strerror or error}", cause=cause_of(error)
-                ) from error
+                raise process_task.trouble("cannot start the task", error) from error
             if isinstance(error, errors.SwarmError) and not isinstance(error, (Rejected, Failed)):
                 raise Failed(error.message, cause=ENGINE_FAILED) from error
             raise

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from agent.runtime.base import Started
+from agent.runtime.base import DISK_FULL, Failed, Started, cause_of
 from agent.runtime.process import health as process_health
 from agent.runtime.process import state as process_state
 from agent.runtime.process.state import Outcome, Record
@@ -41,6 +41,13 @@ def try_to_save(task: Task, save: Callable[[], None]) -> None:
         save()
     except OSError as error:
         log.warning("task_not_written", task_id=task.record.task_id, reason=str(error))
+
+
+def trouble(what: str, error: OSError) -> Failed:
+    """What becomes of a task that the system refused something."""
+    cause = cause_of(error)
+    then = "; free some space on this node" if cause == DISK_FULL else ""
+    return Failed(f"{what}: {error.strerror or error}{then}", cause=cause)
 
 
 def started(task: Task) -> Started:
