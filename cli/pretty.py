@@ -91,6 +91,10 @@ def describe_node(answer: GetResponse, gpus: Sequence[GpuUsage] = ()) -> str:
     lines.append(line("Agent Version", description.agent_version, width=24))
     lines.append(line("Runtimes", ", ".join(description.runtimes), width=24))
     lines += gpu_lines(description.gpus, gpus)
+    lines += [
+        f"No new tasks of {', '.join(problem.runtimes)}: {problem.message}"
+        for problem in description.runtime_problems
+    ]
     lines += [f"Warning: {warning}" for warning in description.warnings]
     return "\n".join(lines)
 

@@ -23,7 +23,7 @@ from cli.times import age
 from swarm.clock import SECOND_NS
 from swarm.errors import NotFound
 from swarm.quantities import format_duration
-from swarm.states import ended, label
+from swarm.states import ended, label, wanted
 from swarm.v1 import Filter, GetRequest, Kind, Node, PortConfig, Service, Task, TaskState
 
 __all__ = [
@@ -168,7 +168,22 @@ def current_state(task: Task, now_ns: int) -> str:
     status = task.status
     if status is None:
         return "New"
-    return f"{label(status.state).capitalize()} {age(status.timestamp_ns, now_ns)}".strip()
+    shown = f"{label(status.state).capitalize()} {age(_since_ns(task), now_ns)}".strip()
+    if ended(status.state) and task.start_after_ns > now_ns and wanted(task.desired_state):
+        # Of a job: the slot's next attempt is made when it is due.
+        shown += f", next try in {wait_text(task.start_after_ns - now_ns)}"
+    return shown
+
+
+def _since_ns(task: Task) -> int:
+    """When the task came to its state, by managers' clocks where these say so: nodes' may err."""
+    status = task.status
+    assert status is not None
+    if status.state is TaskState.RUNNING and task.running_since_ns:
+        return task.running_since_ns
+    if status.state >= TaskState.ASSIGNED and task.meta is not None and task.meta.updated_at_ns:
+        return task.meta.updated_at_ns
+    return status.timestamp_ns
 
 
 def next_try_ns(task: Task, now_ns: int) -> int:

@@ -37,6 +37,7 @@ from swarm.v1 import (
     Node,
     NodeRole,
     NodeSpec,
+    RuntimeProblem,
     Spec,
     UpdateRequest,
 )
@@ -45,10 +46,12 @@ COLUMNS = (
     ("ID", "_ID"),
     ("HOSTNAME", "Hostname"),
     ("STATUS", "Status"),
-    ("AVAILABILITY", "Availability"),
+    ("AVAILABILITY", "_Availability"),
     ("MANAGER STATUS", "ManagerStatus"),
     ("ENGINE VERSION", "EngineVersion"),
 )
+# RuntimeProblem.cause in a table; `node inspect` has the sentence.
+PROBLEMS = {"engine_unresponsive": "not answering", "disk_full": "disk full"}
 ATTEMPTS = 5  # of an update against concurrent ones
 NODES = click.argument("nodes", nargs=-1, required=True, type=Ref("node"), metavar="NODE...")
 
@@ -93,6 +96,8 @@ def node_row(node: Node, self_id: str, gpus: tuple[int, int]) -> Record:
         Hostname=name_of(node),
         Status=status.state.name.capitalize() if status else "Unknown",
         Availability=node.spec.availability.name.capitalize(),
+        _Availability=_availability(node),
+        RuntimeProblems="; ".join(p.message for p in _problems(node)),
         ManagerStatus=manager_word(node),
         EngineVersion=engine.version if engine else "",
         Engine=engine.name if engine else "",
@@ -109,6 +114,22 @@ def node_row(node: Node, self_id: str, gpus: tuple[int, int]) -> Record:
         Labels=",".join(f"{k}={v}" for k, v in sorted(labels.items())),
         Label=lambda key: labels.get(key, ""),
     )
+
+
+def _problems(node: Node) -> Sequence[RuntimeProblem]:
+    return node.description.runtime_problems if node.description is not None else ()
+
+
+def _availability(node: Node) -> str:
+    """ "Active", "Active (docker: not answering)"."""
+    assert node.spec is not None
+    word = node.spec.availability.name.capitalize()
+    short = (
+        f"{'/'.join(p.runtimes)}: {PROBLEMS.get(p.cause, p.cause.replace('_', ' '))}"
+        for p in _problems(node)
+    )
+    found = ", ".join(dict.fromkeys(short))
+    return f"{word} ({found})" if found else word
 
 
 @group.command()

@@ -201,7 +201,7 @@ def phase_of(tasks: Sequence[Task], terms: Terms) -> tuple[Phase, int]:
             return Phase.READY, 0
         if state < TaskState.STARTING or not terms.fine:
             return Phase.PLACED, 0
-        until_ns = _changed_ns(newest) + terms.timeout_ns if terms.timeout_ns else 0
+        until_ns = runs_since_ns(newest) + terms.timeout_ns if terms.timeout_ns else 0
         return (Phase.STARTING if state == TaskState.STARTING else Phase.RUNNING), until_ns
     if not states.ended(state):
         return Phase.STOPPING, 0
@@ -227,6 +227,13 @@ def current(tasks: Iterable[Task], iteration: int) -> list[Task]:
 
 def age(task: Task) -> tuple[int, str]:
     return (task.meta.created_at_ns if task.meta else 0, task.id)
+
+
+def runs_since_ns(task: Task) -> int:
+    """Since when its time counts: since it runs, by managers' clocks; before, since its last
+    step.
+    """
+    return task.running_since_ns or _changed_ns(task)
 
 
 def _changed_ns(task: Task) -> int:

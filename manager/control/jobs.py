@@ -42,6 +42,7 @@ from manager.control.job_book import (
     current,
     ended_by_itself,
     phase_of,
+    runs_since_ns,
 )
 from manager.control.nodes import follow_nodes
 from manager.control.restart import OLD_TASK_TIMEOUT_NS, promote
@@ -167,7 +168,7 @@ class _Step:
             if is_live(newest):
                 work.stop(newest, cause=StopCause.CANCELLED, message="the job was cancelled")
         elif phase in (Phase.STARTING, Phase.RUNNING) and terms.timeout_ns:
-            until_ns = (newest.meta.updated_at_ns if newest.meta else 0) + terms.timeout_ns
+            until_ns = runs_since_ns(newest) + terms.timeout_ns
             if work.now_ns >= until_ns:
                 longest = format_duration(terms.timeout_ns)
                 why = f"ran for longer than {longest}, which is all that its job allows"

@@ -19,6 +19,7 @@ from msgspec import structs
 
 from manager.control.admission import Admission
 from manager.control.holds import Hold
+from manager.control.job_book import runs_since_ns
 from manager.control.slots import is_live, is_unplaced
 from manager.control.template import job_size, state_of, stop_grace_ns
 from manager.control.tick import Tick
@@ -518,7 +519,7 @@ class Turns:
         started_ns = self._now_ns
         if task is not None and status is not None and status.state == TaskState.RUNNING:
             # As jobs.py counts it: not on the node's clock.
-            started_ns = task.meta.updated_at_ns if task.meta else started_ns
+            started_ns = runs_since_ns(task) or started_ns
         return max(self._now_ns, started_ns + terms.timeout_ns + grace_ns)
 
     def _grace_ns(self, service_id: str) -> int:

@@ -22,7 +22,7 @@ from msgspec import structs
 from manager.dispatcher.metrics import STATUS_COMMIT_SECONDS, STATUSES
 from manager.store import Draft, Stale, Store
 from swarm import errors
-from swarm.clock import Clock
+from swarm.clock import SECOND_NS, Clock
 from swarm.states import may_follow
 from swarm.v1 import (
     NetworkAttachment,
@@ -42,6 +42,9 @@ COMMIT_REPORTS_MAX = (
     5_000  # so that one commit holds the task writers' lock for some 100 ms at most
 )
 RETRY_S_MIN, RETRY_S_MAX = 0.1, 2.0
+# A report older than the last one comes late, from the node's session with another manager; one
+# that is older by so much was made after the node's clock was set back.
+CLOCK_STEP_NS = 300 * SECOND_NS
 # Of RuntimeProblem: nothing is known of the tasks there.
 ENGINE_UNRESPONSIVE = "engine_unresponsive"
 
@@ -222,8 +225,10 @@ def apply_report(draft: Draft, node_id: str, report: TaskReport) -> str:
     before = task.status.state if task.status else TaskState.ASSIGNED
     if not may_follow(before, status.state):
         return "illegal"
-    if status.state == before and task.status and status.timestamp_ns < task.status.timestamp_ns:
-        return "illegal"
+    if status.state == before and task.status:
+        earlier_ns = task.status.timestamp_ns - status.timestamp_ns
+        if 0 < earlier_ns < CLOCK_STEP_NS:
+            return "illegal"
     runs = status.state == TaskState.RUNNING
     draft.put(
         structs.replace(

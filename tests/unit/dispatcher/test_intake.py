@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from manager.dispatcher.intake import apply_report, came_up, went_down
-from manager.store import Draft
+from manager.store import Draft, Tables
 from swarm.states import LEGAL, may_follow
 from swarm.v1 import (
     ContainerStatus,
@@ -18,6 +18,7 @@ from swarm.v1 import (
     NodeState,
     NodeStatus,
     PortConfig,
+    RuntimeProblem,
     Task,
     TaskReport,
     TaskState,
@@ -159,3 +160,65 @@ def test_first_reason_for_being_down_stays() -> None:
     left = went_down(node, 5, "left")
     assert went_down(left, 9, "missed") == left
     assert left.status == NodeStatus(state=NodeState.DOWN, message="left", since_ns=5)
+
+
+def test_since_when_a_runtime_does_not_answer_is_on_managers_clocks_and_stays() -> None:
+    def said(*causes: str) -> NodeDescription:
+        problems = (
+            RuntimeProblem(runtimes=("docker",), message="no", since_ns=1, cause=c) for c in causes
+        )
+        return NodeDescription(hostname="n", runtime_problems=tuple(problems))
+
+    def heard(node: Node, at_ns: int, description: NodeDescription | None) -> Node:
+        return came_up(
+            node, at_ns, description=description, addr="", manager_id="m", session_id="s"
+        )
+
+    def since(node: Node) -> dict[str, int]:
+        assert node.status is not None
+        return node.status.unresponsive_since_ns
+
+    node = heard(Node(id="n"), 10, said("disk_full"))
+    assert since(node) == {}
+    node = heard(node, 20, said("disk_full", "engine_unresponsive"))
+    node = heard(node, 30, said("engine_unresponsive"))
+    node = heard(went_down(node, 35, "silent"), 40, None)
+    assert since(node) == {"docker": 20}
+    assert since(heard(node, 50, said())) == {}
+
+
+@pytest.mark.parametrize(
+    ("earlier_s", "outcome"), [(0, "applied"), (1, "illegal"), (299, "illegal"), (3600, "applied")]
+)
+def test_a_node_whose_clock_was_set_back_is_heard_all_the_same(
+    earlier_s: int, outcome: str
+) -> None:
+    """A report that is a little older comes late from a session with another manager."""
+    second = 1_000_000_000
+    tables = Tables()
+    draft = Draft(tables, now_ns=5)
+    at_ns = 10**18
+    before = TaskStatus(state=TaskState.RUNNING, timestamp_ns=at_ns)
+    draft.put(Task(id="t", node_id="n", status=before))
+    later = TaskStatus(
+        state=TaskState.RUNNING, timestamp_ns=at_ns - earlier_s * second, message="new"
+    )
+    assert apply_report(draft, "n", TaskReport(task_id="t", status=later)) == outcome
+
+
+def test_when_a_task_first_ran_is_on_a_manager_s_clock() -> None:
+    draft = Draft(Tables(), now_ns=5)
+    draft.put(Task(id="t", node_id="n", status=TaskStatus(state=TaskState.PREPARING)))
+    for now_ns, state in ((6, TaskState.STARTING), (7, TaskState.RUNNING), (9, TaskState.FAILED)):
+        draft = Draft(_applied(draft), now_ns=now_ns)
+        status = TaskStatus(state=state, timestamp_ns=10**18)
+        assert apply_report(draft, "n", TaskReport(task_id="t", status=status)) == "applied"
+        task = draft.get(Task, "t")
+        assert task is not None
+        assert task.running_since_ns == (7 if now_ns >= 7 else 0)
+
+
+def _applied(draft: Draft) -> Tables:
+    tables = Tables()
+    tables.apply(1, [(c.kind, c.id, c.new) for c in draft.changes()])
+    return tables
