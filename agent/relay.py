@@ -37,6 +37,8 @@ log = structlog.get_logger("relay")
 FRAMES_MAX = 32  # that wait for the manager
 LINES_MAX = 1000  # that wait to be framed
 FRAME_LINES = 250
+# Of the lines that wait, and of those in one frame: a line may have a MiB.
+LINES_BYTES_MAX = 128 * 1024
 END_TIMEOUT_S = 5.0  # for the manager to take the last frames
 
 RuntimeOf = Callable[[str], Runtime]
@@ -53,8 +55,11 @@ async def serve(
     """Serves one stream to its end; never raises but for cancellation. `refused`: the answer is
     only why not. Without a meter the node's usage is not told.
     """
-    out: Pipe[RelayFrame] = Pipe(FRAMES_MAX)
+    # What is long has a pipe of its own before this one; here one frame more waits.
+    out: Pipe[RelayFrame] = Pipe(1 if request.logs is not None else FRAMES_MAX)
     incoming: Pipe[RelayFrame] = Pipe(FRAMES_MAX)
+    # The client has left its command, which runs on.
+    left = asyncio.Event()
 
     async def produce() -> None:
         try:
@@ -63,7 +68,7 @@ async def serve(
             if request.usage is not None:
                 await _produce_usage(meter, request.usage, out)
             else:
-                await _produce(request, runtime_of(request.task_id), incoming, out)
+                await _produce(request, runtime_of(request.task_id), incoming, out, left)
             await out.put(RelayFrame(end=True))
         except errors.SwarmError as error:
             await out.put(RelayFrame(error=error.message))
@@ -83,16 +88,24 @@ async def serve(
                 async for frame in stream:
                     if frame.end:
                         return
+                    if frame.input is not None and frame.input.detach:
+                        left.set()
+                        await out.put(RelayFrame(end=True))
+                        await out.close()
+                        continue
                     await incoming.put(frame)
         except errors.SwarmError as error:
             log.debug("relay_ended", task_id=request.task_id, reason=error.message)
         finally:
-            await incoming.close()
+            if not left.is_set():  # or the command's input would end
+                await incoming.close()
 
     producing = asyncio.create_task(produce())
     consuming = asyncio.create_task(consume())
     try:
         await asyncio.wait({producing, consuming}, return_when=asyncio.FIRST_COMPLETED)
+        if left.is_set():
+            await asyncio.wait({producing})
         if not consuming.done():
             await asyncio.wait({consuming}, timeout=END_TIMEOUT_S)
     finally:
@@ -108,14 +121,18 @@ async def _outgoing(relay_id: str, out: Pipe[RelayFrame]) -> AsyncIterator[Relay
 
 
 async def _produce(
-    request: RelayRequest, runtime: Runtime, incoming: Pipe[RelayFrame], out: Pipe[RelayFrame]
+    request: RelayRequest,
+    runtime: Runtime,
+    incoming: Pipe[RelayFrame],
+    out: Pipe[RelayFrame],
+    left: asyncio.Event,
 ) -> None:
     if request.logs is not None:
         await _frame_lines(runtime.logs(request.task_id, request.logs), out)
     elif request.exec is not None:
         outputs = runtime.exec(request.task_id, request.exec, _inputs(incoming))
         async for output in outputs:
-            if not await out.put(RelayFrame(output=output)):
+            if not await out.put(RelayFrame(output=output)) and not left.is_set():
                 return
     elif request.copy is not None:
         await _copy(runtime, request.task_id, request.copy, incoming, out)
@@ -139,7 +156,9 @@ async def _inputs(incoming: Pipe[RelayFrame]) -> AsyncIterator[ExecInput]:
 
 async def _frame_lines(lines: AsyncIterator[LogLine], out: Pipe[RelayFrame]) -> None:
     """Packs the lines that are there into one frame, without waiting for more of them."""
-    waiting: Pipe[LogLine] = Pipe(LINES_MAX)
+    waiting: Pipe[LogLine] = Pipe(
+        LINES_MAX, weigh=lambda line: len(line.data), weight_max=LINES_BYTES_MAX
+    )
 
     async def read() -> None:
         try:

@@ -13,6 +13,7 @@ import click
 
 from cli import terminal
 from cli.connection import Connection, call
+from cli.detaching import DEFAULT, DetachKeys
 from cli.lazy import Command
 from cli.options import Ref
 from cli.service_values import env_file, env_value
@@ -23,6 +24,14 @@ from swarm.v1 import ExecInput, ExecStart, WindowSize
 @click.command(cls=Command, context_settings={"allow_interspersed_args": False})
 @click.option("-i", "--interactive", is_flag=True, help="Hand standard input on.")
 @click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
+@click.option("-d", "--detach", is_flag=True, help="Begin the command and leave it running.")
+@click.option(
+    "--detach-keys",
+    default=DEFAULT,
+    metavar="KEYS",
+    show_default=True,
+    help="What is typed to leave the command running; with -it.",
+)
 @click.option("-e", "--env", multiple=True, metavar="K=V", help="Variable.")
 @click.option(
     "--env-file", "env_files", multiple=True, type=click.Path(), metavar="FILE", help="Variables."
@@ -39,7 +48,9 @@ def command(
     env_files: tuple[str, ...],
     user: str,
     workdir: str,
+    detach_keys: str,
     *,
+    detach: bool,
     interactive: bool,
     tty: bool,
     privileged: bool,
@@ -49,6 +60,9 @@ def command(
     TASK is a task's id or name, or a service, which stands for its first running task. Ends with
     the command's exit code.
     """
+    keys = DetachKeys(detach_keys if tty and interactive else "")
+    if detach:
+        interactive = False
     if tty and interactive and not sys.stdin.isatty():
         raise Invalid("standard input is not a terminal; leave -t out")
     size = terminal.window_size(sys.stdout.fileno()) if tty and sys.stdout.isatty() else None
@@ -66,7 +80,8 @@ def command(
     )
 
     async def work(connection: Connection) -> int:
-        return await _run(connection, start, interactive=interactive)
+        session = Session(keys, detach=detach)
+        return await session.run(connection, start, interactive=interactive)
 
     raw = terminal.raw_mode(sys.stdin.fileno()) if tty and interactive else contextlib.nullcontext()
     try:
@@ -76,66 +91,83 @@ def command(
         return EXIT_INTERRUPTED
 
 
-async def _run(connection: Connection, start: ExecStart, *, interactive: bool) -> int:
-    # One input waits at most: what is typed is read no faster than it is sent.
-    inputs: asyncio.Queue[ExecInput] = asyncio.Queue(1)
-    sizes: asyncio.Queue[WindowSize] = asyncio.Queue()
-    watching: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if start.size is not None:
-        watching = terminal.watch_size(sys.stdout.fileno(), sizes.put_nowait)
-    begun = asyncio.Event()
-    sources = [
-        asyncio.create_task(_typed(inputs, interactive=interactive)),
-        asyncio.create_task(_resized(inputs, sizes)),
-    ]
-    try:
-        with watching:
-            return await _outputs(connection, _each(start, inputs, begun), begun)
-    finally:
-        for source in sources:
-            source.cancel()
-        await asyncio.gather(*sources, return_exceptions=True)
+class Session:
+    """One command, as seen from here."""
 
+    def __init__(self, keys: DetachKeys, *, detach: bool) -> None:
+        self._keys = keys
+        self._detach = detach
+        self._left = False
+        self._begun = asyncio.Event()
+        # One input waits at most: what is typed is read no faster than it is sent.
+        self._inputs: asyncio.Queue[ExecInput] = asyncio.Queue(1)
+        self._sizes: asyncio.Queue[WindowSize] = asyncio.Queue()
 
-async def _outputs(
-    connection: Connection, inputs: AsyncIterator[ExecInput], begun: asyncio.Event
-) -> int:
-    """Writes what the command prints; its exit code."""
-    async for output in connection.control.exec(inputs):
-        begun.set()
-        if output.stdout is not None:
-            _write(sys.stdout.buffer, output.stdout)
-        if output.stderr is not None:
-            _write(sys.stderr.buffer, output.stderr)
-        if output.exit_code is not None:
-            return output.exit_code
-    raise Unavailable("the connection ended before the command did; whether it goes on is unknown")
+    async def run(self, connection: Connection, start: ExecStart, *, interactive: bool) -> int:
+        """Until it ends or is left; its exit code."""
+        watching: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if start.size is not None:
+            watching = terminal.watch_size(sys.stdout.fileno(), self._sizes.put_nowait)
+        sources = [
+            asyncio.create_task(self._typed(interactive=interactive)),
+            asyncio.create_task(self._resized()),
+        ]
+        try:
+            with watching:
+                return await self._outputs(connection, start)
+        finally:
+            for source in sources:
+                source.cancel()
+            await asyncio.gather(*sources, return_exceptions=True)
+
+    async def _outputs(self, connection: Connection, start: ExecStart) -> int:
+        """Writes what the command prints."""
+        async for output in connection.control.exec(self._each(start)):
+            self._begun.set()
+            if output.stdout is not None and not self._detach:
+                _write(sys.stdout.buffer, output.stdout)
+            if output.stderr is not None and not self._detach:
+                _write(sys.stderr.buffer, output.stderr)
+            if output.exit_code is not None:
+                return 0 if self._detach else output.exit_code
+        if self._left:
+            if not self._detach:
+                click.echo("\r\nleft; the command runs on\r", err=True)
+            return 0
+        raise Unavailable(
+            "the connection ended before the command did; whether it goes on is unknown"
+        )
+
+    async def _each(self, start: ExecStart) -> AsyncIterator[ExecInput]:
+        """Input follows once the command has begun: where a call is refused, gRPC would report the
+        message that could not be sent any more in place of the reason.
+        """
+        yield ExecInput(start=start)
+        await self._begun.wait()
+        while not self._left:
+            item = await self._inputs.get()
+            self._left = bool(item.detach)
+            yield item
+
+    async def _typed(self, *, interactive: bool) -> None:
+        if self._detach:
+            await self._inputs.put(ExecInput(detach=True))
+            return
+        if interactive:
+            async for chunk in terminal.read_chunks(sys.stdin.fileno()):
+                data, left = self._keys.feed(chunk)
+                if data:
+                    await self._inputs.put(ExecInput(stdin=data))
+                if left:
+                    await self._inputs.put(ExecInput(detach=True))
+                    return
+        await self._inputs.put(ExecInput(stdin_closed=True))
+
+    async def _resized(self) -> None:
+        while True:
+            await self._inputs.put(ExecInput(resize=await self._sizes.get()))
 
 
 def _write(stream: BinaryIO, data: bytes) -> None:
     stream.write(data)
     stream.flush()
-
-
-async def _each(
-    start: ExecStart, inputs: asyncio.Queue[ExecInput], begun: asyncio.Event
-) -> AsyncIterator[ExecInput]:
-    """Input follows once the command has begun: where a call is refused, gRPC would report the
-    message that could not be sent any more in place of the reason.
-    """
-    yield ExecInput(start=start)
-    await begun.wait()
-    while True:
-        yield await inputs.get()
-
-
-async def _typed(inputs: asyncio.Queue[ExecInput], *, interactive: bool) -> None:
-    if interactive:
-        async for chunk in terminal.read_chunks(sys.stdin.fileno()):
-            await inputs.put(ExecInput(stdin=chunk))
-    await inputs.put(ExecInput(stdin_closed=True))
-
-
-async def _resized(inputs: asyncio.Queue[ExecInput], sizes: asyncio.Queue[WindowSize]) -> None:
-    while True:
-        await inputs.put(ExecInput(resize=await sizes.get()))

@@ -354,7 +354,8 @@ async def run_exec(
     log.info("exec", who=who, task_id=task.id, node_id=task.node_id, tty=start.tty)
     note(what="exec", kind="task", name=name_of(task, view), object_id=task.id, tty=start.tty)
     async with relays.open(task.node_id, request) as relay:
-        sender = asyncio.create_task(_send_inputs(relay, inputs), name="exec input")
+        left = asyncio.Event()
+        sender = asyncio.create_task(_send_inputs(relay, inputs, left), name="exec input")
         try:
             async for frame in relay.frames():
                 if frame.error is not None:
@@ -365,6 +366,8 @@ async def run_exec(
                         return
                 if frame.end:
                     break
+            if left.is_set():
+                return
             raise errors.Unavailable(
                 f"task {name_of(task, view)}: the stream ended before the command did; whether it "
                 "still runs is unknown"
@@ -374,14 +377,18 @@ async def run_exec(
             await asyncio.gather(sender, return_exceptions=True)
 
 
-async def _send_inputs(relay: Relay, inputs: AsyncIterator[ExecInput]) -> None:
+async def _send_inputs(relay: Relay, inputs: AsyncIterator[ExecInput], left: asyncio.Event) -> None:
     """Until the caller has no more to say, which closes the command's input even if it did not say
-    so.
+    so; or until it leaves the command.
     """
     closed = False
     async for message in inputs:
         closed = closed or bool(message.stdin_closed)
+        if message.detach:
+            left.set()
         await relay.send(RelayFrame(input=message))
+        if message.detach:
+            return
     if not closed:
         await relay.send(RelayFrame(input=ExecInput(stdin_closed=True)))
 

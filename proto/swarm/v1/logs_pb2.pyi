@@ -619,8 +619,13 @@ class ExecInput(google.protobuf.message.Message):
     STDIN_FIELD_NUMBER: builtins.int
     STDIN_CLOSED_FIELD_NUMBER: builtins.int
     RESIZE_FIELD_NUMBER: builtins.int
+    DETACH_FIELD_NUMBER: builtins.int
     stdin: builtins.bytes
     stdin_closed: builtins.bool
+    detach: builtins.bool
+    """End the call and leave the command as it is: nobody reads what it prints any more. On runtime process it lives for as long as the
+    agent's session with its manager.
+    """
     @property
     def start(self) -> global___ExecStart: ...
     @property
@@ -632,10 +637,11 @@ class ExecInput(google.protobuf.message.Message):
         stdin: builtins.bytes = ...,
         stdin_closed: builtins.bool = ...,
         resize: global___WindowSize | None = ...,
+        detach: builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["input", b"input", "resize", b"resize", "start", b"start", "stdin", b"stdin", "stdin_closed", b"stdin_closed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["input", b"input", "resize", b"resize", "start", b"start", "stdin", b"stdin", "stdin_closed", b"stdin_closed"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["input", b"input"]) -> typing.Literal["start", "stdin", "stdin_closed", "resize"] | None: ...
+    def HasField(self, field_name: typing.Literal["detach", b"detach", "input", b"input", "resize", b"resize", "start", b"start", "stdin", b"stdin", "stdin_closed", b"stdin_closed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["detach", b"detach", "input", b"input", "resize", b"resize", "start", b"start", "stdin", b"stdin", "stdin_closed", b"stdin_closed"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["input", b"input"]) -> typing.Literal["start", "stdin", "stdin_closed", "resize", "detach"] | None: ...
 
 global___ExecInput = ExecInput
 

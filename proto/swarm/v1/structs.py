@@ -1151,6 +1151,7 @@ class ExecInput(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False
     stdin: bytes | None = None
     stdin_closed: bool | None = None
     resize: WindowSize | None = None
+    detach: bool | None = None
 
 
 class ExecOutput(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -4717,6 +4718,8 @@ def _fill_exec_input(s: ExecInput, m: Any) -> None:
     if s.resize is not None:
         m.resize.SetInParent()
         _fill_window_size(s.resize, m.resize)
+    if s.detach is not None:
+        m.detach = s.detach
 
 
 def _read_exec_input(m: Any) -> ExecInput:
@@ -4725,6 +4728,7 @@ def _read_exec_input(m: Any) -> ExecInput:
         stdin=m.stdin if m.HasField('stdin') else None,
         stdin_closed=m.stdin_closed if m.HasField('stdin_closed') else None,
         resize=_read_window_size(m.resize) if m.HasField('resize') else None,
+        detach=m.detach if m.HasField('detach') else None,
     )
 
 

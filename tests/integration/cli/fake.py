@@ -454,6 +454,8 @@ class _Control:
                 yield ExecOutput(stdout=b"[" + item.stdin.upper() + b"]")
             if item.resize is not None:
                 yield ExecOutput(stdout=f"<{item.resize.rows}x{item.resize.columns}>".encode())
+            if item.detach:
+                return
             if item.stdin_closed:
                 break
         yield ExecOutput(exit_code=self.cluster.exec_code)

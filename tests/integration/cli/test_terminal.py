@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import termios
 
 import pytest
 
+from cli.detaching import DetachKeys
 from swarm.errors import NotFound
 from swarm.v1 import WindowSize
 from tests.integration.cli.conftest import COMMAND, Cli
@@ -77,6 +79,75 @@ def test_exec_tells_why_it_was_refused_whatever_is_typed(cli: Cli, cluster: Fake
         done = cli.process("exec", "-i", "web", "cat", stdin=b"abc")
         assert (done.returncode, done.stderr) == (4, b"Error: task web not found\n")
     assert all(item.start for item in cluster.exec_inputs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "typed"),
+    [((), b"a\x10\x10b\x10\x11c"), (("--detach-keys", "ctrl-],q"), b"a\x10b\x1dqc")],
+)
+def test_keys_that_leave_a_command_leave_it_running(
+    cli: Cli, cluster: FakeCluster, arguments: tuple[str, ...], typed: bytes
+) -> None:
+    cluster.exec_reply = b"$ "
+    with on_terminal(cli, "exec", "-it", *arguments, "web.1", "sh") as process:
+        before = process.modes()
+        process.expect(b"$ ")
+        for number in typed:  # as a person types them
+            process.send(bytes((number,)))
+        assert process.wait() == 0
+        assert b"left; the command runs on" in process.screen
+        assert process.modes() == before
+    sent = b"".join(item.stdin or b"" for item in cluster.exec_inputs)
+    assert sent == typed[: typed.index(b"b") + 1], "the keys themselves are not sent"
+    assert cluster.exec_inputs[-1].detach
+
+
+def test_detached_it_says_nothing_and_does_not_wait(cli: Cli, cluster: FakeCluster) -> None:
+    cluster.exec_reply, cluster.exec_code = b"output", 3
+    done = cli.process("exec", "-d", "-it", "web", "sleep", "9")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert [item.detach for item in cluster.exec_inputs] == [None, True]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_exec_gives_the_terminal_back(
+    cli: Cli, cluster: FakeCluster, number: signal.Signals
+) -> None:
+    cluster.exec_reply = b"$ "
+    with on_terminal(cli, "exec", "-it", "web.1", "sh") as process:
+        before = process.modes()
+        process.expect(b"$ ")
+        assert process.modes() != before
+        process.kill(number)
+        assert process.wait() == -number
+        assert process.modes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "typed", "handed"),
+    [
+        ("ctrl-p,ctrl-q", (b"\x10", b"\x11"), (b"", None)),
+        ("ctrl-p,ctrl-q", (b"\x10", b"x\x10\x11y"), (b"", b"\x10x", None)),
+        ("ctrl-p,ctrl-p,a", (b"\x10\x10\x10a",), (b"\x10", None)),
+        ("", (b"\x10\x11",), (b"\x10\x11",)),
+        ("ctrl-@", (b"a\x00",), (b"a", None)),
+    ],
+)
+def test_keys_are_held_back_only_while_they_may_be_the_sequence(
+    text: str, typed: tuple[bytes, ...], handed: tuple[bytes | None, ...]
+) -> None:
+    keys = DetachKeys(text)
+    found: list[bytes | None] = []
+    for data in typed:
+        out, left = keys.feed(data)
+        found += [out] if out or not left else []
+        found += [None] if left else []
+    assert tuple(found) == handed
+
+
+def test_keys_that_are_none_are_refused(cli: Cli, cluster: FakeCluster) -> None:
+    answer = cli("exec", "-it", "--detach-keys", "ctrl-1", "web", "sh")
+    assert answer.code == 2 and "write keys with commas between" in answer.err
 
 
 # ------------------------------------------------------------------ progress
