@@ -1,9 +1,10 @@
 """What is forgotten: ended tasks beyond the history limit, and services. Versions: versions.py.
 
 Of each slot the newest `task_history_limit` ended tasks are kept (Docker's default 5; negative:
-all), and the slot's newest task whatever the limit, if that has ended: it tells that the slot has
-come to its end, or that what was to take a task's place has failed. Tasks with a node are told to
-be removed there, and deleted when the node says so; those without are deleted at once.
+all), and the slot's newest ended task whatever the limit, if nothing came after it that has a
+place: it tells that the slot has come to its end, that what was to take a task's place has failed,
+or that the slot had one. Tasks with a node are told to be removed there, and deleted when the node
+says so; those without are deleted at once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable
 
 from msgspec import structs
 
-from manager.control.slots import Slot, slot_order
+from manager.control.slots import Slot, is_live, is_unplaced, slot_order
 from manager.control.template import state_of
 from manager.control.work import Work
 from manager.store import Draft
@@ -46,7 +47,7 @@ def reap_slots(work: Work, slots: Iterable[Slot]) -> None:
 def _reap_slot(work: Work, slot: int | str, limit: int) -> None:
     kept = [t for t in work.slots.get(slot, ()) if t.desired_state != TaskState.REMOVE]
     past = [t for t in kept if states.ended(state_of(t))]
-    if past and past[-1] is kept[-1]:
+    if past and (past[-1] is kept[-1] or all(is_unplaced(t) for t in kept if is_live(t))):
         limit = max(1, limit)
     if work.mode.job:
         # The last attempt tells how many there were, also while the next one waits for a place.

@@ -241,21 +241,27 @@ class Placer:
 
     def _keep_own(self, draft: Draft, group: Group) -> None:
         """Where tasks wait for those before them in their slots to leave the node, their places are
-        kept: they were stopped for that.
+        kept, for as long as they will do: they were given up for that.
         """
         if not group.node_id:
             return
         turn = self.admission.turn(group, draft, draft.now_ns)
-        leaving = []
+        leaving: list[str] = []
+        places = 0
         for task in group.tasks if not turn.terms.job else ():
-            before = draft.by(Task, "slot", (group.service_id, slot_of(task)))
-            leaving += [t.id for t in before if t.node_id == group.node_id and _on_its_way_out(t)]
+            slot = draft.by(Task, "slot", (group.service_id, slot_of(task)))
+            given_up = [t for t in slot if t.node_id == group.node_id and _given_up(t)]
+            leaving += [t.id for t in given_up if not states.ended(state_of(t))]
+            places += bool(given_up)
         hold = self.admission.holds.get(turn.key)
-        if leaving and hold is None:
-            self.admission.note(turn.key)
-            hold = Hold(turn, replace(group, tasks=group.tasks[:1]), preempts=True, own=True)
-            for _ in leaving:
-                self.admission.holds.add(hold, group.node_id, frozenset(leaving))
+        if places and self.fits(draft, group.tasks[0], group.node_id, out=leaving):
+            if hold is None:
+                self.admission.note(turn.key)
+                hold = Hold(turn, replace(group, tasks=group.tasks[:1]), preempts=True, own=True)
+                for _ in range(places):
+                    self.admission.holds.add(hold, group.node_id, frozenset(leaving))
+        elif hold is not None and hold.own:
+            self.admission.holds.drop(turn.key)
 
     def fits(self, draft: Draft, task: Task, node_id: str, *, out: Sequence[str] = ()) -> bool:
         """Whether the node could take a task that has no place if these were gone, and what is kept
@@ -357,10 +363,9 @@ class Placer:
         self._sleepers.check_invariants()
 
 
-def _on_its_way_out(task: Task) -> bool:
-    """Whether the task was told to stop and has not yet."""
-    stopping = not states.wanted(task.desired_state) and not states.ended(state_of(task))
-    return stopping and state_of(task) >= TaskState.ASSIGNED
+def _given_up(task: Task) -> bool:
+    """Whether the task had its place and was told to stop."""
+    return not states.wanted(task.desired_state) and state_of(task) >= TaskState.ASSIGNED
 
 
 def service_name(view: View, service_id: str) -> str:

@@ -5,7 +5,7 @@ is down comes back, one that has just joined is heard, others make room, the nex
 known to fail) a service is not stuck, and waits for whoever waits to lose patience. The causes,
 most telling first:
 
-- its update was paused by a failure;
+- its update was paused by a failure (one that waits for a person, as asked, is not stuck);
 - an image that no registry has, or that needs other credentials; something that none of the nodes
   open to it can do;
 - a crash loop: the last CRASHES tasks of a slot ended by themselves before they had run well for a
@@ -126,7 +126,7 @@ def troubles(facts: Facts, behind: Callable[[str], str | None]) -> list[Trouble]
         return []
     found: list[Trouble] = []
     status = facts.service.update_status
-    if status is not None and status.state in PAUSED:
+    if status is not None and status.state in PAUSED and not status.awaits_resume:
         found.append(Trouble(status.message))
     found += _failures(facts)
     found += _places(facts)

@@ -34,7 +34,7 @@ from msgspec import structs
 from manager.allocator import PortLedger
 from manager.control import versions
 from manager.control.deadline import can_never_begin, noted, overdue, takes
-from manager.control.fallback import fall_back
+from manager.control.fallback import LOOKS_NS, fall_back
 from manager.control.moves import on_drained_node
 from manager.control.overlap import settle
 from manager.control.rollout import Rollout, failed, is_to_do, look
@@ -239,6 +239,8 @@ def _change_slot(work: Work, slot: Slot, config: UpdateConfig) -> bool:
     )
     if work.create(slot, ready_first=stops and not beside) is None:
         return False
+    if beside:
+        work.wake(work.now_ns + LOOKS_NS)
     for task in old:
         if not (beside and state_of(task) == TaskState.RUNNING):
             work.stop(task)
