@@ -32,6 +32,8 @@ from swarm.v1 import (
     encode,
 )
 
+# As in TaskStatus.cause: its healthcheck has failed and it is being stopped.
+UNHEALTHY = "unhealthy"
 # Changes of a service that are remembered: sessions lag behind by one or two.
 CHANGES_MAX = 32
 # Half of the ids' bytes are no chance; more effort saves little more.
@@ -252,6 +254,7 @@ def serves(task: Task | None) -> bool:
         task is not None
         and task.status is not None
         and task.status.state == TaskState.RUNNING
+        and task.status.cause != UNHEALTHY
         and task.desired_state in (TaskState.RUNNING, TaskState.COMPLETE)
     )
 

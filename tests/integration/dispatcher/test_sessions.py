@@ -175,7 +175,32 @@ async def test_healthcheck_decides_when_a_task_runs_and_when_it_fails(tmp_path: 
         agent.runtime.become_unhealthy(task, "no answer")
         await manager.reach(S.FAILED, task)
         assert manager.status(task).err == "unhealthy: no answer"
+        assert manager.status(task).cause == "unhealthy"
         assert agent.runtime.running() == set()
+
+
+async def test_an_unhealthy_task_gets_no_connections_while_it_is_being_stopped(
+    tmp_path: Path,
+) -> None:
+    async with cluster(tmp_path, "n1", "n2") as (manager, (first, second)):
+        first.runtime.script = lambda _: Script(healthy_after_s=0.1, stop_s=3.0)
+        service = await manager.add_service("web", ports=(PORT,))
+        tasks = await manager.add_tasks(service, "n1", 2)
+
+        def backends(agent: Agent) -> set[str]:
+            found = agent.ingress.services.get(service)
+            return {b.task_id for b in found.backends} if found else set()
+
+        await manager.reach(S.STARTING, *tasks)
+        assert first.ingress.targets == {}, "not before the healthcheck has passed"
+        await until(lambda: backends(second) == set(tasks))
+        first.runtime.become_unhealthy(tasks[0], "3 checks failed: no answer")
+        await until(lambda: set(first.ingress.targets) == {tasks[1]}, timeout_s=1.0)
+        await until(lambda: backends(first) == backends(second) == {tasks[1]}, timeout_s=1.0)
+        assert manager.state(tasks[0]) == S.RUNNING
+        assert manager.status(tasks[0]).err == "unhealthy: 3 checks failed: no answer"
+        assert tasks[0] in first.runtime.running()
+        await manager.reach(S.FAILED, tasks[0])
 
 
 async def test_preparation_that_hangs_is_abandoned_when_the_task_is_not_wanted(
