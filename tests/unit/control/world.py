@@ -123,6 +123,7 @@ class World:
         self.controller = Controller(self.rng)
         self.frozen: set[str] = set()  # nodes that do nothing
         self.failing: set[str] = set()  # images whose tasks fail as soon as they start
+        self.skew_ns: dict[str, int] = {}  # nodes whose clocks are wrong, by how much
         self.refusing: dict[str, str] = {}  # nodes that reject all tasks, with what cause
         draft = self.draft()
         draft.put(Cluster(id="cluster", spec=ClusterSpec(task_history_limit=history)))
@@ -244,7 +245,12 @@ class World:
             structs.replace(
                 task,
                 running_since_ns=task.running_since_ns or runs_ns,
-                status=structs.replace(before, state=state, timestamp_ns=now, **status),
+                status=structs.replace(
+                    before,
+                    state=state,
+                    timestamp_ns=now + self.skew_ns.get(task.node_id, 0),
+                    **status,
+                ),
             )
         )
 
