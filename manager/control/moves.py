@@ -63,7 +63,10 @@ def move(work: Work) -> None:
     left_over = room(work)
     for slot in sorted(work.leaving, key=slot_order):
         leaver = movable(work, slot)
-        if leaver is None or (rolls and not work.up_to_date(leaver)):
+        # In this very tick another may have taken the place of the one that was to leave.
+        if leaver is None or not on_drained_node(work, leaver):
+            continue
+        if rolls and not work.up_to_date(leaver):
             continue
         # Where there is no room, one that is on its way makes some.
         work.moving = True

@@ -71,6 +71,19 @@ def test_a_task_runs_on_until_another_runs_in_its_place() -> None:
     assert (gone.stop_cause, gone.stop_message) == (StopCause.MOVED, "moved to n2")
 
 
+def test_a_task_that_has_moved_is_not_moved_again_in_the_tick_that_ends_its_move() -> None:
+    world = World(3)
+    sid = world.create(make_spec(replicas=1))
+    world.settle()
+    (old,) = world.live(sid)
+    world.set_availability(old.node_id, DRAIN)
+    made: set[str] = set()
+    for _ in range(20):
+        step(world)
+        made.update(t.id for t in world.tasks(sid))
+    assert len(made) == 2
+
+
 @pytest.mark.parametrize(
     ("replicas", "parallelism", "at_once"), [(4, 1, 1), (4, 2, 2), (4, 0, 4), (12, 1, 3)]
 )
