@@ -34,6 +34,10 @@ from swarm.v1 import (
 
 # Changes this close together become one message: a progress display needs no more.
 COALESCE_S = 0.05
+# A status costs as much as the service has tasks, 60 ms at 10,000: one watch takes a tenth of the
+# manager's time at most, and is told once a second at least.
+WATCH_SHARE = 10
+COALESCE_S_MAX = 1.0
 # A reader that has not looked at so many changes looks at everything instead.
 CHANGES_MAX = 10_000
 # Messages of a watch carry at most so many events; a larger commit takes several.
@@ -185,15 +189,18 @@ async def watch_services(
         topics = chosen.topics()
         async with dirty(store, topics) as changed:
             while chosen.topics() == topics:
+                begun_s = clock.monotonic_s()
                 told = changed.take()
                 # A later revision may be in the tables, but only what was told of is looked at.
                 revision = max(revision, store.revision if told is None else changed.revision)
-                if chosen.refresh(told, clock.now_ns()):
+                differs = chosen.refresh(told, clock.now_ns())
+                pause_s = WATCH_SHARE * (clock.monotonic_s() - begun_s)
+                if differs:
                     yield WatchServicesResponse(statuses=chosen.statuses(), revision=revision)
                 if chosen.over:
                     return
                 if await changed.wait(chosen.wait_s(clock.now_ns())):
-                    await asyncio.sleep(COALESCE_S)
+                    await asyncio.sleep(min(COALESCE_S_MAX, max(COALESCE_S, pause_s)))
 
 
 class _Services:
