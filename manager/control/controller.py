@@ -33,6 +33,7 @@ from manager.control.history import (
 from manager.control.job_book import Book
 from manager.control.moves import move
 from manager.control.nodes import follow_nodes
+from manager.control.pace import Rests, rest_ns
 from manager.control.placing import Placer, service_name
 from manager.control.rebalance import rebalance
 from manager.control.restart import promote, restart
@@ -93,6 +94,8 @@ class Controller:
         self._gates: dict[str, set[str]] = {}
         self._wake: dict[str, int] = {}  # service -> when to look at it
         self._heap: list[tuple[int, str]] = []
+        self._rests = Rests()
+        self._rest = not played
         # Services with tasks on their way to other nodes: how far these come matters.
         self._moving: set[str] = set()
         self._automatic = None if played else Automatic()
@@ -108,6 +111,7 @@ class Controller:
         self._placer.reset(self.table, view)
         self._per_node, self._gates = set(), {}
         self._wake, self._heap = {}, []
+        self._rests = Rests()
         self._moving = set()
         self._tick = None
         self._books.reset(view)
@@ -250,7 +254,9 @@ class Controller:
         due_ns = self._next_service_ns()
         wake_ns = self._automatic.wake_ns if self._automatic is not None else None
         told_ns = self._placer.wake_ns
-        return min((w for w in (due_ns, wake_ns, told_ns) if w is not None), default=None)
+        rested_ns = self._rests.next_ns(self.dirty)
+        times = (due_ns, wake_ns, told_ns, rested_ns)
+        return min((w for w in times if w is not None), default=None)
 
     def _next_service_ns(self) -> int | None:
         while self._heap and self._wake.get(self._heap[0][1]) != self._heap[0][0]:
@@ -261,7 +267,8 @@ class Controller:
         """Whether a tick would have something to look at."""
         due_ns = self.next_wake_ns()
         due = due_ns is not None and due_ns <= now_ns
-        return bool(self.dirty) or due or self._placer.has_work
+        awake = any(self._rests.over(i, now_ns) for i in self.dirty)
+        return awake or due or self._placer.has_work
 
     def _set_wake(self, service_id: str, at_ns: int) -> None:
         if at_ns:
@@ -287,7 +294,8 @@ class Controller:
         if self._automatic is not None and (service_id := self._automatic.step(draft, self.table)):
             self.dirty.add(service_id)
         # By name: ids are drawn by lot, and a rehearsal must come to the same as the deploy.
-        order = tuple(sorted(self.dirty, key=lambda i: (service_name(draft, i), i)))
+        awake = (i for i in self.dirty if self._rests.over(i, now_ns))
+        order = tuple(sorted(awake, key=lambda i: (service_name(draft, i), i)))
         tick = self._tick = Tick(services=order, now_ns=now_ns)
         if now_ns >= self._forget_ns:
             self.table.forget_failures(now_ns)
@@ -317,6 +325,7 @@ class Controller:
             return self._job(draft, service, book, budget, tick)
         work = Work(draft, service, self.table, self._rng, budget, places=self._placer)
         if service.pending_delete:
+            self._rest_after(work, tick)
             gone = remove_service(work)
             self._flush(work, tick)
             tick.wakes[service_id] = work.wake_ns
@@ -372,8 +381,14 @@ class Controller:
             tick.gates.setdefault(name, set()).add(work.service.id)
         if work.unfinished:
             tick.unfinished.add(work.service.id)
+        else:
+            self._rest_after(work, tick)
         tick.wakes[work.service.id] = work.wake_ns
         return unplaced
+
+    def _rest_after(self, work: Work, tick: Tick) -> None:
+        rest = rest_ns(len(work.tasks)) if self._rest else 0
+        tick.rests[work.service.id] = tick.now_ns + rest if rest else 0
 
     def _flush(self, work: Work, tick: Tick, *, waiting: Collection[str] = ()) -> None:
         """Writes the service's changes, except of tasks that wait for a node: the Placer does."""
@@ -409,6 +424,7 @@ class Controller:
                 if wake_ns:
                     tick.wakes[service_id] = min(wake_ns, tick.wakes.get(service_id) or wake_ns)
         for service_id in tick.services:
+            self._rests.begin(service_id, tick.rests.get(service_id, 0))
             self._set_wake(service_id, tick.wakes.get(service_id, 0))
         for service_id in tick.wakes.keys() - set(tick.services):
             self._set_wake(service_id, tick.wakes[service_id])

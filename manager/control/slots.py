@@ -29,7 +29,10 @@ def slot_order(slot: Slot) -> tuple[int, str]:
 
 def is_live(task: Task) -> bool:
     """Whether the task should run and has not ended."""
-    return states.wanted(task.desired_state) and not states.ended(state_of(task))
+    desired = task.desired_state
+    return (desired <= TaskState.RUNNING or desired == TaskState.COMPLETE) and not (
+        task.status is not None and task.status.state in states.TERMINAL
+    )
 
 
 def is_unplaced(task: Task) -> bool:

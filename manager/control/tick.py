@@ -17,6 +17,8 @@ class Tick:
     services: tuple[str, ...] = ()
     unfinished: set[str] = field(default_factory=set)
     wakes: dict[str, int] = field(default_factory=dict)
+    # Until when large services rest.
+    rests: dict[str, int] = field(default_factory=dict)
     gates: dict[str, set[str]] = field(default_factory=dict)
     # Jobs that were looked at in part: which slots, and what became of them.
     looks: dict[str, Look] = field(default_factory=dict)
