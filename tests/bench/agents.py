@@ -1,7 +1,7 @@
 """A whole manager and many agents over real gRPC with mutual TLS: what it costs, and how soon.
 
-    python -m tests.bench.agents --agents 1000 --tasks 20000 [--idle 600] [--ports] [--lose 0.1]
-                                 [--restart] [--profile] [--curve]
+    python -m tests.bench.agents --agents 1000 --tasks 20000 [--idle 600] [--ports] [--update]
+                                 [--lose 0.1] [--restart] [--profile] [--curve]
 
 The manager is manager.main.Manager in a process of its own, with the embedded store on a disk. The
 agents (tests/bench/crowd.py) have real sessions and workers, and a runtime in memory that takes 0.1
@@ -17,6 +17,8 @@ manager starts, for joins are limited to 20 a second.
     heartbeat_misses    heartbeats in that time that were not answered before the next was due
     rss_mib             the most memory that the manager has had; rss_idle_mib: what it has at the end
     lag_*_ms            the longest that the manager's event loop was late in that part
+    update_s            with --update: from UpdateService until all of the 10,000 are of the new
+                        version, 1,000 at a time and each watched for a second
     replaced_s          with --lose: from the kill until all of the lost tasks run elsewhere;
                         down_s of that: until all of the lost nodes are known to be down
     back_s              with --restart: from the end of the manager by SIGKILL until all agents
@@ -44,6 +46,7 @@ from typing import Any
 
 import msgspec
 import uvloop
+from msgspec import structs
 
 from manager import main
 from manager.ca import Sealer, load_or_make_key
@@ -58,7 +61,9 @@ from swarm.v1 import (
     ContainerSpec,
     CreateRequest,
     EndpointSpec,
+    GetRequest,
     InitRequest,
+    Kind,
     Node,
     NodeDescription,
     NodeRole,
@@ -73,6 +78,8 @@ from swarm.v1 import (
     Task,
     TaskSpec,
     TaskState,
+    UpdateConfig,
+    UpdateRequest,
     WatchServicesRequest,
 )
 from swarm.v1.services import ControlClient
@@ -85,6 +92,7 @@ SMALL = 500  # of each of the others
 CURVE = (100, 300, 1_000, 3_000)
 PER_AGENT = 20  # tasks, in the curve
 SETTLE_S = 3.0
+SETTLED_CPU = 0.25  # of a core, in the busiest process
 POLL_S = 0.5  # a look costs the manager some 3 ms
 PATIENCE_S = 600.0
 DAYS = 24 * 3600 * SECOND_NS
@@ -345,10 +353,12 @@ class Bench:
         async with channel(self._plan, self._plan.admin_pem, self._plan.address) as admin:
             control = ControlClient(admin)
             await self._fill(control)
-            await asyncio.sleep(SETTLE_S)
+            await self._settle()
             await self._big(control)
-        await asyncio.sleep(SETTLE_S)
+        await self._settle()
         await self._idle(given.idle)
+        if given.update:
+            await self._update()
         if given.lose:
             await self._lose()
         if given.restart:
@@ -357,6 +367,16 @@ class Bench:
             rss_mib=self.manager.memory_mib("VmHWM"),
             rss_idle_mib=self.manager.memory_mib("VmRSS"),
         )
+
+    async def _settle(self) -> None:
+        """Until what was begun is over in all processes."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline_s:
+            before_s = [p.cpu_s() for p in self._all]
+            await asyncio.sleep(SETTLE_S)
+            spent_s = [p.cpu_s() - b for p, b in zip(self._all, before_s, strict=True)]
+            if max(spent_s) < SETTLE_S * SETTLED_CPU:
+                return
 
     async def _until(self, process: Process, key: str, count: int) -> float:
         """Until the process says so of itself; the longest that its loop was late."""
@@ -428,6 +448,42 @@ class Bench:
         )
         await profile
 
+    async def _update(self) -> None:
+        """All of the big service's tasks are replaced by others, a tenth of them at a time."""
+        await self.manager.ask()
+        begun_s, cpu_s = time.monotonic(), self.manager.cpu_s()
+        profile = self._profiled("update")
+        statuses = 0
+        async with channel(self._plan, self._plan.admin_pem, self._plan.address) as admin:
+            control = ControlClient(admin)
+            found = await control.get(GetRequest(kind=Kind.SERVICE, ref="big"))
+            assert found.object is not None and found.object.service is not None
+            big = found.object.service
+            assert big.meta is not None and big.spec is not None
+            update = UpdateConfig(parallelism=BIG // 10, monitor_ns=SECOND_NS)
+            wanted = structs.replace(big.spec, task=_task("web:2"), update=update)
+            await control.update(
+                UpdateRequest(
+                    kind=Kind.SERVICE,
+                    id=big.id,
+                    version=big.meta.version,
+                    spec=Spec(service=wanted),
+                )
+            )
+            revision = big.meta.version
+            async with asyncio.timeout(PATIENCE_S):
+                async for told in control.watch_services(WatchServicesRequest(services=(big.id,))):
+                    statuses += 1
+                    if told.revision > revision and told.statuses[0].up_to_date >= BIG:
+                        break
+        self.note(
+            update_s=time.monotonic() - begun_s,
+            update_cpu_s=self.manager.cpu_s() - cpu_s,
+            update_statuses=statuses,
+            lag_update_ms=1000 * (await self.manager.ask())["lag_s"],
+        )
+        await profile
+
     async def _lose(self) -> None:
         """The agents of one process end without a word."""
         before = (await self.manager.ask())["running"]
@@ -494,13 +550,17 @@ def _sum(told: list[dict[str, Any]], key: str) -> float:
     return float(sum(t[key] for t in told))
 
 
+def _task(image: str) -> TaskSpec:
+    return TaskSpec(container=ContainerSpec(image=image))
+
+
 def service(name: str, replicas: int, *, ports: bool = False) -> CreateRequest:
     published = (PortConfig(target_port=80, published_port=8080),) if ports else ()
     return CreateRequest(
         spec=Spec(
             service=ServiceSpec(
                 name=name,
-                task=TaskSpec(container=ContainerSpec(image="web:1")),
+                task=_task("web:1"),
                 mode=ServiceMode(replicated=Replicated(replicas=replicas)),
                 endpoint=EndpointSpec(ports=published),
             )
@@ -554,6 +614,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--idle", type=float, default=20.0, metavar="S")
     parser.add_argument("--ports", action="store_true", help="the service publishes a port")
     parser.add_argument("--lose", type=float, default=0.0, metavar="SHARE")
+    parser.add_argument("--update", action="store_true", help="of the 10,000 replicas")
     parser.add_argument("--restart", action="store_true", help="the manager is killed and started")
     parser.add_argument("--curve", action="store_true", help="100, 300, 1,000 and 3,000 agents")
     parser.add_argument("--profile", metavar="FILE", help="with py-spy, into FILE.<part>")
