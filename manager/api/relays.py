@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
@@ -42,8 +43,13 @@ log = structlog.get_logger("api")
 
 # Relays of one call; each is a stream of its own on some node.
 RELAYS_MAX = 300
-# How long logs whose relay has broken are tried to be read on, and how often.
-RESUME_S, RESUME_PAUSE_S = 10.0, 0.2
+# How long logs whose relay has broken are tried to be read on, and how often. What is followed is
+# tried for as long as it is there, in the end more seldom, and people are told after RESUME_S.
+RESUME_S, RESUME_PAUSE_S, RESUME_PAUSE_S_MAX = 10.0, 0.2, 5.0
+
+
+# What else is said of a task that is not kept any more.
+REMOVED = "; the task was removed, and its logs with it"
 
 
 class Relay(Protocol):
@@ -82,7 +88,7 @@ class LogReader:
         self._services, self._tasks = _chosen(store, request)
         self._seen: set[str] = set()
         self._readers: set[asyncio.Task[None]] = set()
-        self._merger = Merger()
+        self._merger = Merger(follow=self._options.follow)
         self._problems: list[str] = []
         self._full = False
         self._failure: BaseException | None = None  # a defect of ours, for the caller's log
@@ -94,7 +100,7 @@ class LogReader:
         watcher: asyncio.Task[None] | None = None
         try:
             self._open_new(first=True)
-            if self._options.follow and self._services:
+            if self._options.follow:
                 self._merger.hold_open()
                 watcher = asyncio.create_task(self._follow(), name="logs follow")
             async with aclosing(self._merger.batches()) as batches:
@@ -133,7 +139,7 @@ class LogReader:
                     )
                 return
             self._seen.add(task.id)
-            source = self._merger.source()
+            source = self._merger.source(late=not first)
             # A task that began while we follow is read from its start.
             options = self._options if first else structs.replace(self._options, tail=-1)
             reader = asyncio.create_task(self._read_one(task, source, options), name="logs relay")
@@ -147,40 +153,59 @@ class LogReader:
             self._merger.wake()
 
     async def _read_one(self, task: Task, source: Source, options: LogOptions) -> None:
+        """Until all is read that there will be. What is followed is read over every break: a node
+        that is away may come back, and with it the rest of what was said.
+        """
         stamp = _Stamp(self._store, task)
-        place = _Place(options)
+        place = _Place(options, asyncio.get_running_loop().time())
+        pause_s, told = RESUME_PAUSE_S, False
         try:
-            while not await self._read_on(task, source, place, stamp):
-                await asyncio.sleep(RESUME_PAUSE_S)
-        except errors.SwarmError as error:
-            self._note(f"{stamp.subject} cannot be read: {error.message}")
+            while (broken := await self._read_on(task, source, place, stamp)) is not None:
+                if place.broken():
+                    pause_s, told = RESUME_PAUSE_S, False
+                now = self._store.get(Task, task.id)
+                there, ready = now is not None, self._ready(task)
+                again = place.hopeful(refused=broken.refused) and ready
+                if not again and (not told or not there):
+                    told = True
+                    self._note(
+                        f"{stamp.subject(self._store)}{broken.why}{'' if there else REMOVED}"
+                    )
+                waits = now is not None and (ready or not _has_ended(now))
+                if not again and not (waits and place.resumable(refused=broken.refused)):
+                    return
+                await asyncio.sleep(pause_s)
+                if told:
+                    pause_s = min(2 * pause_s, RESUME_PAUSE_S_MAX)
         finally:
             source.close()
 
-    async def _read_on(self, task: Task, source: Source, place: _Place, stamp: _Stamp) -> bool:
-        """Reads to the end, or until the relay breaks and it is worth another try: then False."""
+    def _ready(self, task: Task) -> bool:
+        node = self._store.get(Node, task.node_id)
+        return bool(node and node.status and node.status.state == NodeState.READY)
+
+    async def _read_on(
+        self, task: Task, source: Source, place: _Place, stamp: _Stamp
+    ) -> _Broken | None:
+        """Reads to the end. When the relay breaks, or cannot be opened: why."""
         try:
             request = RelayRequest(task_id=task.id, logs=place.options())
             async with self._relays.open(task.node_id, request) as relay:
                 place.opened()
                 async for frame in relay.frames():
                     if frame.error is not None:
-                        self._note(f"{stamp.subject}: {frame.error}")
-                        return True
+                        return _Broken(f": {frame.error}", refused=True)
                     if frame.end:
-                        return True
+                        return None
                     if frame.logs is not None:
                         for problem in frame.logs.problems:
-                            self._note(f"{stamp.subject}: {problem}")
+                            self._note(f"{stamp.subject(self._store)}: {problem}")
                         lines = place.new(frame.logs.lines)
                         await source.put([stamp.on(line) for line in lines])
-        except errors.Unavailable:
-            node = self._store.get(Node, task.node_id)
-            ready = node is not None and node.status and node.status.state == NodeState.READY
-            if not place.broken() or not ready:
-                raise
-            return False
-        return True
+        except errors.SwarmError as error:
+            final = not isinstance(error, errors.Unavailable)
+            return _Broken(f" cannot be read: {error.message}", refused=final)
+        return None
 
     def _note(self, problem: str) -> None:
         self._problems.append(problem)
@@ -188,10 +213,11 @@ class LogReader:
 
     async def _follow(self) -> None:
         """Opens relays for tasks that begin while the call lasts."""
-        topics: tuple[Topic, ...] = tuple(("service", i) for i in self._services)
+        services = {*self._services, *self._services_of_tasks()}
+        topics: tuple[Topic, ...] = tuple(("service", i) for i in sorted(services))
         try:
             async with dirty(self._store, topics) as changed:
-                while any(self._store.get(Service, i) is not None for i in self._services):
+                while self._more_may_come():
                     await changed.wait()
                     changed.clear()
                     self._full = False
@@ -200,6 +226,28 @@ class LogReader:
             self._note(error.message)
         finally:
             self._merger.release()
+
+    def _services_of_tasks(self) -> list[str]:
+        tasks = (self._store.get(Task, i) for i in self._tasks)
+        return [t.service_id for t in tasks if t is not None]
+
+    def _more_may_come(self) -> bool:
+        """Whether a task may still begin: one of a service, or a single one that has not yet."""
+        if any(self._store.get(Service, i) is not None for i in self._services):
+            return True
+        waiting = (self._store.get(Task, i) for i in self._tasks if i not in self._seen)
+        return any(
+            t is not None and not (t.status and states.ended(t.status.state)) for t in waiting
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    """Why one task's lines came to no end."""
+
+    why: str  # after the task's name
+    # It is not a matter of the way there: the node has said so.
+    refused: bool = False
 
 
 class _Place:
@@ -213,8 +261,9 @@ class _Place:
 
     OVERLAP_NS = 1_000_000_000
 
-    def __init__(self, options: LogOptions) -> None:
+    def __init__(self, options: LogOptions, begun_s: float = 0.0) -> None:
         self._options = options
+        self._begun_s = begun_s
         self._first_ns = 0
         self._last: dict[int, tuple[int, int]] = {}  # by stream: time of the last, how many of it
         self._skip: dict[int, int] = {}
@@ -238,21 +287,32 @@ class _Place:
         self._opened_s = asyncio.get_running_loop().time()
 
     def broken(self) -> bool:
-        """The relay broke, or could not be opened. Whether to try again: it was open once, and has
-        come on since RESUME_S.
-        """
+        """The relay broke, or could not be opened. Whether it had come on since the last time."""
         now_s = asyncio.get_running_loop().time()
-        if self._opened_s is not None:
-            if self._broken_s is None or now_s - self._opened_s > RESUME_S:
-                self._broken_s = now_s
-            self._opened_s = None
-        if self._broken_s is None or self._timeless:
+        opened_s, self._opened_s = self._opened_s, None
+        stood = opened_s is not None and now_s - opened_s > RESUME_S
+        came_on = self._broken_s is None or stood
+        if came_on:
+            # What could not be opened at once has had its time since the begin.
+            self._broken_s = now_s if opened_s is not None else self._begun_s
+        return came_on
+
+    def hopeful(self, *, refused: bool) -> bool:
+        """Whether it is too soon to speak of a problem: it began, or came on, since RESUME_S."""
+        if refused or self._timeless or self._broken_s is None:
             return False
-        return now_s - self._broken_s < RESUME_S
+        return asyncio.get_running_loop().time() - self._broken_s < RESUME_S
+
+    def resumable(self, *, refused: bool) -> bool:
+        """Whether it is worth while to wait for what is away: where it is followed, and the node
+        has not refused from the start.
+        """
+        return self._options.follow and not self._timeless and (bool(self._last) or not refused)
 
     def new(self, lines: Sequence[LogLine]) -> list[LogLine]:
         """Those of the lines that were not read before."""
-        self._broken_s = None
+        if lines:
+            self._broken_s = None
         out = []
         for line in lines:
             at_ns, stream = line.timestamp_ns, int(line.stream)
@@ -284,10 +344,14 @@ class _Stamp:
             "node_id": task.node_id,
             "node_name": name_of(node) if node is not None else task.node_id,
         }
+        self._name = f"task {name_of(task, view)} ({task.id})"
+
+    def subject(self, view: View) -> str:
+        """The task and its node as that is now."""
+        node = view.get(Node, str(self._fields["node_id"]))
         down = node is not None and node.status and node.status.state != NodeState.READY
-        self.subject = (
-            f"task {name_of(task, view)} ({task.id}) on node {self._fields['node_name']}"
-            f"{' (which is down)' if down else ''}"
+        return (
+            f"{self._name} on node {self._fields['node_name']}{' (which is down)' if down else ''}"
         )
 
     def on(self, line: LogLine) -> LogLine:
@@ -316,6 +380,10 @@ def _chosen(store: Store, request: LogsRequest) -> tuple[list[str], list[str]]:
         services.extend(s.id for s in store.by(Service, "stack", name))
     tasks = [find(store, Task, ref).id for ref in request.tasks]
     return sorted(set(services)), sorted(set(tasks))
+
+
+def _has_ended(task: Task) -> bool:
+    return task.status is not None and states.ended(task.status.state)
 
 
 def has_begun(task: Task) -> bool:

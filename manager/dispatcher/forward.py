@@ -17,11 +17,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, cast
 
-from manager.dispatcher.relays import ANSWER_TIMEOUT_S, FRAMES_MAX, Relay, Relays
+from manager.dispatcher.relays import ANSWER_TIMEOUT_S, Relay, Relays, pipe
 from manager.dispatcher.session import Session
 from manager.store import Store
 from swarm import errors
-from swarm.pipes import Pipe
 from swarm.rpc import Channel
 from swarm.v1 import (
     ForwardFrame,
@@ -209,8 +208,8 @@ class _Forwarded:
         self._channel = channel
         self._start = ForwardStart(node_id=node_id, request=request)
         self._registry = registry
-        self._incoming: Pipe[RelayFrame] = Pipe(FRAMES_MAX)
-        self._outgoing: Pipe[RelayFrame] = Pipe(FRAMES_MAX)
+        self._incoming = pipe()
+        self._outgoing = pipe()
         self._settled = asyncio.Event()  # it stands, or it never will
         self._stands = False
         self._whole = False  # the node has sent its last frame

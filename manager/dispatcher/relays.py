@@ -24,10 +24,29 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 FRAMES_MAX = 32  # each way; a frame of logs has some hundred lines
+# Of the frames that wait in one direction, or one frame: a call may have some hundred streams.
+BYTES_MAX = 512 * 1024
 ANSWER_TIMEOUT_S = 10.0
 
 # Sends a request over the node's session. Raises NotFound when it has none here.
 Ask = Callable[[str, RelayRequest], None]
+
+
+def weight(frame: RelayFrame) -> int:
+    """Bytes of data that a frame carries."""
+    if frame.logs is not None:
+        return sum(len(line.data) for line in frame.logs.lines)
+    if frame.output is not None:
+        return len(frame.output.stdout or b"") + len(frame.output.stderr or b"")
+    if frame.input is not None:
+        return len(frame.input.stdin or b"")
+    part = frame.copy_output or frame.copy_input
+    return len(part.data or b"") if part is not None else 0
+
+
+def pipe() -> Pipe[RelayFrame]:
+    """One direction of a stream."""
+    return Pipe(FRAMES_MAX, weigh=weight, weight_max=BYTES_MAX)
 
 
 class Relay:
@@ -37,8 +56,8 @@ class Relay:
         self.node_id = node_id
         self.request = request
         self._relays = relays
-        self._incoming: Pipe[RelayFrame] = Pipe(FRAMES_MAX)
-        self._outgoing: Pipe[RelayFrame] = Pipe(FRAMES_MAX)
+        self._incoming = pipe()
+        self._outgoing = pipe()
         self._answered = asyncio.Event()
         self._whole = False  # the agent has sent its last frame
         self._lost = ""

@@ -14,6 +14,7 @@ from msgspec import structs
 from agent.description import About
 from agent.session import Session
 from agent.state import StateFile
+from agent.usage import Meter
 from agent.worker import Worker
 from manager.ca import Sealer
 from manager.dispatcher import Dispatcher
@@ -309,6 +310,12 @@ class Agent:
             rng=seeded_rng(2),
             on_cluster=self._learn,
             on_removed=self.removed.set,
+            meter=Meter(
+                self.worker.measurable,
+                node_id=self.node_id,
+                clock=self.manager.clock,
+                folder=self.folder,
+            ),
         )
         ready = asyncio.Event()
         self._running = asyncio.create_task(self._run(ready))
