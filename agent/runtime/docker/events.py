@@ -8,6 +8,7 @@ known. Both sources go through the watchlist, which tells each change once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -39,6 +40,7 @@ RECONNECT_PAUSE_S = 0.2
 # A hung engine keeps its socket open and says nothing; it is asked this often, so that it is found
 # out after at most this and PING_S.
 PING_PERIOD_S = 5.0
+HEALTH_WORDS_S = 1.0
 # Beyond its own grace period a container's stop takes no longer.
 STOP_MARGIN_S = 30.0
 _REMOVED = End(GONE, "its container was removed by somebody else", forced=True)
@@ -177,8 +179,12 @@ class EventStream:
         if status == "healthy":
             self._watchlist.health(entry, "", healthy=True)
         elif status == "unhealthy":
-            container = await inspect(self._engine, entry.container_id)
-            message = last_output(container) if container else ""
+            message = ""
+            # What it said is worth a moment; its connections are not to go on for longer than that.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEALTH_WORDS_S):
+                    container = await inspect(self._engine, entry.container_id)
+                    message = last_output(container) if container else ""
             self._watchlist.health(entry, message, healthy=False)
 
     async def _end(self, entry: Watched, code: int) -> End:
