@@ -7,7 +7,9 @@ from msgspec import structs
 
 from swarm import states
 from swarm.v1 import (
+    Driver,
     EndpointSpec,
+    NodeState,
     Placement,
     PortConfig,
     RestartPolicy,
@@ -17,7 +19,16 @@ from swarm.v1 import (
     UpdateState,
     UpdateStatus,
 )
-from tests.unit.control.world import CPU, GLOBAL, SECOND, S, World, make_spec, state_of
+from tests.unit.control.world import (
+    CPU,
+    GLOBAL,
+    SECOND,
+    S,
+    World,
+    make_node,
+    make_spec,
+    state_of,
+)
 
 U = UpdateState
 SOON = RestartPolicy(delay_ns=SECOND // 5)
@@ -352,3 +363,187 @@ def test_a_global_update_with_a_constraint_leaves_no_old_task_where_nothing_may_
     assert sorted(t.node_id for t in world.running(sid)) == ["n2", "n3"]
     assert images(world, world.running(sid)) == ["web:2"] * 2
     assert world.at_rest(sid).converged
+
+
+# ---------------------------------------------------------------- only what differs is replaced
+
+
+def changed_task(**changes: object) -> ServiceSpec:
+    spec = new(image="web:1")
+    assert spec.task is not None
+    return structs.replace(spec, task=structs.replace(spec.task, **changes))
+
+
+KEEPS = {
+    "labels": structs.replace(new(image="web:1"), labels={"a": "b"}),
+    "update config": new(image="web:1", update=config(parallelism=3, delay_ns=SECOND)),
+    "rollback config": new(image="web:1", rollback=config(parallelism=3)),
+    "restart policy": changed_task(restart=RestartPolicy(condition="on-failure")),
+    "no restart policy": changed_task(restart=None),
+    "constraint that holds": changed_task(
+        placement=Placement(constraints=("node.platform.os == linux",))
+    ),
+    "constraint and restart policy": changed_task(
+        placement=Placement(constraints=("node.platform.os == linux",)),
+        restart=RestartPolicy(max_attempts=3),
+    ),
+}
+REPLACES = {
+    "log driver": changed_task(log_driver=Driver(name="json-file", options={"max-size": "1m"})),
+    "force": changed_task(force_update=1),
+    "max replicas": changed_task(placement=Placement(max_replicas=4)),
+    "runtime": changed_task(docker_runtime="runc"),
+}
+
+
+@pytest.mark.parametrize("name", KEEPS)
+def test_what_a_task_is_not_made_of_replaces_none(name: str) -> None:
+    world, sid = started()
+    before = {t.id for t in world.running(sid)}
+    world.update(sid, KEEPS[name])
+    world.pass_time(10)
+    assert {t.id for t in world.running(sid)} == before
+    assert update_state(world, sid) is None
+    assert world.at_rest(sid).converged
+
+
+@pytest.mark.parametrize("name", REPLACES)
+def test_what_a_task_is_made_of_replaces_all(name: str) -> None:
+    world, sid = started()
+    before = {t.id for t in world.running(sid)}
+    world.update(sid, REPLACES[name])
+    world.pass_time(30)
+    assert not before & {t.id for t in world.running(sid)}
+    assert update_state(world, sid) == U.COMPLETED
+
+
+def test_another_restart_policy_counts_at_once_for_what_runs() -> None:
+    world, sid = started()
+    world.update(sid, changed_task(restart=RestartPolicy(condition="none")))
+    world.report(world.running(sid)[0], S.FAILED, err="exit code 1")
+    world.pass_time(30)
+    assert len(world.live(sid)) == 3
+
+
+# ---------------------------------------------------------------- what comes in between
+
+
+def test_a_newer_spec_supersedes_a_paused_update_and_a_rollback() -> None:
+    world, sid = started()
+    world.failing |= {"web:2"}
+    world.update(sid, new())
+    world.pass_time(5)
+    assert update_state(world, sid) == U.PAUSED
+    world.update(sid, new(image="web:3", update=config(failure_action="rollback")))
+    world.pass_time(30)
+    assert update_state(world, sid) == U.COMPLETED
+    world.update(sid, new(update=config(failure_action="rollback")))
+    while update_state(world, sid) != U.ROLLBACK_STARTED:
+        world.clock.advance(seconds=0.001)
+        world.tick()
+        world.agents()
+    world.update(sid, new(image="web:4"))
+    world.pass_time(30)
+    assert update_state(world, sid) == U.COMPLETED
+    assert images(world, world.running(sid)) == ["web:4"] * 4
+
+
+@pytest.mark.parametrize("replicas", [2, 7])
+def test_replicas_may_change_with_the_template_and_in_its_middle(replicas: int) -> None:
+    world, sid = started()
+    world.update(sid, new(replicas))
+    world.pass_time(1)
+    world.scale(sid, 5)
+    world.pass_time(40)
+    assert images(world, world.running(sid)) == ["web:2"] * 5
+    assert update_state(world, sid) == U.COMPLETED
+    assert world.at_rest(sid).converged
+
+
+def test_an_update_of_a_service_without_replicas_is_done_at_once() -> None:
+    world, sid = started(0)
+    world.update(sid, new(0))
+    asked = UpdateStatus(
+        state=U.UPDATING,
+        started_at_ns=world.clock.now_ns(),
+        message="update in progress",
+        pause_after=1,
+    )
+    world.put(structs.replace(world.service(sid), update_status=asked))
+    world.pass_time(5)
+    assert update_state(world, sid) == U.COMPLETED
+    world.scale(sid, 2)
+    world.pass_time(5)
+    assert images(world, world.running(sid)) == ["web:2"] * 2
+
+
+def test_nodes_come_and_go_during_the_update_of_a_global_service() -> None:
+    settings = config(delay_ns=3 * SECOND)
+    world = World(4)
+    sid = world.create(make_spec(mode=GLOBAL, update=settings))
+    world.settle()
+    world.update(sid, make_spec(mode=GLOBAL, update=settings, image="web:2"))
+    world.pass_time(4)
+    world.set_state("n4", NodeState.DOWN)
+    world.put(make_node("n9"))
+    world.pass_time(2)
+    world.remove_node("n3")
+    world.pass_time(30)
+    assert update_state(world, sid) == U.COMPLETED
+    assert {t.node_id for t in world.running(sid)} == {"n1", "n2", "n9"}
+    world.set_state("n4", NodeState.READY)
+    world.pass_time(5)
+    assert images(world, world.running(sid)) == ["web:2"] * 4
+    assert world.at_rest(sid).converged
+
+
+def test_a_task_counts_once_it_is_healthy() -> None:
+    world, sid = started(2)
+    world.frozen = {"n1", "n2"}
+    world.update(sid, new(2))
+    world.tick()
+    (old,) = [t for t in world.tasks(sid) if t.desired_state == S.SHUTDOWN]
+    world.report(old, S.SHUTDOWN)
+    world.tick()
+    (first,) = [t for t in world.live(sid) if t.spec_version == 2]
+    for state in (S.PREPARING, S.READY, S.STARTING):
+        world.report(world.tables.get(Task, first.id), state)  # type: ignore[arg-type]  # it exists
+        world.tick()
+    world.pass_time(60)
+    assert len([t for t in world.live(sid) if t.spec_version == 2]) == 1, "it is not healthy yet"
+    world.report(world.tables.get(Task, first.id), S.FAILED, err="unhealthy")  # type: ignore[arg-type]  # it exists
+    world.tick()
+    assert update_state(world, sid) == U.PAUSED
+
+
+def test_a_rollback_without_a_version_to_go_back_to_pauses_and_says_so() -> None:
+    settings = config(failure_action="rollback")
+    world, sid = started(2, update=settings)
+    world.failing |= {"web:1", "web:2"}
+    for task in world.running(sid):
+        world.report(task, S.FAILED, err="exit code 1")
+    world.update(sid, new(2, update=settings))
+    world.put(structs.replace(world.service(sid), previous_spec_version=0))
+    world.pass_time(10)
+    status = world.service(sid).update_status
+    assert status is not None and status.state == U.PAUSED
+    assert status.message.endswith("it cannot be rolled back: there is no version before it")
+
+
+@pytest.mark.parametrize("stop", range(0, 60, 3))
+def test_a_new_leader_at_any_moment_comes_to_the_same(stop: int) -> None:
+    settings = config(failure_action="rollback", delay_ns=SECOND, order="start-first")
+    world, sid = started(update=settings)
+    world.failing.add("web:2")
+    world.update(sid, new(update=settings))
+    for i in range(60):
+        world.clock.advance(seconds=0.01)
+        if i == stop:
+            world.controller.reset(world.tables)
+        if world.controller.has_work(world.clock.now_ns()):
+            world.tick()
+        assert len(world.running(sid)) >= 4
+        world.agents()
+    world.pass_time(30)
+    assert update_state(world, sid) == U.ROLLBACK_COMPLETED
+    assert images(world, world.running(sid)) == ["web:1"] * 4
