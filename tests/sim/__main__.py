@@ -1,7 +1,7 @@
 """The simulator on the command line; see README.md.
 
-    python -m tests.sim --seed 17                  one seed; --trace shows each line as it comes
-    python -m tests.sim --seeds 300 --jobs 2       many, in processes; the last line is key=value
+python -m tests.sim --seed 17                  one seed; --trace shows each line as it comes
+python -m tests.sim --seeds 300 --jobs 2       many, in processes; the last line is key=value
 """
 
 from __future__ import annotations

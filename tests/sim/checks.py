@@ -36,6 +36,9 @@ from tests.sim.tasks import TaskRules, name_of, state_of
 if TYPE_CHECKING:
     from tests.sim.cluster import Cluster
 
+# A node may be said to be down when its manager has not heard it for three periods of 5 s; a commit
+# may take some seconds more, and in that time it may have been heard again.
+SILENT_S = 4.0
 GATHER_S = 3.0  # what may lie between a change and who has not heard of it yet
 
 
@@ -57,6 +60,7 @@ class Safety:
         self.closed_s: dict[str, float] = {}
         self.drained_s: dict[str, float] = {}
         self.removed_s: dict[str, float] = {}
+        self._heard_s: dict[tuple[str, str], float] = {}
         self._batches: dict[tuple[str, str], dict[int, tuple[TaskReport, ...]]] = {}
         self.acked: dict[str, TaskReport] = {}
 
@@ -117,9 +121,8 @@ class Safety:
     def _node(self, old: Node | None, new: Node | None) -> None:
         node = new or old
         assert node is not None
-        if new is None or not is_open(new):
-            if old is None or is_open(old):
-                self.closed_s[node.id] = self.now_s
+        if (new is None or not is_open(new)) and (old is None or is_open(old)):
+            self.closed_s[node.id] = self.now_s
         if (new is None or new.revoked) and node.id not in self.removed_s:
             self.removed_s[node.id] = self.now_s
         if any(o and o.spec and o.spec.availability == Availability.DRAIN for o in (old, new)):
@@ -128,7 +131,20 @@ class Safety:
         now = new.status.state if new is not None and new.status else NodeState.DOWN
         if was == NodeState.READY and now != NodeState.READY:
             self.down_s[node.id] = self.now_s
+            if new is not None and old is not None:
+                self._silent(old, new)
         self.claims.node(new or old)
+
+    def _silent(self, old: Node, new: Node) -> None:
+        """A node is said to be down: its manager may not have heard it lately."""
+        if old.status is None or new.status is None or "missed" not in new.status.message:
+            return
+        heard_s = self._heard_s.get((new.id, old.status.manager_id))
+        if heard_s is not None and self.now_s - heard_s < SILENT_S:
+            self.fail(
+                "silent-node",
+                f"{new.id[:6]} is down, and was heard {self.now_s - heard_s:.1f} s ago",
+            )
 
     def loaded(self, revision: int, rows: list[Row], unanswered: list[embedded.Results]) -> None:
         """A manager has read its file after a crash: all that was answered must be there, and of a
@@ -187,6 +203,8 @@ class Safety:
         """A manager hears something."""
         if self.over:
             return
+        host = next((m.node_id for m in self.cluster.managers if m.host == manager), "")
+        self._heard_s[node_id, host] = self.now_s
         if message.hello is not None:
             self._batches[node_id, manager] = {}
         elif message.statuses is not None:

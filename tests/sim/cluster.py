@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from types import TracebackType
 from typing import Any
 
 from manager.store import Draft, Store
@@ -41,7 +42,7 @@ class Cluster:
 
     def __init__(self, plan: Plan, trace: Trace) -> None:
         self.plan, self.trace = plan, trace
-        self.loop = SimLoop()
+        self.loop = SimLoop()  # type: ignore[abstract]  # of a loop what is used here
         self.loop.on_defect = self.defect
         self.violation: Violation | None = None
         self.procs: list[Proc] = []
@@ -90,7 +91,7 @@ class Cluster:
         text = f"{where}: {what}: {error!r}"
         if error is not None and error.__traceback__ is not None:
             frames = []
-            tb = error.__traceback__
+            tb: TracebackType | None = error.__traceback__
             while tb is not None:
                 code = tb.tb_frame.f_code
                 frames.append(f"{code.co_filename.rpartition('/')[2]}:{tb.tb_lineno}")
@@ -162,8 +163,9 @@ class Cluster:
         commit = Commit(1, self.clock.now_ns(), ops, "", None)
         self.safety.committed(commit, None)
         if self.log is not None:
-            self.log.append(commit.time_ns, ops, "", None)
-            self.log.on_commit = lambda c: self.safety.committed(c, self.log and self.log.leader)
+            log = self.log
+            log.append(commit.time_ns, ops, "", None)
+            self.log.on_commit = lambda c: self.safety.committed(c, log.leader)
         for manager in self.managers:
             manager.start()
         for agent in self.agents:
@@ -182,7 +184,7 @@ class Cluster:
                 root_ca_pem="root",
                 default_addr_pool=("10.0.0.0/8",),
                 subnet_size=24,
-            )  # fmt: skip
+            )
         )
         draft.put(Keyring(id="cluster", relay_key=b"r" * 32))
         for manager in self.managers:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from manager.control import service_status
 from manager.control.tally import Tally
-from manager.control.template import UPDATING
+from manager.control.template import UPDATING, mode_of
 from swarm import states
+from swarm.clock import SECOND_NS
 from swarm.v1 import JobState, Node, NodeState, Service, Task, TaskState
+from tests.sim.checks import is_open
 from tests.sim.host import BEHAVIOURS
-from tests.sim.loop import SECOND_NS
 from tests.sim.tasks import name_of, state_of
 
 if TYPE_CHECKING:
@@ -80,16 +81,24 @@ def _services(cluster: Cluster) -> None:
             if old and not restless and not explained:
                 cluster.violate("hangs", f"{spec.name}: {update.message}; {status.reasons}")
             continue
-        if restless or explained:
+        if restless or explained or _keeps_old(cluster, service):
             continue
         if not status.reasons:
             cluster.violate("not-converged", f"{spec.name} is not converged and says no reason")
-        elif (
-            update is None
-            or "PAUSED" not in update.state.name
-            and "ROLLBACK_COMPLETED" not in update.state.name
+        elif update is None or (
+            "PAUSED" not in update.state.name and update.state.name != "ROLLBACK_COMPLETED"
         ):
             cluster.violate("not-converged", f"{spec.name}: {'; '.join(status.reasons)[:400]}")
+
+
+def _keeps_old(cluster: Cluster, service: Service) -> bool:
+    """A node that takes no new tasks keeps the old one, where each node has its own."""
+    if not mode_of(service.spec).per_node:
+        return False
+    return any(
+        n is not None and not is_open(n)
+        for n in (cluster.safety.model.get(Node, a.node_id) for a in cluster.agents)
+    )
 
 
 def _behaviours(cluster: Cluster, service: Service) -> set[str]:

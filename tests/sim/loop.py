@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextvars import Context, ContextVar, copy_context
 from enum import IntEnum
+from functools import partial
 from typing import Any, TypeVar
 
 from swarm.clock import SECOND_NS
@@ -42,7 +43,8 @@ class Proc:
     def __init__(self, name: str) -> None:
         self.name = name
         self.life = Life.RUNS
-        self.held: list[Handle] = []
+        self.held: list[Handle] = []  # what it would have done since it was paused, or is dead
+        self.tasks: list[asyncio.Task[Any]] = []  # of a dead one
         self.on_death: list[Callable[[], None]] = []
 
     @property
@@ -192,7 +194,8 @@ class SimLoop(asyncio.AbstractEventLoop):
             return
         self._watched = True
         proc.life = Life.DEAD
-        proc.held.clear()
+        # Were they let go of, Python would run their `finally`.
+        proc.tasks = [t for t in asyncio.all_tasks(self) if getattr(t, "proc", None) is proc]
         for callback in proc.on_death:
             self.outside(0, callback)
 
@@ -254,8 +257,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         if self._watched:
             proc = context.get(PROC)
             if proc is not None and proc.life:
-                if proc.life == Life.PAUSED:
-                    proc.held.append(handle)
+                proc.held.append(handle)
                 return
         try:
             context.run(handle.callback, *handle.args)
@@ -275,12 +277,14 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.on_defect = lambda *_: None
         for proc in procs:
             proc.life = Life.RUNS
+            self._ready.extend(proc.held)
+            proc.held = []
         self._watched = False
         tasks = [t for t in asyncio.all_tasks(self) if isinstance(t, SimTask)]
         for _ in range(3):
             for task in sorted(tasks, key=lambda t: t.number):
                 task.cancel()
-            self.run_until(self.now_s + 200, idle=lambda: all(t.done() for t in tasks))
+            self.run_until(self.now_s + 200, idle=partial(_all_done, tasks))
             tasks = [t for t in asyncio.all_tasks(self) if isinstance(t, SimTask)]
             if not tasks:
                 break
@@ -290,10 +294,16 @@ class SimLoop(asyncio.AbstractEventLoop):
         with _silent():
             for task in tasks:
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
-                with contextlib.suppress(BaseException):
-                    task.get_coro().close()  # type: ignore[union-attr]
+                for _ in range(9):  # one that awaits in its clean-up has to be asked again
+                    with contextlib.suppress(BaseException):
+                        task.get_coro().close()
+                        break
             del tasks
             gc.collect()
+
+
+def _all_done(tasks: list[SimTask]) -> bool:
+    return all(task.done() for task in tasks)
 
 
 @contextlib.contextmanager

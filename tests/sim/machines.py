@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from manager.control.template import mode_of, stop_grace_ns
+from manager.control.template import stop_grace_ns
 from manager.scheduler.requirement import requirement_of, spec_of_version
 from swarm import states
 from swarm.v1 import Availability, Node, NodeState, Service, ServiceSpec, StopCause, Task, TaskState
@@ -67,7 +67,7 @@ class Machines:
         cpu = memory = 0
         ports: set[tuple[int, str]] = set()
         for box in host.running():
-            need = requirement_of(box.work.assignment.spec and _of(self._safety, box))
+            need = requirement_of(_of(self._safety, box))
             cpu += need.cpu
             memory += need.memory
             for port in need.host_ports:
@@ -131,8 +131,4 @@ class Machines:
 def _of(safety: Safety, box: Box) -> ServiceSpec | None:
     task = box.work.assignment.task
     assert task is not None
-    spec = spec_of_version(safety.model, task.service_id, task.spec_version)
-    return spec
-
-
-__all__ = ["Machines", "mode_of"]
+    return spec_of_version(safety.model, task.service_id, task.spec_version)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from manager.control.template import UPDATING, mode_of, update_config
+from manager.control.template import PAUSED, UPDATING, mode_of, update_config
 from manager.store.tables import Change
 from swarm import states
 from swarm.v1 import Availability, Node, NodeState, Service, StopCause, Task, TaskState
@@ -70,10 +70,15 @@ class RollOuts:
             and not self._runs(service, slot)
         ):
             slots[slot] = self._safety.now_s
-        elif state == TaskState.RUNNING or states.ended(state):
+            status = service.update_status
+            if status is not None and status.state in PAUSED:
+                name = service.spec.name if service.spec else ""
+                self._safety.fail("paused", f"{name} is paused, and slot {slot} is taken down")
+        elif (state == TaskState.RUNNING or states.ended(state)) and (
+            states.wanted(new.desired_state) or new.spec_version == service.spec_version
+        ):
             # One that runs, or the new one that came to its end: it is not the roll-out's delay.
-            if states.wanted(new.desired_state) or new.spec_version == service.spec_version:
-                slots.pop(slot, None)
+            slots.pop(slot, None)
         stopped = not states.wanted(new.desired_state)
         if new.desired_state == TaskState.REMOVE or (
             stopped and new.spec_version == service.spec_version
@@ -102,8 +107,10 @@ class RollOuts:
             return
         slots = self._slots(service)
         allowed = update_config(service).parallelism
-        # One whose new task lost its node meanwhile is down for another reason.
-        down = [s for s in slots if not self._lost(service, s)]
+        # One whose task lost its node meanwhile is down for another reason from then on.
+        for slot in [s for s in slots if self._lost(service, s)]:
+            del slots[slot]
+        down = list(slots)
         if allowed and len(down) > allowed:
             name = service.spec.name if service.spec else ""
             self._safety.fail(

@@ -15,11 +15,9 @@ SAFETY: Final = {
     "leader-only": "tasks are made, placed and told to stop by the leader alone",
     "restart-delay": "a replacement does not start before it is due",
     "max-attempts": "no slot is tried more often than max_attempts allows",
-    "backoff": "what has ended by itself is followed by a delay",
     "budget": "a roll-out never takes down more slots than its parallelism",
-    "wrong-version": "only a roll-out moves a slot to another version",
+    "paused": "a roll-out that is paused takes no slot down",
     "gang-whole": "a gang begins to run as a whole or not at all",
-    "scale-down": "a slot that runs is given up only if there are more than wanted",
     "runs-twice": "a task runs once, on its own node",
     "slot-overlap": "tasks of a slot run beside each other only as the order allows",
     "host-capacity": "what runs on a machine fits it",
@@ -27,7 +25,6 @@ SAFETY: Final = {
     "acked-write": "what the log has acknowledged is there after any crash, whole",
     "acked-call": "what a user was told is done, is done and stays",
     "acked-status": "a report that was acknowledged is in the log",
-    "status-order": "what the log says of a running task is not older than what was acknowledged",
     "wrong-node": "a node is told of its own tasks alone",
     "to-removed": "a node that is not in the cluster is told nothing",
     "silent-node": "a node is down only when it was not heard for long",
@@ -42,6 +39,5 @@ LIVENESS: Final = {
     "not-converged": "after the faults every service is as wanted, or says why not",
     "hangs": "after the faults no roll-out, removal or stop goes on for ever",
     "livelock": "nobody works without end",
-    "stale-assignment": "after the faults every agent knows what is wanted of it",
 }
 RULES: Final = SAFETY | LIVENESS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -124,7 +124,7 @@ def _errors_of(cluster: Cluster) -> Iterator[None]:
     """An error in the log of the code under test is a defect; anything less is not looked at."""
     before = structlog.get_config()
 
-    def take(logger: Any, method: str, event: dict[str, Any]) -> Any:
+    def take(logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
         error = event.get("exc_info")
         what = f"logged {event.get('event')}: { {k: v for k, v in event.items() if k != 'event'} }"
         cluster.defect("log", error if isinstance(error, BaseException) else None, what)

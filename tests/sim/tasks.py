@@ -149,8 +149,10 @@ class TaskRules:
                 t
                 for t in model.by(Task, "service", service_id)
                 if t.job_iteration == service.job_iteration
-                and t.desired_state == S.COMPLETE
-                and state_of(t) not in (S.FAILED, S.REJECTED, S.SHUTDOWN, S.ORPHANED)
+                and (
+                    state_of(t) == S.COMPLETE
+                    or (t.desired_state == S.COMPLETE and not states.ended(state_of(t)))
+                )
             ]
             if len({slot_of(t) for t in tasks}) != total:
                 self._safety.fail(
