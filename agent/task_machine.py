@@ -290,7 +290,14 @@ def _learn(m: Machine, event: Event) -> Machine:
             return replace(m, doing=Doing.NOTHING, have=have)
         case Interrupted():
             # As after a restart of the agent; what is found decides how it goes on.
-            return replace(m, doing=Doing.NOTHING, located=False)
+            return replace(
+                m,
+                doing=Doing.NOTHING,
+                located=False,
+                have=Have.NOTHING,
+                exit=None,
+                healthy=False,
+            )
         case DidStop(code):
             if m.exit is None and code is not None:
                 m = replace(m, exit=Exit(code))

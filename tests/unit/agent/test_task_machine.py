@@ -114,8 +114,90 @@ def test_unhealthy_task_is_stopped_then_failed() -> None:
     run.feed(tm.DidStop(137))
     assert run.state() == S.FAILED
     assert run.machine.status.err == "unhealthy: probe said no"
+    assert run.machine.status.cause == "unhealthy"
     assert run.machine.status.container is not None
     assert run.machine.status.container.exit_code == 137
+
+
+def test_that_a_task_is_unhealthy_is_reported_before_it_is_stopped() -> None:
+    before = running()
+    since_ns = before.machine.status.timestamp_ns
+    run = before.feed(tm.Unhealthy("3 checks failed: no"))
+    assert run.effects[0] == tm.Report()
+    status = run.machine.status
+    assert (status.state, status.cause) == (S.RUNNING, "unhealthy")
+    assert status.err == "unhealthy: 3 checks failed: no"
+    assert status.timestamp_ns == since_ns, "it has run since then"
+
+
+def test_a_task_that_never_was_healthy_says_so_once_it_has_failed() -> None:
+    run = Run().feed(tm.Located(None), tm.Prepared(), tm.DidStart(SICK), tm.Unhealthy("no"))
+    assert run.state() == S.STARTING
+    assert run.machine.status.cause == ""
+    run.feed(tm.DidStop(137))
+    assert (run.state(), run.machine.status.cause) == (S.FAILED, "unhealthy")
+
+
+@pytest.mark.parametrize(
+    ("given", "state", "err", "cause"),
+    [
+        (tm.Exit(0, "stopped with its engine", "engine_failed", forced=True), S.FAILED,
+         "stopped with its engine", "engine_failed"),
+        (tm.Exit(137, "killed by somebody", forced=True), S.FAILED,
+         "task: non-zero exit (137): killed by somebody", ""),
+        (tm.Exit(137, "out of memory", "oom"), S.FAILED,
+         "task: non-zero exit (137): out of memory", "oom"),
+        (tm.Exit(0), S.COMPLETE, "", ""),
+    ],
+)  # fmt: skip
+def test_an_end_that_somebody_else_made_is_no_success(
+    given: tm.Exit, state: TaskState, err: str, cause: str
+) -> None:
+    status = running().feed(tm.Exited(given)).machine.status
+    assert (status.state, status.err, status.cause) == (state, err, cause)
+
+
+@pytest.mark.parametrize(
+    ("found", "doing", "state"),
+    [
+        (None, tm.Doing.PREPARE, S.PREPARING),
+        (Found("t", Phase.CREATED), tm.Doing.CLEAN, S.PREPARING),
+        (Found("t", Phase.RUNNING, STARTED), tm.Doing.NOTHING, S.RUNNING),
+        (Found("t", Phase.EXITED, exit_code=1), tm.Doing.NOTHING, S.FAILED),
+    ],
+)
+def test_an_interrupted_preparation_goes_on_from_what_is_found(
+    found: Found | None, doing: tm.Doing, state: TaskState
+) -> None:
+    run = Run().feed(tm.Located(None), tm.Interrupted())
+    assert (run.doing(), run.state()) == (tm.Doing.NOTHING, S.PREPARING)
+    assert run.effects == [], "nobody knows anything, so nothing is said or done"
+    run.feed(tm.Located(found))
+    assert (run.doing(), run.state()) == (doing, state)
+
+
+@pytest.mark.parametrize(
+    ("found", "doing", "state"),
+    [
+        (None, tm.Doing.NOTHING, S.FAILED),
+        (Found("t", Phase.CREATED), tm.Doing.START, S.STARTING),
+        (Found("t", Phase.RUNNING, STARTED), tm.Doing.NOTHING, S.RUNNING),
+        (Found("t", Phase.EXITED, exit_code=1), tm.Doing.NOTHING, S.FAILED),
+    ],
+)
+def test_an_interrupted_start_goes_on_from_what_is_found(
+    found: Found | None, doing: tm.Doing, state: TaskState
+) -> None:
+    run = Run().feed(tm.Located(None), tm.Prepared(), tm.Interrupted(), tm.Located(found))
+    assert (run.doing(), run.state()) == (doing, state)
+
+
+def test_a_stop_that_was_asked_for_meanwhile_is_done_after_the_look() -> None:
+    run = Run().feed(tm.Located(None), tm.Prepared(), tm.Interrupted())
+    run.feed(tm.Assigned(S.SHUTDOWN, equipped=True))
+    assert run.effects == []
+    run.feed(tm.Located(Found("t", Phase.RUNNING, STARTED)))
+    assert run.doing() == tm.Doing.STOP
 
 
 @pytest.mark.parametrize(
@@ -252,6 +334,7 @@ EVENTS = st.one_of(
     st.just(tm.Prepared()),
     st.sampled_from([tm.DidStart(STARTED), tm.DidStart(SICK)]),
     st.builds(tm.Refused, st.just("why"), st.booleans()),
+    st.just(tm.Interrupted()),
     st.builds(tm.DidStop, st.sampled_from([None, 0, 143])),
     st.just(tm.DidRemove()),
     st.just(tm.Healthy()),
@@ -306,6 +389,7 @@ def test_a_removed_task_is_always_forgotten_in_the_end(
     state: TaskState, found: Found | None, events: list[tm.Event]
 ) -> None:
     run = Run(state).feed(tm.Located(found), *events, tm.Assigned(S.REMOVE, equipped=True))
+    run.feed(tm.Located(found))  # where it was interrupted
     for _ in range(6):
         result = _result(run.doing())
         if result is not None:

@@ -72,6 +72,31 @@ def test_failures_in_the_start_period_do_not_count_until_a_success() -> None:
     assert pause_s(after([GOOD], early, age_s=1.0), early, age_s=1.0) == 10.0
 
 
+@given(
+    st.lists(st.tuples(st.booleans(), st.floats(0, 100)), max_size=40),
+    st.integers(1, 5),
+    st.floats(0, 50),
+)
+def test_health_follows_its_rules_whatever_checks_say(
+    checks: list[tuple[bool, float]], retries: int, start_period_s: float
+) -> None:
+    rule = plan(retries=retries, start_period_s=start_period_s)
+    health, age_s, row, ever = Health(), 0.0, 0, False
+    for passed, after_s in checks:
+        age_s += after_s
+        health = step(health, Result(passed, ""), rule, age_s=age_s)
+        counts = passed or ever or age_s >= start_period_s
+        ever = ever or passed
+        row = 0 if passed else row + counts
+        assert health.failures == row
+        if passed:
+            assert health.healthy is True, "one success is enough"
+        assert (health.healthy is False) <= (row >= retries), "never unhealthy before its time"
+        if row >= retries:
+            assert health.healthy is False
+        assert 0 < pause_s(health, rule, age_s=age_s) <= rule.interval_s
+
+
 def test_a_schedule_has_dockers_defaults() -> None:
     found = schedule(HealthConfig(test=("CMD-SHELL", "x y")))
     assert found == Schedule(("/bin/sh", "-c", "x y"), 30.0, 30.0, 0.0, 5.0, 3)
