@@ -43,6 +43,9 @@ class Usage:
     memory_bytes: int | None = None
     memory_limit_bytes: int = 0
     pids: int | None = None
+    # Over all block devices.
+    read_bytes: int | None = None
+    written_bytes: int | None = None
 
 
 class Cgroups(Protocol):
@@ -78,6 +81,8 @@ class Cgroups(Protocol):
 
 DEVICES = "devices"
 CONTROLLERS = ("cpu", "memory", "pids", "cpuset")
+# Only counts; nobody misses it where it is not there. By version.
+BLOCKS_V1, BLOCKS_V2 = "blkio", "io"
 
 
 def detect(root: Path, parent: str, node: str) -> Cgroups | None:
@@ -100,7 +105,7 @@ class V1:
     @classmethod
     def open(cls, root: Path, parent: str, node: str) -> V1 | None:
         groups = {}
-        offered = (DEVICES,) if (root / DEVICES / "cgroup.procs").exists() else ()
+        offered = tuple(n for n in (DEVICES, BLOCKS_V1) if (root / n / "cgroup.procs").exists())
         for name in (*CONTROLLERS, "cpuacct", *offered):
             group = root / name / parent / node
             try:
@@ -150,6 +155,9 @@ class V1:
             memory_bytes=None if memory is None else max(0, memory - cache),
             memory_limit_bytes=0 if limit >= 1 << 60 else limit,  # the kernel's way of "none"
             pids=_number(self._file("pids", task_id, "pids.current")),
+            **_blocks_v1(
+                self._file(BLOCKS_V1, task_id, "blkio.throttle.io_service_bytes_recursive")
+            ),
         )
 
     def destroy(self, task_id: str) -> bool:
@@ -240,6 +248,7 @@ class V2:
             memory_bytes=None if memory is None else max(0, memory - cache),
             memory_limit_bytes=_number(folder / "memory.max") or 0,  # "max" is no number
             pids=_number(folder / "pids.current"),
+            **_blocks_v2(folder / "io.stat"),
         )
 
     def destroy(self, task_id: str) -> bool:
@@ -252,7 +261,7 @@ class V2:
 def _make_v2(root: Path, group: Path) -> None:
     group.mkdir(parents=True, exist_ok=True)
     for folder in (root, group.parent, group):
-        for name in CONTROLLERS:
+        for name in (*CONTROLLERS, BLOCKS_V2):
             # Refused where the folder itself has processes (a container's own root): then the
             # controller counts as missing.
             with contextlib.suppress(OSError):
@@ -349,6 +358,35 @@ def _number(path: Path | None) -> int | None:
         return None if path is None else int(path.read_text())
     except (OSError, ValueError):
         return None
+
+
+def _blocks_v1(path: Path | None) -> dict[str, int]:
+    """From lines of `MAJOR:MINOR Read BYTES`."""
+    try:
+        words = [] if path is None else [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    if path is None:
+        return {}
+    sums = {"Read": 0, "Write": 0}
+    for line in words:
+        if len(line) == 3 and line[1] in sums:
+            sums[line[1]] += int(line[2])
+    return {"read_bytes": sums["Read"], "written_bytes": sums["Write"]}
+
+
+def _blocks_v2(path: Path) -> dict[str, int]:
+    """From lines of `MAJOR:MINOR rbytes=BYTES wbytes=BYTES …`."""
+    try:
+        text = path.read_text()
+    except OSError:
+        return {}
+    sums = {"rbytes": 0, "wbytes": 0}
+    for word in text.split():
+        key, _, value = word.partition("=")
+        if key in sums and value.isdigit():
+            sums[key] += int(value)
+    return {"read_bytes": sums["rbytes"], "written_bytes": sums["wbytes"]}
 
 
 def _keyed(path: Path | None) -> dict[str, int]:

@@ -652,7 +652,14 @@ class ProcessRuntime:
         if task is None or task.pids is None:
             raise errors.NotFound(f"task {task_id} does not run on this node")
         usage = process_cgroup.Usage() if self._cgroups is None else self._cgroups.usage(task_id)
-        return process_stats.read(task_id, task.pids.main, usage, self._clock.now_ns())
+        return await asyncio.to_thread(
+            process_stats.read,
+            task_id,
+            task.pids.main,
+            usage,
+            self._clock.now_ns(),
+            own_network="net" in task.record.namespaces,
+        )
 
     # -------------------------------------------------------------- small things
 

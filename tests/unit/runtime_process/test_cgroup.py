@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.runtime.process import cgroup as process_cgroup
 from agent.runtime.process.cgroup import V1, V2, Limits, detect
 
 LIMITS = Limits(
@@ -181,3 +182,14 @@ def test_groups_are_removed_with_what_the_task_made_in_them(tmp_path: Path) -> N
     assert groups.destroy("t1")
     groups.destroy_node()
     assert not (tmp_path / "swarm").exists()
+
+
+def test_block_devices_are_summed_up(tmp_path: Path) -> None:
+    v1 = tmp_path / "v1"
+    v1.write_text("8:0 Read 100\n8:0 Write 7\n8:0 Sync 1\n8:16 Read 11\n8:16 Write 0\nTotal 118\n")
+    assert process_cgroup._blocks_v1(v1) == {"read_bytes": 111, "written_bytes": 7}
+    v2 = tmp_path / "v2"
+    v2.write_text("8:0 rbytes=100 wbytes=7 rios=1 wios=1 dbytes=0 dios=0\n8:16 rbytes=11\n")
+    assert process_cgroup._blocks_v2(v2) == {"read_bytes": 111, "written_bytes": 7}
+    for missing in (process_cgroup._blocks_v1(None), process_cgroup._blocks_v2(tmp_path / "no")):
+        assert missing == {}
