@@ -161,8 +161,9 @@ class Relays:
         RELAYS.set(len(self._open))
 
     def nodes(self) -> set[str]:
-        """The nodes that streams are open to."""
-        return {relay.node_id for relay in self._open.values()}
+        """The nodes with streams that a move would end for good; logs and usage are read on."""
+        lasting = (r for r in self._open.values() if r.request.logs is None)
+        return {relay.node_id for relay in lasting if relay.request.usage is None}
 
     def claim(self, relay_id: str, node_id: str) -> Relay:
         """The relay that a node's stream is for. Raises NotFound: it was given up, or is another
