@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -83,9 +83,21 @@ Environment:
 """
 
 
+class _Unread(Exception):
+    """Nobody reads the output any more."""
+
+
+class _Root(LazyGroup):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _Unread from error  # click would make it an exit code of 1
+
+
 @click.command(
     name="swarmctl",
-    cls=LazyGroup,
+    cls=_Root,
     entries=ENTRIES,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -128,15 +140,21 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except BrokenPipeError:
-        # The reader (head, less) is gone; what is left in the buffers has nowhere to go.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            if not stream.isatty():
-                os.dup2(nowhere, stream.fileno())
-        return 0
+    except (_Unread, BrokenPipeError):
+        return _unread()
     except Exception as error:  # the edge: every error becomes a message
         return _report(error, debug=debug)
+
+
+def _unread() -> int:
+    """The reader (head, less) is gone, which is no error; what is left in the buffers has nowhere
+    to go.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None and not stream.isatty():
+            os.dup2(nowhere, stream.fileno())
+    return 0
 
 
 def _report(error: Exception, *, debug: bool) -> int:

@@ -82,7 +82,8 @@ def raw_mode(descriptor: int) -> Iterator[None]:
 
 def _raw(descriptor: int) -> None:
     with contextlib.suppress(termios.error):  # the terminal may be gone: then nothing is to be done
-        tty.setraw(descriptor)
+        # Not TCSAFLUSH, which would throw away what was typed ahead.
+        tty.setraw(descriptor, termios.TCSANOW)
 
 
 def _restored(descriptor: int, modes: list[object]) -> None:

@@ -143,7 +143,7 @@ class Told:
         """It broke off. Said with -q as well."""
         self._clear()
         if self.count:
-            self._print(f"Warning: the copy is not complete: a part of it is in {self.where}")
+            self._print(f"Warning: the copy is not complete: a part of it may be in {self.where}")
 
     def left_out(self, sentences: list[str]) -> None:
         """What was not made."""

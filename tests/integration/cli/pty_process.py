@@ -89,11 +89,6 @@ class PtyProcess:
         """Sends a signal to the process alone."""
         self._process.send_signal(number)
 
-    def stopped(self) -> bool:
-        """It was stopped, as by Ctrl-Z."""
-        with open(f"/proc/{self._process.pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] == "T"
-
     def modes(self) -> list[object]:
         """The terminal's settings."""
         return termios.tcgetattr(self.slave)

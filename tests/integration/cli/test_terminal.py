@@ -219,13 +219,13 @@ def test_a_reader_that_stops_early_is_no_error(cli: Cli, cluster: FakeCluster) -
     for number in range(3000):
         cluster.add(service(f"s{number}"))
     done = subprocess.run(
-        ["/bin/sh", "-c", f"{sys.executable} -m cli.main service ls | head -1; exit $?"],
+        ["/bin/bash", "-o", "pipefail", "-c", f"{sys.executable} -m cli.main service ls | head -1"],
         env=cli.environment(),
         capture_output=True,
         timeout=60,
         check=False,
     )
-    assert done.stdout.startswith(b"ID ") and done.stderr == b""
+    assert done.stdout.startswith(b"ID ") and (done.returncode, done.stderr) == (0, b"")
 
 
 # ------------------------------------------------------------------ completion
