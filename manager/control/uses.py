@@ -25,9 +25,10 @@ def ids_used(spec: ServiceSpec | None) -> set[str]:
     if task is None:
         return set()
     out = {n.target for n in task.networks}
-    if task.container is not None:
-        out |= {s.secret_id for s in task.container.secrets}
-        out |= {c.config_id for c in task.container.configs}
+    container = task.container
+    if container is not None and (container.secrets or container.configs):
+        out.update(s.secret_id for s in container.secrets)
+        out.update(c.config_id for c in container.configs)
     return out
 
 

@@ -9,6 +9,7 @@ from msgspec import structs
 
 from manager.api.leftovers import finish
 from manager.control import versions
+from manager.store import Draft
 from swarm import errors
 from swarm.v1 import (
     GetServiceHistoryRequest,
@@ -18,6 +19,7 @@ from swarm.v1 import (
     NetworkAttachmentSpec,
     PortConfig,
     Replicated,
+    ReplicatedJob,
     ResumeUpdateRequest,
     RotateRequest,
     Secret,
@@ -41,7 +43,7 @@ def web(image: str, **fields: Any) -> ServiceSpec:
     return service(container={"image": image}, **fields)
 
 
-async def updated(api: Api, spec: ServiceSpec) -> Service:
+async def updated(api: Api, spec: ServiceSpec) -> Any:
     await api.update(api.one(Service, "web"), service=spec)
     await tidy(api)
     return api.one(Service, "web")
@@ -49,16 +51,19 @@ async def updated(api: Api, spec: ServiceSpec) -> Service:
 
 async def tidy(api: Api) -> None:
     """What the control loop does with versions, with no tasks."""
-    await api.store.update(
-        lambda draft: [versions.keep_versions(draft, s.id, set()) for s in list(draft.all(Service))]
-    )
+
+    def keep(draft: Draft) -> None:
+        for found in list(draft.all(Service)):
+            versions.keep_versions(draft, found.id, set())
+
+    await api.store.update(keep)
 
 
 async def history(api: Api) -> GetServiceHistoryResponse:
     return await api.control.get_service_history(GetServiceHistoryRequest(service="web"), CONTEXT)
 
 
-async def roll_back(api: Api, to: int = 0, **fields: Any) -> Service:
+async def roll_back(api: Api, to: int = 0, **fields: Any) -> Any:
     web = api.one(Service, "web")
     await api.control.update(
         UpdateRequest(
@@ -304,7 +309,7 @@ async def test_ports_that_the_cluster_chose_stay_through_a_rollback(api: Api):
 # ---------------------------------------------------------------- pausing and resuming
 
 
-async def pausing(api: Api, spec: ServiceSpec, after: int) -> tuple[Service, tuple[str, ...]]:
+async def pausing(api: Api, spec: ServiceSpec, after: int) -> tuple[Any, tuple[str, ...]]:
     now = api.one(Service, "web")
     response = await api.control.update(
         UpdateRequest(
@@ -351,7 +356,14 @@ async def test_only_services_pause(api: Api):
         )
 
 
-async def resume(api: Api, **fields: Any) -> Service:
+async def test_a_job_does_not_pause(api: Api):
+    job = ServiceMode(replicated_job=ReplicatedJob(total_completions=1))
+    await api.create(service=web("a", mode=job))
+    with pytest.raises(errors.Invalid, match="is a job"):
+        await pausing(api, web("b", mode=job), 1)
+
+
+async def resume(api: Api, **fields: Any) -> Any:
     response = await api.control.resume_update(
         ResumeUpdateRequest(service="web", **fields), CONTEXT
     )

@@ -27,8 +27,14 @@ from swarm.v1 import (
 from tests.unit.control.world import CPU, GLOBAL, SECOND, S, World, make_spec, state_of
 
 REPLICAS = 4
-OVER = (UpdateState.COMPLETED, UpdateState.PAUSED, UpdateState.ROLLBACK_COMPLETED)
-OVER += (UpdateState.ROLLBACK_PAUSED,)
+OVER = frozenset(
+    {
+        UpdateState.COMPLETED,
+        UpdateState.PAUSED,
+        UpdateState.ROLLBACK_COMPLETED,
+        UpdateState.ROLLBACK_PAUSED,
+    }
+)
 HOST_PORT = EndpointSpec(
     ports=(PortConfig(target_port=80, published_port=8080, publish_mode="host"),)
 )
@@ -100,8 +106,9 @@ class Budget:
         stopped_before = counted.stopped_first if counted is not None else 0
         down = self.down()
         self.world.tick()
-        service = self.world.service(self.sid)
-        counted = service.update_status
+        # A node that is drained or down is no slot of a global service any more.
+        down &= {t.slot or t.node_id for t in self.world.live(self.sid)}
+        counted = self.world.service(self.sid).update_status
         fell_back = (counted.stopped_first if counted is not None else 0) - stopped_before
         stopped = [t for t in self.world.tasks(self.sid) if self.was_stopped(before.get(t.id), t)]
         for_update = [t for t in stopped if not self.replaced_elsewhere(t)]
