@@ -41,6 +41,8 @@ RECONNECT_PAUSE_S = 0.2
 # out after at most this and PING_S.
 PING_PERIOD_S = 5.0
 HEALTH_WORDS_S = 1.0
+# A start that was given up may be asked for again, which takes its turn.
+LATE_START_S = 2.0
 # Beyond its own grace period a container's stop takes no longer.
 STOP_MARGIN_S = 30.0
 _REMOVED = End(GONE, "its container was removed by somebody else", forced=True)
@@ -207,6 +209,10 @@ class EventStream:
         """
 
         async def stop() -> None:
+            if entry.phase is Phase.CREATED:
+                await asyncio.sleep(LATE_START_S)
+                if entry.starting or entry.phase is Phase.RUNNING:
+                    return  # it is wanted all the same
             path = f"containers/{entry.container_id}/stop"
             try:
                 # The engine waits for the container's own grace period.

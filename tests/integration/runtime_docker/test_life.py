@@ -373,3 +373,11 @@ async def test_secrets_of_an_ended_task_go_with_its_end(docker: Harness) -> None
     await docker.restart()
     await docker.runtime.adopt()
     assert not folders[1].exists()
+
+
+async def test_a_prepared_task_that_somebody_starts_is_ended_again(docker: Harness) -> None:
+    """So is one whose start was given up while the engine hung, and comes true later."""
+    work = docker.work("sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.05; done")
+    await docker.runtime.prepare(work)
+    docker.host.docker("start", work.assignment.name)
+    await until(lambda: not docker.inspect(work)["State"]["Running"], timeout_s=30.0)
