@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import click
 
@@ -35,6 +36,9 @@ from swarm.errors import Invalid, NotFound, Unavailable
 from swarm.quantities import format_duration
 from swarm.v1 import GetRequest, Kind, StatsRequest
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 PERIOD_NS_MIN = SECOND_NS // 5
 KNOW_S = 5.0  # how often nodes and services are asked for
 KNOW_SHARE = 20  # and that takes at most one of so many parts of the time
@@ -42,6 +46,22 @@ DRAW_S = 0.2  # between pages that only measurements change
 TICK_S = 1.0  # between pages when nothing comes
 ESCAPE_S = 0.05  # what comes later does not belong to the Escape that was typed
 NOTHING_YET = "waiting for the first measurements"
+
+
+class _Word(Ref):
+    """A view or a reference; completes both."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        views = [CompletionItem(name) for name in VIEWS if name.startswith(incomplete)]
+        given = ctx.params.get(param.name or "") or ()
+        if "nodes" in given:
+            return Ref("node").shell_complete(ctx, param, incomplete)
+        names = super().shell_complete(ctx, param, incomplete)
+        return names if given else views + names
 
 
 @click.command(cls=Command)
@@ -65,7 +85,9 @@ NOTHING_YET = "waiting for the first measurements"
     metavar="FORMAT",
     help="Lines instead of a page: table, json, a Go template, or `table TEMPLATE`.",
 )
-@click.argument("words", nargs=-1, type=Ref("service"), metavar="[nodes|services|tasks] [REF...]")
+@click.argument(
+    "words", nargs=-1, type=_Word("service", "task"), metavar="[nodes|services|tasks] [REF...]"
+)
 def command(
     words: tuple[str, ...],
     sort: str,

@@ -244,6 +244,9 @@ def test_completion_scripts(cli: Cli, shell: str) -> None:
         ("swarmctl service sc", "scale"),
         ("swarmctl service create --repl", "--replicas"),
         ("swarmctl service ps a", "app_web"),
+        ("swarmctl top a", "app_web"),
+        ("swarmctl top ser", "services"),
+        ("swarmctl cp a", "app_web:"),
         ("swarmctl node update --availability dr", "drain"),
     ],
 )
