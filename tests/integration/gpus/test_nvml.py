@@ -87,6 +87,15 @@ async def test_every_gpu_is_described(machine: Machine) -> None:
         assert [d.nodes for d in watch.gpus.devices][3] == ("/dev/nvidia3",)
 
 
+async def test_loads_are_looked_at_more_often_while_somebody_wants_them(machine: Machine) -> None:
+    async with watching(scan_s=60.0) as watch:
+        load = watch.gpus.loads()[1]
+        assert (load.uuid, load.index, load.percent) == (uuid(1), 1, 10)
+        assert (load.memory_bytes, load.memory_total_bytes) == (GIB, 80 * GIB)
+        machine.set(1, busy=77)
+        await watch.until(lambda: watch.gpus.loads()[1].percent == 77)
+
+
 async def test_links_and_proximity_are_those_of_the_board(machine: Machine) -> None:
     async with watching() as watch:
         gpus = watch.gpus.gpus
