@@ -208,8 +208,10 @@ class EventStream:
         asked for then.
         """
 
+        late = entry.phase is Phase.CREATED
+
         async def stop() -> None:
-            if entry.phase is Phase.CREATED:
+            if late:
                 await asyncio.sleep(LATE_START_S)
                 if entry.starting or entry.phase is Phase.RUNNING:
                     return  # it is wanted all the same

@@ -750,5 +750,5 @@ async def test_runtime_that_answers_late_is_adopted_and_described_then(tmp_path:
         assert manager.state(task) == S.RUNNING
         agent.runtime.down = ""
         await until(lambda: description().runtimes == ("docker",))
-        assert description().runtime_problems == description().warnings == ()
+        assert (*description().runtime_problems, *description().warnings) == ()
         assert agent.runtime.starts[task] == 1
