@@ -158,6 +158,7 @@ def _check_update(find: Finder, config: UpdateConfig, actions: tuple[str, ...]) 
     find.not_negative("parallelism", config.parallelism, "a number of tasks")
     find.not_negative("delay", config.delay_ns, "a duration")
     find.not_negative("monitor", config.monitor_ns, "a duration")
+    find.not_negative("deadline", config.deadline_ns, "a duration")
     find.one_of("failure_action", config.failure_action, actions)
     find.one_of("order", config.order, ORDERS)
     ratio = config.max_failure_ratio

@@ -144,6 +144,10 @@ BAD: dict[str, tuple[ServiceSpec, str]] = {
         service(update=UpdateConfig(delay_ns=-1)),
         "update_config.delay: a duration cannot be negative",
     ),
+    "negative deadline": (
+        service(rollback=UpdateConfig(deadline_ns=-1)),
+        "rollback_config.deadline: a duration",
+    ),
     "negative monitor": (
         service(update=UpdateConfig(monitor_ns=-1)),
         "update_config.monitor: a duration",
