@@ -52,7 +52,7 @@ sim: $(VENV)/.installed-dev  ## one run of the simulator: make sim SEED=17 STEPS
 	@$(PY) -m tests.sim --seed $(SEED) --steps $(STEPS)
 
 bench: $(VENV)/.installed-dev  ## run the benchmarks; the last line of each is key=value
-	@for name in store placement job compose dry_run proxy deploy failover; do echo "== $$name"; $(PY) -m tests.bench.$$name || exit 1; done
+	@for name in store placement job agents compose dry_run proxy deploy failover; do echo "== $$name"; $(PY) -m tests.bench.$$name || exit 1; done
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
