@@ -1,6 +1,7 @@
 """Reads the log files that a task's supervisor writes: tail, since, until, follow.
 
-A line is `<unix ns> <o|e> <data>`. Files are numbered and only grow; the oldest are removed by the
+A line is `<unix ns> <o|e> <data>`; with O or E it is a piece of a longer one, which is joined again
+here, up to LINE_BYTES_MAX. Files are numbered and only grow; the oldest are removed by the
 supervisor while we read, which loses their lines and nothing else.
 """
 
@@ -16,6 +17,8 @@ from swarm.v1 import LogLine, LogOptions, LogStream
 CHUNK_BYTES = 256 * 1024
 # A file has no event to wait on without inotify; a tenth of a second is not felt by a reader.
 POLL_S = 0.1
+# A line that goes on for ever is given out in parts of this size, as with the engine's logs.
+LINE_BYTES_MAX = 1024 * 1024
 _STREAMS = {b"o": LogStream.STDOUT, b"e": LogStream.STDERR}
 
 
@@ -43,6 +46,8 @@ async def read(
                 return
             await asyncio.sleep(0)
         if over or not options.follow:
+            for line in wanted.rest():
+                yield line
             return
         await asyncio.sleep(POLL_S)
 
@@ -109,20 +114,39 @@ class _Wanted:
             if asked
         }
         self.past_end = False
+        # By stream: when a line began that has not ended, and its pieces.
+        self._open: dict[bytes, tuple[int, bytearray]] = {}
+
+    def rest(self) -> Iterator[LogLine]:
+        """Lines that will not end any more."""
+        for key in sorted(self._open):
+            at_ns, data = self._open[key]
+            if at_ns >= self._options.since_ns:
+                yield self._line(key, at_ns, bytes(data))
+        self._open.clear()
+
+    def _line(self, key: bytes, at_ns: int, data: bytes) -> LogLine:
+        return LogLine(task_id=self._task_id, stream=_STREAMS[key], timestamp_ns=at_ns, data=data)
 
     def lines(self, block: bytes) -> Iterator[LogLine]:
         options = self._options
         for raw in block.split(b"\n")[:-1]:
             stamp, _, rest = raw.partition(b" ")
-            key, _, data = rest.partition(b" ")
+            mark, _, data = rest.partition(b" ")
+            key = mark.lower()
             if key not in self._keys or not stamp.isdigit():
                 continue  # a torn line after power loss
             at_ns = int(stamp)
+            if key in self._open or mark != key:
+                at_ns, pieces = self._open.setdefault(key, (at_ns, bytearray()))
+                pieces += data
+                if mark != key and len(pieces) < LINE_BYTES_MAX:
+                    continue
+                data = bytes(pieces)
+                del self._open[key]
             if at_ns < options.since_ns:
                 continue
             if options.until_ns and at_ns > options.until_ns:
                 self.past_end = True
                 return
-            yield LogLine(
-                task_id=self._task_id, stream=_STREAMS[key], timestamp_ns=at_ns, data=data
-            )
+            yield self._line(key, at_ns, data)

@@ -31,7 +31,7 @@ from agent.runtime.process import inside as inside
 from agent.runtime.process.inside import Plan
 
 CHUNK_BYTES = 65_536
-LINE_BYTES_MAX = 16_384  # Docker's; what is longer becomes several lines
+LINE_BYTES_MAX = 16_384  # Docker's; what is longer is written in pieces
 SIGUSR1, SIGCHLD, SIGKILL = _signal.SIGUSR1, _signal.SIGCHLD, 9
 EXIT_BYTES = 40  # more than an exit code and a time take
 REAP_LIMIT_S = 10.0  # how long processes in the kernel's hands may delay the exit's report
@@ -41,7 +41,9 @@ REAP_LIMIT_S = 10.0  # how long processes in the kernel's hands may delay the ex
 
 
 class LogWriter:
-    """Numbered files in one folder; each line `<unix ns> <o|e> <data>`. The oldest go."""
+    """Numbered files in one folder; each line `<unix ns> <o|e> <data>`, or with O or E where the
+    task's own line goes on in the next of that stream. The oldest go.
+    """
 
     def __init__(self, folder: str, *, file_bytes_max: int, files_max: int, tty: bool) -> None:
         self._folder = folder
@@ -52,6 +54,7 @@ class LogWriter:
         self._size = 0
         self._fd = -1
         self._rest = {b"o": b"", b"e": b""}
+        self._unfinished: set[bytes] = set()  # streams whose last line goes on
         self._lost = 0
         self._next()
 
@@ -61,25 +64,29 @@ class LogWriter:
         self._rest[stream] = lines.pop()
         if self._tty:
             lines = [line.removesuffix(b"\r") for line in lines]
-        if len(self._rest[stream]) > LINE_BYTES_MAX:
-            lines.append(self._rest[stream])
-            self._rest[stream] = b""
         self._write(stream, lines)
+        if len(self._rest[stream]) > LINE_BYTES_MAX:
+            self._write(stream, [self._rest[stream]], ended=False)
+            self._rest[stream] = b""
 
     def close(self) -> None:
         for stream, rest in self._rest.items():
-            if rest:
+            if rest or stream in self._unfinished:
                 self._write(stream, [rest])
         os.close(self._fd)
 
-    def _write(self, stream: bytes, lines: list[bytes]) -> None:
+    def _write(self, stream: bytes, lines: list[bytes], *, ended: bool = True) -> None:
         if not lines:
             return
-        prefix = b"%d %s " % (_now_ns(), stream)
+        (self._unfinished.discard if ended else self._unfinished.add)(stream)
+        now_ns = _now_ns()
+        prefix, unfinished = b"%d %s " % (now_ns, stream), b"%d %s " % (now_ns, stream.upper())
         out = []
         for line in lines:
             for start in range(0, len(line) or 1, LINE_BYTES_MAX):
-                out.append(prefix + line[start : start + LINE_BYTES_MAX] + b"\n")
+                last = ended and start + LINE_BYTES_MAX >= len(line)
+                piece = line[start : start + LINE_BYTES_MAX]
+                out.append((prefix if last else unfinished) + piece + b"\n")
         if self._lost:
             out.insert(0, b"%d e [%d bytes of output lost: disk full]\n" % (_now_ns(), self._lost))
             self._lost = 0

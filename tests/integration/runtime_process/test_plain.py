@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -267,3 +268,22 @@ async def test_what_cannot_be_had_is_rejected_naming_the_field(plain: Harness) -
         await plain.runtime.prepare(work("true", container=spec))
     assert caught.value.cause == "unsupported"
     assert 'image "nginx"' in caught.value.message and "hostname" in caught.value.message
+
+
+async def test_long_lines_are_whole_again(plain: Harness) -> None:
+    script = (
+        "import os;w=os.write;w(1,b'a'*40000+b'\\n');w(2,b'err\\n');"
+        "w(1,b'b'*16384);w(1,b'\\nnext\\n');w(1,b'c'*3000000);w(1,b'\\n');w(1,b'd'*20000)"
+    )
+    job = work(sys.executable, "-c", script)
+    code, _ = await plain.finish(job)
+    assert code == 0
+    lines = plain.runtime.logs(job.task_id, LogOptions(tail=-1, stdout=True))
+    said = [line.data async for line in lines]
+    assert [len(data) for data in said[:3]] == [40_000, 16_384, 4]
+    cut = said[3:-1]
+    assert b"".join(cut) == b"c" * 3_000_000
+    assert max(map(len, cut)) < 1_100_000  # what has no end is given out in parts
+    assert said[-1] == b"d" * 20_000
+    lines = plain.runtime.logs(job.task_id, LogOptions(tail=1, stdout=True))
+    assert [len(line.data) async for line in lines] == [20_000]

@@ -15,7 +15,7 @@ from agent.runtime.base import Failed
 from agent.runtime.docker.archive import unix_mode
 from agent.runtime.docker.owners import given_to, owner_of
 
-NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1)
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1)
 ENTRIES = st.lists(
     st.tuples(
         st.one_of(NAMES, st.integers(1, 400).map(lambda n: "n" * n)),
