@@ -291,6 +291,8 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._closed = True
         self._ready.clear()
         self._timers.clear()
+        if not tasks:
+            return
         with _silent():
             for task in tasks:
                 task._log_destroy_pending = False  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ OPERATIONS = {
     "label": 2,
     "node_rm": 2,
     "node_join": 3,
-    "job": 5,
+    "job": 8,
 }
 FAULTS = {
     "agent_crash": 8,

@@ -15,8 +15,10 @@ from tests.sim.run import Result, run
 RUNS_MAX = 120
 
 
-def shrink(failed: Result, say: Callable[[str], None] = lambda _: None) -> Result:
-    """The shortest run found that fails by the same rule."""
+def shrink(
+    failed: Result, say: Callable[[str], None] = lambda _: None, *, runs_max: int = RUNS_MAX
+) -> Result:
+    """The shortest run found that fails by the same rule, in so many tries."""
     assert failed.violation is not None
     rule = failed.violation.rule
     best, runs = failed, 0
@@ -36,10 +38,10 @@ def shrink(failed: Result, say: Callable[[str], None] = lambda _: None) -> Resul
     if len(items) < len(failed.plan.items):
         fails(failed.plan.only(items))
     size = max(1, len(best.plan.items) // 2)
-    while runs < RUNS_MAX:
+    while runs < runs_max:
         shorter = False
         at = 0
-        while at < len(best.plan.items) and runs < RUNS_MAX:
+        while at < len(best.plan.items) and runs < runs_max:
             items = best.plan.items
             if fails(best.plan.only(items[:at] + items[at + size :])):
                 shorter = True

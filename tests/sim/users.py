@@ -146,7 +146,7 @@ class Users:
         self._count += 1
         name = f"j{self._count}"
         total = 1 + int(item.lot(1) * 8)
-        gang = item.lot(2) < 0.35
+        gang = item.lot(2) < 0.5
         mode = ServiceMode(
             replicated_job=ReplicatedJob(
                 total_completions=total,
