@@ -176,6 +176,9 @@ class Placer:
             tick.refreshed.append(key)
             if key in tick.slept or service_id in tick.services:
                 continue
+            service = draft.get(Service, service_id)
+            if service is None or Gates(draft, service).loose(version):
+                continue  # a gate has closed since, and they have been told so
             need = self._table.requirement_of_version(service_id, version, draft)
             why = self._why(need, service_id, node_id, self._sleepers.tasks(key))
             if not why or key in self.admission.held_back:

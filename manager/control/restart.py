@@ -42,6 +42,9 @@ _BY_ITSELF = frozenset({TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED
 def restart(work: Work) -> None:
     """Replaces what has ended, slot by slot, where the policy says so."""
     for slot in work.used_slots():
+        tasks = work.slots[slot]
+        if len(tasks) == 1 and is_live(tasks[0]):
+            continue  # as most are, so that a look at a large service costs less
         newest = work.newest(slot)
         assert newest is not None
         live = work.live(slot)

@@ -152,6 +152,10 @@ BAD: dict[str, tuple[ServiceSpec, str]] = {
         service(update=UpdateConfig(monitor_ns=-1)),
         "update_config.monitor: a duration",
     ),
+    "negative longest delay": (
+        service(task={"restart": RestartPolicy(max_delay_ns=-1)}),
+        "restart_policy.max_delay: a duration cannot be negative",
+    ),
     "restart condition": (
         service(task={"restart": RestartPolicy(condition="sometimes")}),
         "restart_policy.condition: 'sometimes' is not one of none, on-failure, any",

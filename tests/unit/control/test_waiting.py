@@ -5,8 +5,16 @@ from __future__ import annotations
 from msgspec import structs
 
 from manager.store import Change, Draft, View
-from swarm.v1 import EndpointSpec, PortConfig, ServiceSpec, Task, TaskState
-from tests.unit.control.world import World, make_spec
+from swarm.v1 import (
+    Dependency,
+    EndpointSpec,
+    NodeState,
+    PortConfig,
+    ServiceSpec,
+    Task,
+    TaskState,
+)
+from tests.unit.control.world import GIB, World, make_spec
 
 PORT = EndpointSpec(
     ports=(PortConfig(target_port=80, published_port=8000, publish_mode="host"),),
@@ -60,3 +68,23 @@ def test_a_task_that_replaces_one_that_waits_gets_the_place_that_comes_free() ->
     world.scale(holder, 1)
     world.settle()
     assert [t.id for t in running(world, waiter)] == ["successor"]
+
+
+def test_what_a_gate_holds_back_by_now_is_not_told_of_nodes_again() -> None:
+    world = World(2)
+    world.create(make_spec("a", replicas=0, memory=9 * GIB))
+    gate = (Dependency(service="a", condition="service_started", required=True),)
+    sid = world.create(make_spec("b", depends_on=gate, memory=9 * GIB))
+    world.settle()
+    (task,) = world.tasks(sid)
+    assert task.status is not None and task.status.err.startswith("no suitable node")
+    world.scale("s-a", 1)  # finds no place, so the gate closes
+    world.settle()
+    for state in (NodeState.DOWN, NodeState.READY):
+        world.set_state("n2", state)  # so there is something to tell
+        for _ in range(8):
+            world.clock.advance(seconds=2)
+            world.tick()
+            (task,) = world.tasks(sid)
+            assert task.status is not None
+            assert task.status.err == "waits until a task of service a has started"
