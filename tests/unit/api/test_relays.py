@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -429,3 +430,36 @@ async def test_logs_of_a_node_that_is_down_are_not_waited_for(running: Api):
     running.relays.scripts = {"t1": Breaking([], [0] * 100), "t2": [END]}
     _, problems = await read(running, services=("web",))
     assert len(problems) == 1
+
+
+async def test_following_a_single_task_waits_until_it_begins(running: Api) -> None:
+    web = running.one(Service, "web")
+    await running.put(task("t3", web, slot=3, state=TaskState.PREPARING))
+    running.relays.scripts = {"t3": [lines((1, "begun")), END]}
+    request = LogsRequest(tasks=("t3",), options=LogOptions(follow=True, tail=-1))
+    async with asyncio.timeout(5):
+        async with aclosing(running.control.logs(request, CONTEXT)) as stream:
+            first = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0.01)
+            assert not first.done()
+            await running.put(task("t3", web, slot=3))
+            assert [line.data for line in (await first).lines] == [b"begun"]
+            # It has begun, and its log has come to its end.
+            assert [r async for r in stream] == []
+
+
+async def test_followed_task_that_is_removed_while_it_cannot_be_read_is_told(
+    running: Api, no_pause: None
+) -> None:
+    running.relays.scripts = {"t1": errors.Unavailable("node n1 has no session")}
+    await running.put(node("n1", hostname="host-1", state=NodeState.DOWN))
+    request = LogsRequest(tasks=("t1",), options=LogOptions(follow=True, tail=-1))
+    said: list[str] = []
+    async with asyncio.timeout(5):
+        async with aclosing(running.control.logs(request, CONTEXT)) as stream:
+            said += (await anext(stream)).problems
+            await running.drop(running.stored(type(task("t1", "x")), "t1"))
+            async for response in stream:
+                said += response.problems
+    assert len(said) == 2
+    assert said[1].endswith("node n1 has no session; the task was removed, and its logs with it")
