@@ -26,6 +26,7 @@ from swarm.v1 import (
     ServiceMode,
     ServiceSpec,
     ServiceStatus,
+    UpdateState,
 )
 
 __all__ = [
@@ -77,6 +78,8 @@ def print_services(
     if any(row["Priority"] for row in rows):
         # Docker has none; it is shown where it matters.
         columns = (*COLUMNS[:3], ("PRIORITY", "Priority"), *COLUMNS[3:])
+    if any(row["Update"] for row in rows):
+        columns = (*columns, ("UPDATE", "Update"))
     print_rows(rows, columns, form=form, quiet=quiet, terminal=settings.terminal())
 
 
@@ -93,9 +96,20 @@ def _row(service: Service, status: ServiceStatus, *, no_trunc: bool) -> Record:
         Replicas=replicas(spec, status),
         Image=shown_image(container.image if container else "", whole=no_trunc),
         Ports=published_ports(ports or (spec.endpoint.ports if spec.endpoint else ())),
+        Update=_update(service),
         Labels=",".join(f"{key}={value}" for key, value in sorted(labels.items())),
         Label=lambda key: labels.get(key, ""),
     )
+
+
+def _update(service: Service) -> str:
+    """ "paused": of an update that waits for somebody; empty: there is nothing to do."""
+    status = service.update_status
+    if status is None or status.state not in (UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED):
+        return ""
+    if status.awaits_resume:
+        return "awaits resume"
+    return "paused" if status.state is UpdateState.PAUSED else "rollback paused"
 
 
 async def describing(

@@ -321,3 +321,12 @@ def test_a_rollback_by_a_failure_is_no_other_change(
         f"Error: service 'web' was rolled back\n  web: {why}\n"
         "`swarmctl service history web` shows what was tried.\n"
     )
+
+
+def test_lists_show_updates_that_are_paused(cli: Cli, cluster: FakeCluster, web: Service) -> None:
+    assert "UPDATE" not in cli.ok("service", "ls")
+    paused = UpdateStatus(state=UpdateState.PAUSED, awaits_resume=True)
+    cluster.add(service("api", id_="api1", update_status=paused))
+    form = ("--format", "{{.Name}}:{{.Update}}")
+    assert cli.ok("service", "ls", *form) == "api:awaits resume\nweb:\n"
+    assert "UPDATE" in cli.ok("service", "ls")
