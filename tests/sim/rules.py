@@ -17,7 +17,7 @@ SAFETY: Final = {
     "max-attempts": "no slot is tried more often than max_attempts allows",
     "budget": "a roll-out never takes down more slots than its parallelism",
     "paused": "a roll-out that is paused takes no slot down",
-    "gang-whole": "a gang begins to run as a whole or not at all",
+    "gang-whole": "a gang begins to run as a whole, when all of it is ready",
     "runs-twice": "a task runs once, on its own node",
     "slot-overlap": "tasks of a slot run beside each other only as the order allows",
     "host-capacity": "what runs on a machine fits it",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 S = TaskState
 _BY_ITSELF = (S.FAILED, S.REJECTED, S.COMPLETE)
 SLOW_S = 6.0  # what may lie between a draft and its commit
+LOST_S = 20.0
 SKEW_NS = 50_000_000
 
 
@@ -25,8 +26,8 @@ class TaskRules:
     def __init__(self, safety: Safety) -> None:
         self._safety = safety
         self._forgotten: set[str] = set()
-        # (service, slot, version, iteration) -> how often it has ended by itself.
-        self._ends: dict[tuple[str, int | str, int, int], int] = {}
+        # (service, slot, version, iteration) -> when and where it has ended by itself.
+        self._ends: dict[tuple[str, int | str, int, int], list[tuple[float, str]]] = {}
         self._promoted: dict[str, None] = {}  # services with tasks told to run in this commit
 
     def judge(self, old: Task | None, new: Task | None, *, led: bool) -> None:
@@ -110,13 +111,20 @@ class TaskRules:
         if state_of(task) == S.COMPLETE and policy.condition not in ("", "any"):
             return
         key = (task.service_id, slot_of(task), task.spec_version, task.job_iteration)
-        self._ends[key] = count = self._ends.get(key, 0) + 1
+        ends = self._ends.setdefault(key, [])
+        ends.append((safety.now_s, task.node_id))
+        count = sum(not self._lost_then(at_s, node_id) for at_s, node_id in ends)
         if count > limit + 1:
             safety.fail(
                 "max-attempts",
                 f"{self._name(task)} has ended by itself {count} times, allowed are {limit} "
                 "restarts",
             )
+
+    def _lost_then(self, at_s: float, node_id: str) -> bool:
+        """Whether the node was lost before the task could be replaced: that counts as no attempt."""
+        down_s = self._safety.down_s.get(node_id)
+        return down_s is not None and at_s - LOST_S < down_s < at_s + LOST_S
 
     def service(self, old: Service | None, new: Service | None) -> None:
         service = new or old
@@ -154,6 +162,11 @@ class TaskRules:
                     or (t.desired_state == S.COMPLETE and not states.ended(state_of(t)))
                 )
             ]
+            early = [t for t in tasks if state_of(t) < S.READY]
+            if early:
+                self._safety.fail(
+                    "gang-whole", f"{self._name(early[0])} is told to run and is not ready"
+                )
             if len({slot_of(t) for t in tasks}) != total:
                 self._safety.fail(
                     "gang-whole",

@@ -366,7 +366,7 @@ def _reserved(item: Item) -> ResourceRequirements:
     cpu = _pick((0, 0, 250, 500, 1000, 2000), item.lot(9)) * 10**6
     memory = _pick((0, 64, 512, 1024, 3000), item.lot(10)) * MIB
     devices: tuple[DeviceRequest, ...] = ()
-    if item.lot(8) < 0.06:
+    if item.lot(8) < 0.16:
         devices = (DeviceRequest(driver="nvidia", count=1, capabilities=("gpu",)),)
     return ResourceRequirements(
         reservations=Resources(cpu_nano=cpu, memory_bytes=memory, devices=devices)
