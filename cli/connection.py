@@ -297,10 +297,13 @@ def call(work: Callable[[Connection], Awaitable[T]]) -> T:
     """Runs asynchronous work with a connection, from a synchronous command."""
     import asyncio
 
+    from cli.waking import woken_by_signals
+
     target, stale = resolve(settings()), settings().stale
 
     async def connected() -> T:
-        async with Connection(target, stale=stale) as connection:
-            return await work(connection)
+        with woken_by_signals():
+            async with Connection(target, stale=stale) as connection:
+                return await work(connection)
 
     return asyncio.run(connected())

@@ -89,6 +89,12 @@ class PtyProcess:
         """Sends a signal to the process alone."""
         self._process.send_signal(number)
 
+    def kill_thread(self, number: signal.Signals) -> None:
+        """Sends a signal in such a way that one of its threads beside the main one gets it."""
+        main = self._process.pid
+        threads = {int(name) for name in os.listdir(f"/proc/{main}/task")} - {main}
+        os.kill(min(threads), number)
+
     def modes(self) -> list[object]:
         """The terminal's settings."""
         return termios.tcgetattr(self.slave)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 
 import pytest
@@ -138,3 +139,15 @@ def test_ctrl_c_ends_the_following_without_a_word(cli: Cli, cluster: FakeCluster
         process.send(b"\x03")
         assert process.wait() == 0
         assert [line for line in process.lines() if line][-1].startswith(("web.10", "^C"))
+
+
+def test_an_interrupt_that_another_thread_gets_ends_the_following_too(
+    cli: Cli, cluster: FakeCluster
+) -> None:
+    # Nothing says that the main thread, which waits, is the one that the kernel interrupts; nor
+    # would a signal that comes just before it waits.
+    cluster.log_hold_s = 60.0
+    with ScreenProcess([*COMMAND, "logs", "-f", "web"], cli.environment(NO_COLOR="1")) as process:
+        process.see_text("| three")
+        process.kill_thread(signal.SIGINT)
+        assert process.wait() == 0
