@@ -117,8 +117,6 @@ class Verdict:
     statuses: dict[str, ServiceStatus] = field(default_factory=dict)
     # By service: the newest task that failed, also where the service has forgotten it since.
     failing: dict[str, str] = field(default_factory=dict)
-    # By service: why its update was rolled back, which is known while that is under way.
-    causes: dict[str, str] = field(default_factory=dict)
     timed_out: bool = False
     # That an update awaits a person is what was asked for, and no failure.
     may_pause: bool = False
@@ -129,9 +127,6 @@ class Verdict:
         self.progress[status.service_id] = progress
         if status.failing_task_id:
             self.failing[status.service_id] = status.failing_task_id
-        update = status.update_status
-        if update is not None and update.state is UpdateState.ROLLBACK_STARTED:
-            self.causes[status.service_id] = update.message
 
     @property
     def over(self) -> bool:
@@ -206,8 +201,8 @@ class Verdict:
                     found[id_] = [f"{status.name}: {text}"]
                     continue
                 case Progress.ROLLED_BACK:
-                    # What the manager says of a rollback that is over, this says already.
-                    found[id_] = [f"{status.name}: {self.causes.get(id_) or _ROLLED_BACK}"]
+                    cause = message.partition("; ")[2]
+                    found[id_] = [f"{status.name}: {cause or _ROLLED_BACK}"]
                     continue
                 case Progress.GOING if status.stopping and not status.desired:
                     noun = "task is" if status.stopping == 1 else "tasks are"

@@ -47,7 +47,7 @@ def fall_back(
         if work.now_ns < made_ns + LOOKS_NS:
             work.wake(made_ns + LOOKS_NS)
             continue
-        if not reason or work.held(new.spec_version) or not _fits_after(work, new, old):
+        if work.held(new.spec_version) or not _fits_after(work, new, old):
             continue
         if not _take_over(work, old, new):
             break

@@ -39,6 +39,7 @@ from manager.control.moves import on_drained_node
 from manager.control.overlap import settle
 from manager.control.rollout import Rollout, failed, is_to_do, look
 from manager.control.slots import Slot
+from manager.control.stuck import failure
 from manager.control.template import (
     PAUSED,
     ROLLBACK,
@@ -55,6 +56,7 @@ _IN_PROGRESS = "update in progress"
 _WAITS = "update waits "
 _COMPLETED = "update completed"
 _ROLLED_BACK = "rollback completed"
+_BECAUSE = "update rolled back"
 
 
 def update(work: Work) -> None:
@@ -76,7 +78,8 @@ def update(work: Work) -> None:
     ended = failed(work, status)
     total = len(roll.to_do) + len(roll.changed)
     if ended and len(ended) / total > config.max_failure_ratio:
-        cause = f" due to failure or early termination of task {ended[0].id}"
+        first = ended[0]
+        cause = f" due to failure or early termination of task {first.id}: {failure(first)}"
         if config.failure_action != "continue":
             _fail(work, config, status, cause)
             return
@@ -138,7 +141,7 @@ def _roll_back(work: Work, cause: str) -> str:
     status = UpdateStatus(
         state=UpdateState.ROLLBACK_STARTED,
         started_at_ns=work.now_ns,
-        message=f"update rolled back{cause}",
+        message=f"{_BECAUSE}{cause}",
     )
     work.use(
         versions.put_next(
@@ -286,12 +289,18 @@ def _complete_when_watched(
             state=UpdateState.ROLLBACK_COMPLETED if back else UpdateState.COMPLETED,
             started_at_ns=status.started_at_ns,
             completed_at_ns=work.now_ns,
-            message=_ROLLED_BACK if back else _COMPLETED,
+            message=_rolled_back(status) if back else _COMPLETED,
             resumed_at_ns=status.resumed_at_ns,
             stopped_first=status.stopped_first,
             stopped_first_reason=status.stopped_first_reason,
         ),
     )
+
+
+def _rolled_back(status: UpdateStatus) -> str:
+    """Of a rollback that a failure led to, the failure is told for as long as the service rests."""
+    because = status.message.startswith(_BECAUSE)
+    return f"{_ROLLED_BACK}; {status.message}" if because else _ROLLED_BACK
 
 
 def _said(status: UpdateStatus, message: str) -> UpdateStatus:

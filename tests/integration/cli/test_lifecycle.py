@@ -310,7 +310,7 @@ def test_a_rollback_by_a_failure_is_no_other_change(
 ) -> None:
     why = "update rolled back due to failure or early termination of task abc"
     back = UpdateStatus(state=UpdateState.ROLLBACK_STARTED, started_at_ns=6, message=why)
-    over = replace(back, state=UpdateState.ROLLBACK_COMPLETED, message="rollback completed")
+    over = replace(back, state=UpdateState.ROLLBACK_COMPLETED, message=f"rollback completed; {why}")
     cluster.watch_script = [
         [status(web, 2, 3, update_status=back, spec_version=4)],
         [status(web, 3, 3, converged=False, update_status=over, spec_version=4)],

@@ -335,7 +335,9 @@ def test_a_rolled_back_deploy_ends_with_7_its_reason_and_the_last_lines(
         state=UpdateState.ROLLBACK_STARTED, started_at_ns=7, message="update failed: 2 tasks ended"
     )
     done = UpdateStatus(
-        state=UpdateState.ROLLBACK_COMPLETED, started_at_ns=7, message="rollback completed"
+        state=UpdateState.ROLLBACK_COMPLETED,
+        started_at_ns=7,
+        message="rollback completed; update failed: 2 tasks ended",
     )
     cluster.watch_script = [
         [status(web, 1, 2, converged=False, update_status=going, failing_task_id="t1")],

@@ -364,7 +364,7 @@ def test_a_paused_update_is_stuck_with_the_failure_behind_it() -> None:
     assert status.stuck
     (failed,) = [t for t in world.tasks(sid) if state_of(t) == S.FAILED]
     assert status.reasons == (
-        f"update paused due to failure or early termination of task {failed.id}",
+        f"update paused due to failure or early termination of task {failed.id}: exit code 1",
         "1 of 2 replicas ended and will not be restarted: exit code 1",
         "1 of 2 replicas is not yet on the current version",
     )

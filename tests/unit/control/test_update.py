@@ -188,7 +188,7 @@ def test_a_failing_update_pauses_with_docker_s_words(order: str) -> None:
     assert status is not None and status.state == U.PAUSED
     failed = [t for t in world.tasks(sid) if state_of(t) == S.FAILED]
     assert status.message == (
-        f"update paused due to failure or early termination of task {failed[0].id}"
+        f"update paused due to failure or early termination of task {failed[0].id}: exit code 1"
     )
     still = 4 if order == "start-first" else 3
     assert images(world, world.running(sid)) == ["web:1"] * still
@@ -250,10 +250,9 @@ def test_a_failing_update_rolls_back_by_itself() -> None:
     world.pass_time(10)
     service = world.service(sid)
     assert service.update_status is not None
-    assert (service.update_status.state, service.update_status.message) == (
-        U.ROLLBACK_COMPLETED,
-        "rollback completed",
-    )
+    assert service.update_status.state == U.ROLLBACK_COMPLETED
+    assert service.update_status.message == f"rollback completed; {status.message}"
+    assert service.update_status.message.endswith(": exit code 1")
     assert images(world, world.running(sid)) == ["web:1"] * 4
     assert (service.spec_version, service.previous_spec_version) == (3, 0)
     answer = world.status(sid)
