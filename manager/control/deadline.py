@@ -136,6 +136,8 @@ def _lack(work: Work, roll: Rollout, config: UpdateConfig) -> str:
 
 
 def _doing(work: Work, task: Task) -> str:
+    if states.ended(state_of(task)):
+        return f"waiting to be restarted: {failure(task)}"
     last = newest_failure(work.slots[slot_of(task)])
     after = f", after a failure: {failure(last)}" if last is not None else ""
     return f"{states.label(state_of(task))}{after}"

@@ -5,8 +5,8 @@ is told by versions: `task_version` moves with each template, and a task of it o
 that is up to date was made since. Times would not do, for managers' clocks differ. A slot is
 
 - to do, when none of its tasks fits the present spec;
-- in flight, when its new task does not run yet. One that never had a place and finds none does not
-  count: it must not hold up those that run;
+- in flight, when its new task does not run yet, or failed and is to be followed by another. One that
+  never had a place and finds none does not count: it must not hold up those that run;
 - done, when its new task runs, or has come to its end for good;
 - down, when it should run and does not, whatever the version, and had a place before.
 """
@@ -44,7 +44,8 @@ class Rollout:
     arrived_ns: int = 0
     # Whether a task of it was ever given a place.
     placed: bool = False
-    # Its tasks that have no place, or do not run yet.
+    # Its tasks that have no place, or do not run yet; and those that failed before they were due,
+    # so that the next attempt has yet to be made (restart.py).
     unplaced: list[Task] = field(default_factory=list)
     coming: list[Task] = field(default_factory=list)
     # Where the old task runs and the new one, which is to run beside it first, has no place.
@@ -67,13 +68,17 @@ def _look(work: Work, roll: Rollout, slot: Slot) -> None:
     fit = [t for t in live if work.up_to_date(t)]
     running = [t for t in live if state_of(t) == TaskState.RUNNING]
     newest = tasks[-1]
-    if fit or (states.ended(state_of(newest)) and work.up_to_date(newest)):
+    ended = not fit and states.ended(state_of(newest)) and work.up_to_date(newest)
+    # One that is not to be followed by another was told to stop (restart.py).
+    again = [newest] if ended and states.wanted(newest.desired_state) else []
+    if fit or ended:
         roll.fresh += 1
-        roll.done += not live or any(state_of(t) == TaskState.RUNNING for t in fit)
+        over = not live and not again
+        roll.done += over or any(state_of(t) == TaskState.RUNNING for t in fit)
     elif work.may_create(slot):
         roll.to_do.append(slot)
-    had_place = len(work.slots[slot]) > 1 or any(not is_unplaced(t) for t in live)
-    if live and not running and had_place:
+    had_place = len(work.slots[slot]) > 1 or any(not is_unplaced(t) for t in (*live, *again))
+    if (live or again) and not running and had_place:
         roll.down.add(slot)
     made = [t for t in tasks if made_by(work, t)]
     if not made:
@@ -81,15 +86,15 @@ def _look(work: Work, roll: Rollout, slot: Slot) -> None:
     roll.changed.append(slot)
     roll.placed = roll.placed or any(state_of(t) >= TaskState.ASSIGNED for t in made)
     coming = [t for t in made if is_live(t) and state_of(t) != TaskState.RUNNING]
-    for task in coming:
+    for task in (*coming, *again):
         (roll.unplaced if is_unplaced(task) else roll.coming).append(task)
-    if coming:
+    if coming or again:
         roll.arrived = False
         if had_place:
             roll.in_flight.append(slot)
-        old = [t for t in running if not work.up_to_date(t)]
-        if old and is_unplaced(coming[-1]):
-            roll.beside.append((old[-1], coming[-1]))
+    old = [t for t in running if not work.up_to_date(t)]
+    if old and coming and is_unplaced(coming[-1]):
+        roll.beside.append((old[-1], coming[-1]))
     for task in made:
         if is_live(task) and state_of(task) == TaskState.RUNNING:
             roll.arrived_ns = max(roll.arrived_ns, runs_since_ns(task))
