@@ -120,6 +120,8 @@ def resume_update(draft: Draft, request: ResumeUpdateRequest) -> Service:
                 awaits_resume=False,
                 resumed_at_ns=draft.now_ns,
                 next_batch_at_ns=0,
+                progress_at_ns=0,
+                done=0,
             ),
         )
     )

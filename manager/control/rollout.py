@@ -5,8 +5,8 @@ is told by versions: `task_version` moves with each template, and a task of it o
 that is up to date was made since. Times would not do, for managers' clocks differ. A slot is
 
 - to do, when none of its tasks fits the present spec;
-- in flight, when its new task does not run yet, or failed and is to be followed by another. One that
-  never had a place and finds none does not count: it must not hold up those that run;
+- in flight, when its new task does not run yet, or failed and is to be followed by another. One
+  that never had a place and finds none does not count: it must not hold up those that run;
 - done, when its new task runs, or has come to its end for good;
 - down, when it should run and does not, whatever the version, and had a place before.
 """

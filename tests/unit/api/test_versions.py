@@ -381,12 +381,14 @@ async def test_a_paused_roll_out_goes_on_and_forgets_its_failures(
     api: Api, state: UpdateState, goes_on: UpdateState
 ):
     await api.create(service=web("a"))
-    await rolling(api, state, awaits_resume=True, pause_after=1)
+    await rolling(api, state, awaits_resume=True, pause_after=1, progress_at_ns=2, done=1)
     now = await resume(api, pause_after=3)
     status = now.update_status
     assert (status.state, status.awaits_resume, status.pause_after) == (goes_on, False, 3)
     assert status.resumed_at_ns == api.clock.now_ns()
     assert status.started_at_ns == 1
+    # However long it was paused, its deadline begins anew.
+    assert (status.progress_at_ns, status.done) == (0, 0)
 
 
 async def test_what_is_not_paused_is_not_resumed(api: Api):
