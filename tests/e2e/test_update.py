@@ -24,7 +24,7 @@ def cluster(bed: Bed) -> Iterator[Cluster]:
     made.down()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def web(cluster: Cluster) -> Iterator[Cluster]:
     cluster.ctl(
         *("service", "create", "--name", "web", "--replicas", str(REPLICAS)),
@@ -34,8 +34,6 @@ def web(cluster: Cluster) -> Iterator[Cluster]:
         *("--restart-delay", "200ms", "--publish", f"{PORT}:80", IMAGE, "sh", "-c", SERVE),
     )
     yield cluster
-    for host in cluster.hosts:
-        cluster.ctl("node", "update", "--availability", "active", host.name)
     cluster.ctl("service", "rm", "web")
     wait_for("no container is left", lambda: not any(cluster.containers(h) for h in cluster.hosts))
 
@@ -64,6 +62,7 @@ def test_a_host_is_drained(web: Cluster) -> None:
         wait_for("all replicas run", lambda: len(web.running("web")) == REPLICAS)
         load.more()
     load.check()
+    web.ctl("node", "update", "--availability", "active", host.name)
 
 
 @pytest.mark.parametrize(

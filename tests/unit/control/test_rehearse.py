@@ -365,7 +365,7 @@ def test_an_update_that_would_be_rolled_back_is_foreseen():
 
 
 def test_slots_that_have_to_stop_first_are_foreseen() -> None:
-    world = World(*(make_node(f"n{i}") for i in range(3)))
+    world = World([make_node(f"n{i}") for i in range(3)])
     port = PortConfig(target_port=80, published_port=8000, publish_mode="host")
     update = UpdateConfig(parallelism=0, order="start-first")
     endpoint = EndpointSpec(ports=(port,))
@@ -373,7 +373,6 @@ def test_slots_that_have_to_stop_first_are_foreseen() -> None:
     sid = world.create(make_spec("edge", **fields))
     world.settle()
     draft = draft_with(world, *next_version(world, sid, image="edge:2", **fields))
-    found = rehearse(draft, now_ns=world.clock.now_ns(), rng=seeded_rng(2), services=[sid])
-    placement = found.placement(sid)
-    assert (placement.kept, placement.created, placement.stopped) == (0, 3, 3)
-    assert not placement.pending and not placement.waits
+    found = placement(world, draft, sid)
+    assert (found.kept, found.created, found.stopped) == (0, 3, 3)
+    assert not found.pending and not found.waits
