@@ -365,7 +365,7 @@ def test_an_update_that_would_be_rolled_back_is_foreseen():
 
 
 def test_slots_that_have_to_stop_first_are_foreseen() -> None:
-    world = World([make_node(f"n{i}") for i in range(3)])
+    world = World(3)
     port = PortConfig(target_port=80, published_port=8000, publish_mode="host")
     update = UpdateConfig(parallelism=0, order="start-first")
     endpoint = EndpointSpec(ports=(port,))
