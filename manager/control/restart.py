@@ -76,8 +76,11 @@ def _failed_early(work: Work, newest: Task) -> bool:
     """Whether a replacement failed to get ready while its restart delay still ran. The next one
     waits for the end of that delay: what fails at once must not be tried at the speed of failing.
     """
-    early = newest.start_after_ns > work.now_ns and work.up_to_date(newest)
-    return early and _ended_by_itself(newest) and not work.lost(newest)
+    early = newest.start_after_ns > work.now_ns and _ended_by_itself(newest)
+    if not early or work.lost(newest):
+        return False
+    # What runs another version now may be tried at once; where a roll-out is paused that is none.
+    return work.up_to_date(newest) or replacement_version(work, newest) == newest.spec_version
 
 
 def _retire(work: Work, slot: Slot) -> None:

@@ -286,8 +286,8 @@ class SimEngine:
             await asyncio.sleep(POLL_S * (1 + self._log.rng.random()))
 
     async def resign(self, fence: Fence) -> None:
-        if self.reached():
-            self._log.resign(fence)
+        # Unheard it ends all the same, for nobody keeps its lease up any more.
+        self._log.loop.outside(0 if self.reached() else LEASE_S, self._log.resign, fence)
 
     async def wait_deposed(self, fence: Fence) -> None:
         while True:

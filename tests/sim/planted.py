@@ -64,19 +64,6 @@ BUGS: dict[str, Bug] = {
          ("        if room <= 0:", "        if room <= -1:")),
         ("budget",),
     ),
-    "in_flight_forgotten": Bug(
-        "slots on their way do not count towards parallelism",
-        "manager.control.update:_next_batch",
-        ((" - len(roll.in_flight)", ""),),
-        ("budget",),
-    ),
-    "paused_goes_on": Bug(
-        "a roll-out that is paused goes on",
-        "manager.control.update:update",
-        (("if status is not None and status.state in PAUSED:",
-          "if status is not None and status.state in ():"),),
-        ("paused", "not-converged", "defect", "desired-grows"),
-    ),
     "drained_takes_tasks": Bug(
         "nodes that are drained or paused get new tasks",
         "manager.scheduler.nodeinfo:NodeInfo.open",
@@ -108,12 +95,6 @@ BUGS: dict[str, Bug] = {
         "manager.scheduler.placement:_Work.keep",
         (("for port, protocol, address in need.host_ports:", "for port, protocol, address in ():"),),
         ("capacity", "host-capacity"),
-    ),
-    "gpu_twice": Bug(
-        "a GPU that is claimed is not noted",
-        "manager.scheduler.table:NodeTable._add",
-        (("                _bump(info.gpus_used, uuid, sign * share)\n", ""),),
-        ("capacity", "books"),
     ),
     "fence_skipped": Bug(
         "the control loop commits whether or not it leads",
@@ -205,18 +186,6 @@ BUGS: dict[str, Bug] = {
         "agent.task_machine:_learn",
         (("desired=max(m.desired, desired)", "desired=min(m.desired, desired)"),),
         ("hangs", "not-converged", "stray", "slot-overlap"),
-    ),
-    "strays_left": Bug(
-        "what is found on the host and is not the node's runs on",
-        "agent.worker:Worker._discard_strays",
-        (("for task_id in strays:", "for task_id in ():"),),
-        ("stray",),
-    ),
-    "full_word_not_heeded": Bug(
-        "tasks that a new session does not name go on",
-        "agent.worker:Worker.assign",
-        (("for task_id in [t for t in self._entries if t not in named]:", "for task_id in ():"),),
-        ("stray",),
     ),
     "acknowledgement_drops_newer": Bug(
         "an acknowledgement drops reports that came after the batch",

@@ -9,7 +9,7 @@ import pytest
 from tests.sim import planted
 from tests.sim.rules import RULES
 
-QUICK = ("predecessor_not_awaited", "fence_skipped", "illegal_report_taken", "ready_starts")
+QUICK = ("predecessor_not_awaited", "fence_skipped", "parallelism_one_more", "ready_starts")
 README = Path(__file__).with_name("README.md")
 
 

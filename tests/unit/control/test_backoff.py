@@ -11,7 +11,7 @@ from manager.control import Controller
 from manager.control.backoff import JITTER, MAX_DELAY_NS, delay_ns, waited_ns
 from swarm import states
 from swarm.ids import seeded_rng
-from swarm.v1 import JobSpec, NodeState, RestartPolicy, Task
+from swarm.v1 import JobSpec, NodeState, RestartPolicy, Task, UpdateState, UpdateStatus
 from tests.unit.control.world import GLOBAL, SECOND, S, World, job, make_spec, state_of
 
 DELAY = RestartPolicy(delay_ns=5 * SECOND)
@@ -310,3 +310,28 @@ def test_a_job_s_policy_bounds_its_delay() -> None:
         waits.append(round((newest(world, sid).start_after_ns - world.clock.now_ns()) / SECOND))
         world.pass_time(13)
     assert waits == [5, 10, 12, 12]
+
+
+def test_a_task_of_an_older_version_that_fails_while_it_waits_is_not_tried_again_before() -> None:
+    world = World(1)
+    policy = RestartPolicy(condition="any", delay_ns=60 * SECOND)
+    sid = world.create(make_spec(restart=policy))
+    world.tick()
+    world.frozen.add("n1")
+    world.clock.advance(seconds=1)
+    world.report(newest(world, sid), S.FAILED, err="no")
+    world.tick()
+    waiting = newest(world, sid)
+    assert waiting.desired_state == S.READY
+    # The roll-out of a newer version is paused, so the slot stays with the one it has.
+    world.update(sid, make_spec(image="web:2", restart=policy))
+    paused = UpdateStatus(state=UpdateState.PAUSED, started_at_ns=world.clock.now_ns())
+    world.put(structs.replace(world.service(sid), update_status=paused))
+    world.report(waiting, S.REJECTED, err="no such image")
+    for _ in range(5):
+        world.clock.advance(seconds=1)
+        world.tick()
+    assert newest(world, sid).id == waiting.id
+    world.clock.advance(seconds=60)
+    world.tick()
+    assert newest(world, sid).spec_version == 1 and newest(world, sid).id != waiting.id
