@@ -33,7 +33,6 @@ def fall_back(
     work: Work, roll: Rollout, config: UpdateConfig, status: UpdateStatus
 ) -> UpdateStatus:
     """Stops old tasks whose places the new ones need; the status with those counted."""
-    _let_go(work, roll)
     if config.order != "start-first" or not roll.beside:
         return status
     if _frees_a_place(work):
@@ -44,8 +43,10 @@ def fall_back(
             break
         reason = new.status.err if new.status else ""
         made_ns = new.meta.created_at_ns if new.meta else work.now_ns
-        if work.now_ns < made_ns + LOOKS_NS:
-            work.wake(made_ns + LOOKS_NS)
+        # A next attempt does not need the place before it may start.
+        from_ns = max(made_ns + LOOKS_NS, new.start_after_ns)
+        if work.now_ns < from_ns:
+            work.wake(from_ns)
             continue
         if work.held(new.spec_version) or not _fits_after(work, new, old):
             continue
@@ -92,7 +93,13 @@ def _fits_after(work: Work, new: Task, old: Task) -> bool:
 def _take_over(work: Work, old: Task, new: Task) -> bool:
     """Puts a task that waits for the old one's place into its slot; False: not in this tick."""
     slot: Slot = slot_of(old)
-    made = work.create(slot, ready_first=True, node_id=old.node_id, crashes=new.crashes)
+    made = work.create(
+        slot,
+        ready_first=True,
+        restarts_ns=new.restarts_ns,
+        crashes=new.crashes,
+        node_id=old.node_id,
+    )
     if made is None:
         return False
     for task in work.live(slot):
@@ -101,12 +108,14 @@ def _take_over(work: Work, old: Task, new: Task) -> bool:
     return True
 
 
-def _let_go(work: Work, roll: Rollout) -> None:
-    """Tasks that were to have an old one's place, and will not, may go anywhere."""
+def let_go(work: Work) -> None:
+    """Tasks that were to have an old one's place, and will not, may go anywhere, also while the
+    roll-out rests.
+    """
     if work.mode.per_node or work.places is None:
         return
-    for task in roll.unplaced:
-        if not task.node_id or task.meta is None or not made_by(work, task):
+    for task in [t for t in work.tasks.values() if t.node_id and is_unplaced(t)]:
+        if task.meta is None or not made_by(work, task):
             continue
         siblings = work.slots[slot_of(task)]
         if any(t.node_id == task.node_id and _stops(work, t) for t in siblings):
@@ -117,5 +126,12 @@ def _let_go(work: Work, roll: Rollout) -> None:
         open_ = node is not None and unavailable(node) is None
         if open_ and work.places.fits(work.draft, task, task.node_id):
             continue
-        if work.create(slot_of(task), ready_first=True, crashes=task.crashes) is not None:
+        made = work.create(
+            slot_of(task),
+            ready_first=True,
+            start_after_ns=task.start_after_ns,
+            restarts_ns=task.restarts_ns,
+            crashes=task.crashes,
+        )
+        if made is not None:
             work.stop(task)

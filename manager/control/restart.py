@@ -122,10 +122,14 @@ def _next_attempt(work: Work, slot: Slot, ended: Task) -> bool:
             crashes=crashes,
         )
     else:
+        # Where a node was lost, the delay is not over for that.
+        due_ns = ended.start_after_ns if ended.start_after_ns > work.now_ns else 0
+        stops = not states.ended(state_of(ended)) and not work.lost(ended)
         made = work.create(
             slot,
             version=version,
-            ready_first=not states.ended(state_of(ended)) and not work.lost(ended),
+            ready_first=stops or due_ns > 0,
+            start_after_ns=due_ns,
             restarts_ns=ended.restarts_ns,
             crashes=crashes_kept(work.service, ended, work.now_ns),
         )

@@ -34,7 +34,7 @@ from msgspec import structs
 from manager.allocator import PortLedger
 from manager.control import versions
 from manager.control.deadline import can_never_begin, noted, overdue, takes
-from manager.control.fallback import LOOKS_NS, fall_back
+from manager.control.fallback import LOOKS_NS, fall_back, let_go
 from manager.control.moves import on_drained_node
 from manager.control.overlap import settle
 from manager.control.rollout import Rollout, failed, is_to_do, look
@@ -65,6 +65,8 @@ def update(work: Work) -> None:
         return
     settle(work)
     status = work.service.update_status
+    if status is not None and (status.state in PAUSED or status.state in UPDATING):
+        let_go(work)
     if status is not None and status.state in PAUSED:
         return
     if status is None or status.state not in UPDATING:

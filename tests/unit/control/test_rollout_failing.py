@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from swarm.v1 import RestartPolicy, UpdateState
+import pytest
+from msgspec import structs
+
+from swarm.v1 import (
+    Availability,
+    EndpointSpec,
+    NodeState,
+    PortConfig,
+    RestartPolicy,
+    UpdateState,
+)
 from tests.unit.control.test_rollout import config, images, spec, started, status
-from tests.unit.control.world import SECOND
+from tests.unit.control.world import SECOND, S, make_node, state_of
 
 U = UpdateState
 SLOW = RestartPolicy(delay_ns=20 * SECOND)
+START = config(order="start-first")
+HOST_PORT = EndpointSpec(
+    ports=(PortConfig(target_port=80, published_port=8080, publish_mode="host"),)
+)
 
 
 @pytest.mark.parametrize("order", ["stop-first", "start-first"])
@@ -31,3 +45,43 @@ def test_one_whose_next_attempt_has_yet_to_be_made_is_not_done(order: str) -> No
         "update paused: no progress for 2m0s: 1 of 2 replicas of the new version is waiting to be "
         "restarted: image_missing here"
     )
+
+
+def test_a_place_that_is_lost_while_the_roll_out_is_paused_holds_nobody_up() -> None:
+    world, sid = started(2, nodes=2, update=START, endpoint=HOST_PORT)
+    world.update(sid, spec(2, image="web:2", update=START, endpoint=HOST_PORT))
+    for _ in range(400):
+        world.clock.advance(seconds=0.01)
+        world.tick()
+        pinned = next((t for t in world.live(sid) if t.node_id and state_of(t) < S.ASSIGNED), None)
+        if pinned is not None:
+            break
+        world.agents()
+    assert pinned is not None
+    paused = structs.replace(status(world, sid), state=U.PAUSED, message="update paused")
+    world.put(structs.replace(world.service(sid), update_status=paused))
+    world.set_state(pinned.node_id, NodeState.DOWN)
+    world.put(make_node("n3"))
+    world.pass_time(10)
+    assert images(world, sid) == ["web:1", "web:2"]
+
+
+def test_nothing_is_stopped_for_an_attempt_that_waits_for_its_delay() -> None:
+    settings = config(order="start-first", max_failure_ratio=1.0)
+    policy = RestartPolicy(delay_ns=20 * SECOND, max_attempts=9)
+    more: dict[str, Any] = {"update": settings, "endpoint": HOST_PORT, "restart": policy}
+    world, sid = started(3, nodes=4, **more)
+    world.failing.add("web:2")
+    world.update(sid, spec(3, image="web:2", **more))
+    world.pass_time(3)
+    (ended,) = [t for t in world.tasks(sid) if state_of(t) == S.FAILED]
+    world.set_availability(ended.node_id, Availability.PAUSE)
+    world.set_state(ended.node_id, NodeState.DOWN)
+    world.pass_time(15)
+    # The one place for a second task is gone, and the next attempt is not due.
+    assert images(world, sid) == ["web:1"] * 3
+    world.failing.discard("web:2")
+    world.pass_time(10)
+    (first,) = (t for t in world.running(sid) if t.slot == ended.slot)
+    assert world.image(first) == "web:2"
+    assert (first.crashes, len(first.restarts_ns)) == (1, 1)
