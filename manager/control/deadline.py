@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from msgspec import structs
 
 from manager.control.backoff import healthcheck
-from manager.control.rollout import Rollout
+from manager.control.rollout import Rollout, made_by
 from manager.control.slots import Slot, slot_of
 from manager.control.stuck import failure, newest_failure
 from manager.control.template import ROLLBACK, monitor_ns, state_of, update_config
@@ -138,7 +138,7 @@ def _lack(work: Work, roll: Rollout, config: UpdateConfig) -> str:
 def _doing(work: Work, task: Task) -> str:
     if states.ended(state_of(task)):
         return f"waiting to be restarted: {failure(task)}"
-    last = newest_failure(work.slots[slot_of(task)])
+    last = newest_failure(t for t in work.slots[slot_of(task)] if made_by(work, t))
     after = f", after a failure: {failure(last)}" if last is not None else ""
     return f"{states.label(state_of(task))}{after}"
 

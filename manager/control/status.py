@@ -37,6 +37,7 @@ from manager.control.template import (
     state_of,
     update_config,
 )
+from manager.control.versions import revision
 from manager.scheduler import FOR_EVER, barred, node_name, requirement_of, unseen
 from manager.store import View
 from swarm import states
@@ -228,7 +229,12 @@ class _Account:
             if trouble.task_id:
                 return trouble.task_id
         wanted = [t for tasks in self.facts.slots.values() for t in tasks]
-        if ROLLED_BACK not in self.reasons:
+        if ROLLED_BACK in self.reasons:
+            # Of what the rollback has undone: all versions since the one that it went back to.
+            back = revision(self._view, self._service, self._service.spec_version)
+            since = back.rollback_to if back is not None else 0
+            wanted = [t for t in wanted if since < t.spec_version < self._service.spec_version]
+        else:
             wanted = [t for t in wanted if self._templates.up_to_date(t)]
         newest = newest_failure(wanted)
         return newest.id if newest is not None else ""
@@ -293,7 +299,9 @@ class _Account:
                 # One that is to take its place, and has none of its own yet, changes nothing.
                 overlap += sum(1 for t in others if not _follows(t, runs[-1]))
                 moving += any(
-                    _follows(t, runs[-1]) and state_of(t) >= TaskState.ASSIGNED for t in others
+                    _follows(t, runs[-1]) and state_of(t) >= TaskState.ASSIGNED
+                    for t in others
+                    if self._templates.up_to_date(t)
                 )
                 if not self._mode.job:
                     done += 1
@@ -431,7 +439,8 @@ class _Account:
             if before is not None and state_of(before) in BY_ITSELF:
                 return f"{BE} waiting to be restarted: {self.facts.why(before)}"
             return f"{BE} waiting until the tasks before have stopped"
-        failed = newest_failure(siblings)
+        # What another template failed of says nothing about this one.
+        failed = newest_failure(filter(self._templates.up_to_date, siblings))
         last = failure(failed) if failed is not None else ""
         return f"{BE} {states.label(state)}{f', after a failure: {last}' if last else ''}"
 

@@ -579,6 +579,35 @@ def test_a_running_service_does_not_mind_what_becomes_of_the_other() -> None:
 # ---------------------------------------------------------------- words
 
 
+def test_what_an_earlier_version_failed_of_is_not_told_of_this_one() -> None:
+    config = UpdateConfig(
+        parallelism=1, monitor_ns=SECOND, failure_action="rollback", deadline_ns=5 * SECOND
+    )
+    world = World(1)
+    sid = world.create(make_spec(restart=FAST, update=config))
+    world.pass_time(6)
+    world.failing.add("web:2")
+    world.update(sid, make_spec(restart=FAST, update=config, image="web:2"))
+    world.pass_time(10)
+    assert world.status(sid).failing_task_id
+    world.frozen.add("n1")
+    slow = structs.replace(config, order="start-first")
+    world.update(sid, make_spec(restart=FAST, update=slow, image="web:3"))
+    world.tick()
+    assert world.status(sid).reasons[0] == "1 of 1 replica is assigned"
+    world.pass_time(10)
+    update = world.service(sid).update_status
+    assert update is not None
+    assert update.message.endswith(
+        "update rolled back: no progress for 5s: 1 of 1 replica of the new version is assigned"
+    )
+    world.frozen.clear()
+    world.pass_time(10)
+    status = world.status(sid)
+    assert status.reasons == ("the update failed and was rolled back to the previous version",)
+    assert not status.failing_task_id
+
+
 def test_one_is_singular() -> None:
     world = World(1)
     sid = world.create(make_spec(replicas=2))
