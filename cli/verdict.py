@@ -106,7 +106,7 @@ def _settled(status: ServiceStatus) -> bool:
 
 def _at_rest(status: ServiceStatus) -> bool:
     moving = status.stopping or status.settles_in_ns
-    return not moving and status.running >= status.desired
+    return not moving and status.running == status.desired
 
 
 @dataclass(slots=True)

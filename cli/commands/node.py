@@ -125,7 +125,8 @@ def _availability(node: Node) -> str:
     assert node.spec is not None
     word = node.spec.availability.name.capitalize()
     short = (
-        f"{'/'.join(p.runtimes)}: {PROBLEMS.get(p.cause, p.cause.replace('_', ' '))}"
+        # The first is the node's runtime; the rest are what that offers to run containers with.
+        f"{''.join(p.runtimes[:1])}: {PROBLEMS.get(p.cause, p.cause.replace('_', ' '))}"
         for p in _problems(node)
     )
     found = ", ".join(dict.fromkeys(short))

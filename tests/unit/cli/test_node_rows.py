@@ -39,7 +39,7 @@ def test_a_node_with_a_runtime_that_takes_no_tasks_is_seen_at_once(
     causes: tuple[str, ...], shown: str
 ) -> None:
     problems = tuple(
-        RuntimeProblem(runtimes=("docker",), message=f"{c} it is", cause=c) for c in causes
+        RuntimeProblem(runtimes=("docker", "runc"), message=f"{c} it is", cause=c) for c in causes
     )
     node = Node(
         id="n1",

@@ -106,6 +106,12 @@ def update(state: UpdateState, started: int = 9) -> UpdateStatus:
             Progress.DONE,
         ),
         ({"update_status": update(UpdateState.PAUSED)}, {"before": 5}, Progress.PAUSED),
+        # Scaled while it is paused, it first comes to as many tasks as are wanted now.
+        (
+            {"running": 5, "update_status": update(UpdateState.PAUSED)},
+            {"before": 9},
+            Progress.GOING,
+        ),
         (
             {"update_status": update(UpdateState.PAUSED), "running": 1},
             {"before": 9},
