@@ -103,9 +103,11 @@ def warnings_of(spec: ServiceSpec) -> tuple[str, ...]:
     ports = spec.endpoint.ports if spec.endpoint else ()
     fixed = [p for p in ports if p.publish_mode == "host" and p.published_port]
     if fixed and spec.update is not None and spec.update.order == "start-first":
+        per_node = spec.mode is not None and spec.mode.global_service is not None
+        where = "" if per_node else " where no other node is free for the new one"
         out.append(
             f'service "{spec.name}": host port {fixed[0].published_port} cannot be held by the old '
-            "and the new task of a node at once, so start-first needs a free node for each step"
+            f"and the new task of a node at once, so start-first stops the old one first{where}"
         )
     return tuple(out)
 

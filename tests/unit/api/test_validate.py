@@ -631,4 +631,4 @@ async def test_message_of_very_many_problems_stays_short(api: Api):
 async def test_host_port_with_start_first_warns(api: Api):
     spec = service(ports=[port(80, publish_mode="host")], update=UpdateConfig(order="start-first"))
     response = await api.control.create(CreateRequest(spec=Spec(service=spec)), CONTEXT)
-    assert "start-first needs a free node" in response.warnings[0]
+    assert "start-first stops the old one first where no other node is free" in response.warnings[0]
