@@ -8,6 +8,7 @@ also before a signal ends or stops the process (`lent`). Only SIGKILL leaves it 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import os
 import select
@@ -164,7 +165,7 @@ async def read_chunks(descriptor: int) -> AsyncIterator[bytes]:
                 chunk = b""  # the terminal is gone: that is its end
             try:
                 asyncio.run_coroutine_threadsafe(queue.put(chunk), loop).result()
-            except (RuntimeError, asyncio.CancelledError):
+            except (RuntimeError, concurrent.futures.CancelledError):
                 return  # the loop has ended, nobody wants it any more
             if not chunk:
                 return
