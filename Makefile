@@ -6,7 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PYTEST_ARGS ?=
 # Runs of the tests beside each other, a file in one of them: much of the time goes into waiting.
-WORKERS ?= 2
+WORKERS ?= 3
 SEED ?= 1
 STEPS ?= 200
 

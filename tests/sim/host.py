@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -329,7 +329,7 @@ class SimRuntime:
     def logs(self, task_id: str, options: object) -> AsyncIterator[Any]:
         raise errors.Unsupported("no logs are simulated")
 
-    def exec(self, task_id: str, start: object, stdin: object) -> AsyncIterator[Any]:
+    def exec(self, task_id: str, *_: object) -> AsyncGenerator[Any]:
         raise errors.Unsupported("no exec is simulated")
 
     async def stats(self, task_id: str) -> TaskStats:
