@@ -13,7 +13,9 @@ Going back makes an old version's spec the next version. By hand and after a fai
 the same: `target` says where to, `spec_back` what that leads to, `checked` what is in the way,
 `put_next` writes it. A roll-out under way is gone back from as a whole, whatever was changed
 meanwhile that needs no new tasks: who scales a service in the middle of an update and then rolls
-back does not mean to go back to the middle. As many replicas stay as are wanted by then.
+back does not mean to go back to the middle. As many replicas stay as are wanted by then. Nor does it
+lead to versions that were superseded before they were through (ServiceRevision.unfinished), for
+nobody knows whether these run, as long as another is kept.
 
 Revisions from before `task_version` was noted in them are told apart by their specs.
 """
@@ -34,6 +36,7 @@ from swarm.v1 import (
     Service,
     ServiceRevision,
     ServiceSpec,
+    UpdateState,
     UpdateStatus,
 )
 
@@ -122,8 +125,22 @@ def put_next(
         job_iteration=service.job_iteration + (1 if anew else 0),
     )
     rely_on(draft, spec, before)
+    if replaces:
+        _note_unfinished(draft, service)
     put_revision(draft, changed, sealed, rollback_to=rollback_to)
     return draft.put(changed)
+
+
+def _note_unfinished(draft: Draft, service: Service) -> None:
+    """Another template follows: if the present one's roll-out is not through, that is kept. Not of a
+    rollback, for what it leads to ran before.
+    """
+    status = service.update_status
+    if status is None or status.state not in (UpdateState.UPDATING, UpdateState.PAUSED):
+        return
+    for entry in kept(draft, service.id):
+        if entry.spec_version >= service.task_version:
+            draft.put(structs.replace(entry, unfinished=True))
 
 
 def put_revision(draft: Draft, service: Service, sealed: bytes, *, rollback_to: int = 0) -> None:
@@ -189,11 +206,18 @@ def target(view: View, service: Service) -> ServiceRevision | None:
 
 
 def before_roll_out(view: View, service: Service) -> ServiceRevision | None:
-    """The version that the present template followed; None: it is forgotten, or there was none."""
+    """The last version before the present template that was through, or else the last one; None: it
+    is forgotten, or there was none.
+    """
+    older = _older(view, service)
+    return next((e for e in older if not e.unfinished), older[0] if older else None)
+
+
+def _older(view: View, service: Service) -> list[ServiceRevision]:
+    """The versions before the present template, newest first."""
     if not service.previous_spec_version:
-        return None
-    older = (e for e in kept(view, service.id) if e.spec_version < service.task_version)
-    return next(older, None)
+        return []
+    return [e for e in kept(view, service.id) if e.spec_version < service.task_version]
 
 
 def chosen(view: View, service: Service, number: int) -> ServiceRevision:
@@ -226,15 +250,17 @@ def chosen(view: View, service: Service, number: int) -> ServiceRevision:
 
 def spec_back(view: View, service: Service, to: ServiceRevision) -> ServiceSpec:
     """What going back to a version leads to: its spec. Back from a roll-out in whose middle the
-    service was changed otherwise: with as many replicas as are wanted now.
+    service was changed otherwise, or from several: with as many replicas as are wanted now.
     """
     spec, present = to.spec, service.spec
     assert spec is not None and present is not None
     status = service.update_status
     rolls = status is not None and (status.state in UPDATING or status.state in PAUSED)
-    scaled = rolls and service.spec_version > service.task_version
-    before = before_roll_out(view, service) if scaled else None
+    before = before_roll_out(view, service) if rolls else None
     if before is None or before.spec_version != to.spec_version:
+        return spec
+    several = before != _older(view, service)[0]
+    if not several and service.spec_version == service.task_version:
         return spec
     return structs.replace(spec, mode=present.mode)
 

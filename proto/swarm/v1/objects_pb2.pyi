@@ -1078,6 +1078,7 @@ class ServiceRevision(google.protobuf.message.Message):
     TASK_VERSION_FIELD_NUMBER: builtins.int
     WHO_FIELD_NUMBER: builtins.int
     ROLLBACK_TO_FIELD_NUMBER: builtins.int
+    UNFINISHED_FIELD_NUMBER: builtins.int
     id: builtins.str
     service_id: builtins.str
     spec_version: builtins.int
@@ -1089,6 +1090,8 @@ class ServiceRevision(google.protobuf.message.Message):
     """Who made it, as in the log: "local", "admin ada"; empty: the cluster itself (a rollback after a failure)."""
     rollback_to: builtins.int
     """For a rollback: the version it went back to."""
+    unfinished: builtins.bool
+    """Its roll-out failed, or another version came before it was through: a rollback that names no version leads further back."""
     @property
     def meta(self) -> global___Meta: ...
     @property
@@ -1105,9 +1108,10 @@ class ServiceRevision(google.protobuf.message.Message):
         task_version: builtins.int = ...,
         who: builtins.str = ...,
         rollback_to: builtins.int = ...,
+        unfinished: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["meta", b"meta", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "meta", b"meta", "rollback_to", b"rollback_to", "sealed_registry_auth", b"sealed_registry_auth", "service_id", b"service_id", "spec", b"spec", "spec_version", b"spec_version", "task_version", b"task_version", "who", b"who"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "meta", b"meta", "rollback_to", b"rollback_to", "sealed_registry_auth", b"sealed_registry_auth", "service_id", b"service_id", "spec", b"spec", "spec_version", b"spec_version", "task_version", b"task_version", "unfinished", b"unfinished", "who", b"who"]) -> None: ...
 
 global___ServiceRevision = ServiceRevision
 

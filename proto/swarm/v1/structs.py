@@ -864,6 +864,7 @@ class ServiceRevision(Message, frozen=True, kw_only=True, omit_defaults=True, gc
     task_version: int = 0
     who: str = ""
     rollback_to: int = 0
+    unfinished: bool = False
 
 
 class ContainerStatus(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -3909,6 +3910,8 @@ def _fill_service_revision(s: ServiceRevision, m: Any) -> None:
         m.who = s.who
     if s.rollback_to:
         m.rollback_to = s.rollback_to
+    if s.unfinished:
+        m.unfinished = s.unfinished
 
 
 def _read_service_revision(m: Any) -> ServiceRevision:
@@ -3922,6 +3925,7 @@ def _read_service_revision(m: Any) -> ServiceRevision:
         task_version=m.task_version,
         who=m.who,
         rollback_to=m.rollback_to,
+        unfinished=m.unfinished,
     )
 
 

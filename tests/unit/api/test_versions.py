@@ -288,6 +288,48 @@ async def test_a_rollback_out_of_an_update_leads_before_it_also_where_it_was_sca
     assert entry.rollback_to == 1
 
 
+@pytest.mark.parametrize("state", [U.UPDATING, U.PAUSED])
+async def test_a_rollback_out_of_an_update_passes_over_versions_that_were_never_through(
+    api: Api, state: UpdateState
+):
+    await api.create(service=web("a", replicas=2))
+    await updated(api, web("b", replicas=2))
+    await rolling(api, state)
+    await updated(api, web("b", replicas=6))
+    await updated(api, web("c", replicas=6))
+    await rolling(api, state)
+    assert [v.previous for v in (await history(api)).versions] == [False, False, True]
+    now = await roll_back(api)
+    assert now.spec.task.container.image == "a"
+    # Who scaled it in the middle does not mean to go back to the middle.
+    assert now.spec.mode == ServiceMode(replicated=Replicated(replicas=6))
+
+
+async def test_a_version_that_was_through_or_gone_back_to_is_not_passed_over(api: Api):
+    await api.create(service=web("a"))
+    await updated(api, web("b"))
+    await rolling(api, U.COMPLETED)
+    await updated(api, web("c"))
+    await rolling(api, U.UPDATING)
+    assert (await roll_back(api)).spec.task.container.image == "b"
+    # This rollback is not through either, and leads to what was.
+    await updated(api, web("d"))
+    await rolling(api, U.UPDATING)
+    now = await roll_back(api)
+    assert now.spec.task.container.image == "b"
+    assert api.stored(ServiceRevision, f"{now.id}.{now.spec_version}").rollback_to == 4
+
+
+async def test_where_none_was_through_a_rollback_goes_back_one(api: Api):
+    await api.create(service=web("a"))
+    await rolling(api, U.UPDATING)
+    await updated(api, web("b"))
+    await rolling(api, U.UPDATING)
+    await updated(api, web("c"))
+    await rolling(api, U.UPDATING)
+    assert (await roll_back(api)).spec.task.container.image == "b"
+
+
 async def test_a_rollback_of_a_service_at_rest_takes_back_its_last_change(api: Api):
     await api.create(service=web("a", replicas=2))
     await updated(api, web("b", replicas=2))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from manager.control import versions
 from swarm.v1 import (
     Availability,
     EndpointSpec,
@@ -85,3 +86,19 @@ def test_nothing_is_stopped_for_an_attempt_that_waits_for_its_delay() -> None:
     (first,) = (t for t in world.running(sid) if t.slot == ended.slot)
     assert world.image(first) == "web:2"
     assert (first.crashes, len(first.restarts_ns)) == (1, 1)
+
+
+def test_a_rollback_by_failure_passes_over_a_version_that_was_never_through() -> None:
+    settings = config(failure_action="rollback")
+    world, sid = started(3, update=settings)
+    for image in ("web:2", "web:3"):
+        draft = world.draft()
+        later = spec(3, image=image, update=settings)
+        versions.put_next(draft, world.service(sid), later, endpoint=None, sealed=b"", status=None)
+        world.commit(draft)
+        world.failing.add("web:3")
+        world.pass_time(1)
+    world.pass_time(30)
+    said = status(world, sid)
+    assert said.state == U.ROLLBACK_COMPLETED
+    assert images(world, sid) == ["web:1"] * 3
