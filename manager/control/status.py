@@ -43,7 +43,7 @@ from manager.store import View
 from swarm import states
 from swarm.clock import SECOND_NS
 from swarm.quantities import format_duration
-from swarm.v1 import Node, Service, ServiceStatus, Task, TaskState, UpdateState
+from swarm.v1 import JobState, Node, Service, ServiceStatus, Task, TaskState, UpdateState
 
 REASONS_MAX = 5
 _NAMES_MAX = 5
@@ -320,6 +320,12 @@ class _Account:
                     continue
                 else:
                     why[self._ended(ended)] += count
+        over = self._service.job_status
+        if over is not None and over.iteration == self._service.job_iteration:
+            if over.state == JobState.COMPLETE:
+                # What was stopped or lost on the way is not in the way any more.
+                self.completed = over.completed
+                return
         self._explain_silence()
         self._explain(why, done=done, out_of_date=out_of_date, overlap=overlap, moving=moving)
 

@@ -629,3 +629,14 @@ def test_what_waits_is_told_anew_why_and_nothing_is_done_without_end(gang: bool)
     waiting = [t for t in world.live(sid) if not t.node_id]
     assert waiting
     assert {"2 nodes" in (t.status.err if t.status else "") for t in waiting} == {True} or gang
+
+
+def test_a_job_that_is_complete_has_converged_wherever_its_nodes_go() -> None:
+    world = World(2)
+    sid = world.create(make_spec("batch", mode=GLOBAL_JOB, job=JobSpec(), restart=FAST))
+    finish(world, sid)
+    assert told(world, sid).state == JobState.COMPLETE
+    world.set_availability("n2", Availability.DRAIN)
+    world.settle()
+    status = world.status(sid)
+    assert (status.converged, status.reasons, status.completed) == (True, (), 2)
