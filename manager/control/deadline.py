@@ -53,9 +53,10 @@ def noted(work: Work, roll: Rollout, status: UpdateStatus, *, held: bool) -> Upd
         status = structs.replace(status, progress_at_ns=work.now_ns)
         if not status.done:
             return structs.replace(status, done=roll.done)
-    if status.done > len(roll.slots):
-        # It was scaled down meanwhile.
-        return structs.replace(status, done=roll.done)
+    # Slots that were done may have gone meanwhile, with their nodes or as it was scaled down.
+    most = len(roll.slots) - len(roll.to_do) - roll.untried
+    if status.done > most:
+        status = structs.replace(status, done=most)
     if roll.done <= status.done:
         return status
     watched_ns = work.now_ns + monitor_ns(update_config(work.service))

@@ -39,6 +39,8 @@ class Rollout:
     # How many have the new template, be it that they do not run yet; and how many are done.
     fresh: int = 0
     done: int = 0
+    # How many were begun of which no task has run or failed yet.
+    untried: int = 0
     # Whether all that are changed run, or have come to their end, and since when at the latest.
     arrived: bool = True
     arrived_ns: int = 0
@@ -90,6 +92,8 @@ def _look(work: Work, roll: Rollout, slot: Slot) -> None:
         (roll.unplaced if is_unplaced(task) else roll.coming).append(task)
     if coming or again:
         roll.arrived = False
+        ran = again or coming[-1].crashes or any(t.running_since_ns for t in made)
+        roll.untried += not ran
         if had_place:
             roll.in_flight.append(slot)
     old = [t for t in running if not work.up_to_date(t)]

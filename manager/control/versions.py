@@ -13,8 +13,8 @@ Going back makes an old version's spec the next version. By hand and after a fai
 the same: `target` says where to, `spec_back` what that leads to, `checked` what is in the way,
 `put_next` writes it. A roll-out under way is gone back from as a whole, whatever was changed
 meanwhile that needs no new tasks: who scales a service in the middle of an update and then rolls
-back does not mean to go back to the middle. As many replicas stay as are wanted by then. Nor does it
-lead to versions that were superseded before they were through (ServiceRevision.unfinished), for
+back does not mean to go back to the middle. As many replicas stay as are wanted by then. Nor does
+it lead to versions that were superseded before they were through (ServiceRevision.unfinished), for
 nobody knows whether these run, as long as another is kept.
 
 Revisions from before `task_version` was noted in them are told apart by their specs.
@@ -132,8 +132,8 @@ def put_next(
 
 
 def _note_unfinished(draft: Draft, service: Service) -> None:
-    """Another template follows: if the present one's roll-out is not through, that is kept. Not of a
-    rollback, for what it leads to ran before.
+    """Another template follows: if the present one's roll-out is not through, that is noted. Not of
+    a rollback, for what it leads to ran before.
     """
     status = service.update_status
     if status is None or status.state not in (UpdateState.UPDATING, UpdateState.PAUSED):

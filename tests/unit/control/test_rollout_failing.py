@@ -17,7 +17,7 @@ from swarm.v1 import (
     UpdateState,
 )
 from tests.unit.control.test_rollout import config, images, spec, started, status
-from tests.unit.control.world import SECOND, S, make_node, state_of
+from tests.unit.control.world import GLOBAL, SECOND, S, World, make_node, make_spec, state_of
 
 U = UpdateState
 SLOW = RestartPolicy(delay_ns=20 * SECOND)
@@ -102,3 +102,29 @@ def test_a_rollback_by_failure_passes_over_a_version_that_was_never_through() ->
     said = status(world, sid)
     assert said.state == U.ROLLBACK_COMPLETED
     assert images(world, sid) == ["web:1"] * 3
+
+
+def test_slots_that_go_with_their_nodes_do_not_hide_the_progress_of_the_others() -> None:
+    settings = config(deadline_ns=60 * SECOND)
+    world = World(6)
+    sid = world.create(make_spec(mode=GLOBAL, update=settings))
+    world.settle()
+    nodes = world.frozen = {f"n{i}" for i in range(1, 7)}
+    world.update(sid, make_spec(mode=GLOBAL, update=settings, image="web:2"))
+    for done in range(1, 7):
+        world.settle()
+        # Each takes longer than half of the deadline.
+        world.clock.advance(seconds=40)
+        world.tick()
+        (coming,) = (t for t in world.live(sid) if state_of(t) < S.RUNNING)
+        world.frozen = nodes - {coming.node_id}
+        world.settle()
+        world.frozen = nodes
+        new = [t for t in world.running(sid) if world.image(t) == "web:2"]
+        assert status(world, sid).state == U.UPDATING
+        if done == 3:
+            for task in new:
+                world.remove_node(task.node_id)
+    world.pass_time(5)
+    assert status(world, sid).state == U.COMPLETED
+    assert len(world.running(sid)) == 3
