@@ -8,7 +8,6 @@ also before a signal ends or stops the process (`lent`). Only SIGKILL leaves it 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import os
 import select
@@ -155,21 +154,26 @@ async def read_chunks(descriptor: int) -> AsyncIterator[bytes]:
     terminal cannot be broken off.
     """
     loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[bytes] = asyncio.Queue(CHUNKS_MAX)
+    queue: asyncio.Queue[bytes] = asyncio.Queue()
+    room = threading.Semaphore(CHUNKS_MAX)  # in the queue
+    over = threading.Event()
 
     def read() -> None:
-        while True:
+        chunk = b"unknown"
+        while chunk and room.acquire() and not over.is_set():
             try:
                 chunk = os.read(descriptor, CHUNK_BYTES)
             except OSError:
                 chunk = b""  # the terminal is gone: that is its end
-            try:
-                asyncio.run_coroutine_threadsafe(queue.put(chunk), loop).result()
-            except (RuntimeError, concurrent.futures.CancelledError):
-                return  # the loop has ended, nobody wants it any more
-            if not chunk:
-                return
+            # Not a coroutine, which an ending loop would complain of.
+            with contextlib.suppress(RuntimeError):  # it has ended, nobody wants it any more
+                loop.call_soon_threadsafe(queue.put_nowait, chunk)
 
     threading.Thread(target=read, daemon=True, name="stdin").start()
-    while chunk := await queue.get():
-        yield chunk
+    try:
+        while chunk := await queue.get():
+            room.release()
+            yield chunk
+    finally:
+        over.set()
+        room.release()

@@ -22,11 +22,12 @@ def test_the_loop_may_end_while_what_was_read_waits_for_it(
     descriptor = os.open(tmp_path / "file", os.O_RDONLY)
 
     async def read_one() -> None:
-        assert len(await anext(read_chunks(descriptor))) == CHUNK_BYTES
+        chunks = aiter(read_chunks(descriptor))
+        assert len(await anext(chunks)) == CHUNK_BYTES
         readers.extend(t for t in threading.enumerate() if t.name == "stdin")
         async with asyncio.timeout(10):
-            # One was taken, the queue is full, and one more cannot be put in.
-            while os.lseek(descriptor, 0, os.SEEK_CUR) < (CHUNKS_MAX + 2) * CHUNK_BYTES:
+            # One was taken, and the queue is full.
+            while os.lseek(descriptor, 0, os.SEEK_CUR) < (CHUNKS_MAX + 1) * CHUNK_BYTES:
                 await asyncio.sleep(0.01)
 
     asyncio.run(read_one())
