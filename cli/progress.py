@@ -123,9 +123,7 @@ def _counted_down(reason: str, elapsed_s: float) -> str:
             left_s = math.ceil(parse_duration(found[1]) / SECOND_NS - elapsed_s)
         except ValueError:
             return found[0]  # of another version: it is shown as it came
-        return (
-            f"next try in {format_duration(left_s * SECOND_NS)}" if left_s > 0 else "next try now"
-        )
+        return f"next try in {format_duration(left_s * SECOND_NS)}" if left_s > 0 else _NOW
 
     return _NEXT_TRY.sub(left, reason)
 

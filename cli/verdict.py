@@ -15,7 +15,17 @@ from swarm.errors import EXIT_NOT_CONVERGED, EXIT_ROLLED_BACK, Conflict, mapping
 from swarm.quantities import format_duration
 from swarm.v1 import Service, ServiceStatus, UpdateState
 
-__all__ = ["Goal", "Progress", "StuckServices", "Verdict", "done", "judge", "next_step", "started"]
+__all__ = [
+    "CONFLICT",
+    "Goal",
+    "Progress",
+    "StuckServices",
+    "Verdict",
+    "done",
+    "judge",
+    "next_step",
+    "started",
+]
 
 STUCK_GRACE_S = 10.0  # for the others, once a service is stuck
 CONFLICT = mapping(Conflict("")).exit_code

@@ -18,7 +18,7 @@ from cli.services import STACK_LABEL, interruptible, warn
 from cli.settings import settings
 from cli.stack_files import compose_options, load_spec, request_for
 from cli.stack_plan import plan_and_show, plan_options
-from cli.verdict import Progress, Verdict, started
+from cli.verdict import CONFLICT, Progress, Verdict, started
 from swarm.errors import EXIT_NOT_CONVERGED, EXIT_ROLLED_BACK, Conflict
 from swarm.v1 import (
     DeployStackRequest,
@@ -213,6 +213,7 @@ async def _deploy(
         ),
         quiet=flags["quiet"],
         advise=lambda verdict: _advice(verdict, request, answer, stack),
+        versions={c.id: c.spec_version for c in answer.changes if c.spec_version},
     )
 
 
@@ -223,6 +224,9 @@ def _advice(
     awaiting = [verdict.statuses[id_].name for id_ in verdict.of(Progress.AWAITS)]
     if awaiting and not verdict.of(Progress.PAUSED, Progress.STUCK, Progress.ROLLED_BACK):
         return f"Let it go on with `swarmctl service resume {awaiting[0]}`, or roll it back."
+    if verdict.exit_code == CONFLICT:
+        history, wait = f"`swarmctl stack history {stack}`", f"`swarmctl stack wait {stack}`"
+        return f"{history} tells by whom; {wait} waits for that change."
     if request.spec is None or verdict.exit_code not in (EXIT_NOT_CONVERGED, EXIT_ROLLED_BACK):
         return ""
     undo = "undo this deploy with" if answer.revision > 1 else "remove the stack with"

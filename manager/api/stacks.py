@@ -136,7 +136,12 @@ class _Deploy:
         return self.credentials if auth is None else Credentials(auth, self.sealer)
 
     def note(self, kind: Kind, name: str, id_: str, action: str) -> None:
-        self.changes.append(StackChange(kind=kind, name=name, id=id_, action=action))
+        changed = action in (CREATED, UPDATED) and kind is Kind.SERVICE
+        service = self.draft.get(Service, id_) if changed else None
+        version = service.spec_version if service is not None else 0
+        self.changes.append(
+            StackChange(kind=kind, name=name, id=id_, action=action, spec_version=version)
+        )
 
     def mine(self, cls: type[Any], name: str, find: Finder) -> Any:
         """The object of this name; one that is not this stack's is noted as a problem."""

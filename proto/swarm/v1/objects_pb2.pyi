@@ -1724,11 +1724,14 @@ class StackChange(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     ID_FIELD_NUMBER: builtins.int
     ACTION_FIELD_NUMBER: builtins.int
+    SPEC_VERSION_FIELD_NUMBER: builtins.int
     kind: global___Kind.ValueType
     name: builtins.str
     id: builtins.str
     action: builtins.str
     """created, updated, unchanged or removed."""
+    spec_version: builtins.int
+    """Of a service that was created or updated: its version since."""
     def __init__(
         self,
         *,
@@ -1736,8 +1739,9 @@ class StackChange(google.protobuf.message.Message):
         name: builtins.str = ...,
         id: builtins.str = ...,
         action: builtins.str = ...,
+        spec_version: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["action", b"action", "id", b"id", "kind", b"kind", "name", b"name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["action", b"action", "id", b"id", "kind", b"kind", "name", b"name", "spec_version", b"spec_version"]) -> None: ...
 
 global___StackChange = StackChange
 

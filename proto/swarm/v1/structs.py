@@ -960,6 +960,7 @@ class StackChange(Message, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
     name: str = ""
     id: str = ""
     action: str = ""
+    spec_version: int = 0
 
 
 class StackRevision(Message, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -4195,6 +4196,8 @@ def _fill_stack_change(s: StackChange, m: Any) -> None:
         m.id = s.id
     if s.action:
         m.action = s.action
+    if s.spec_version:
+        m.spec_version = s.spec_version
 
 
 def _read_stack_change(m: Any) -> StackChange:
@@ -4203,6 +4206,7 @@ def _read_stack_change(m: Any) -> StackChange:
         name=m.name,
         id=m.id,
         action=m.action,
+        spec_version=m.spec_version,
     )
 
 

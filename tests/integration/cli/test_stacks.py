@@ -240,6 +240,26 @@ def test_statuses_from_before_the_deploy_do_not_count(
     assert answer.err.splitlines() == ["app_web: 1/2 running", "app_web: 2/2 running, converged"]
 
 
+def test_a_deploy_that_another_one_supersedes_says_so(
+    cli: Cli, cluster: FakeCluster, compose: str, web: Service
+) -> None:
+    cluster.deploy_changes = (
+        StackChange(kind=Kind.SERVICE, name="app_web", id=web.id, action="updated", spec_version=4),
+    )
+    cluster.watch_script = [
+        [status(web, 1, 2, spec_version=4)],
+        [status(web, 1, 2, spec_version=5)],
+    ]
+    answer = cli("stack", "deploy", "-c", compose, "app")
+    assert answer.code == 5
+    assert answer.err.endswith(
+        "Error: stack 'app': app_web was changed again before this change was done\n"
+        "  app_web: version 5 has taken its place, and goes on\n"
+        "`swarmctl stack history app` tells by whom; `swarmctl stack wait app` waits for that "
+        "change.\n"
+    )
+
+
 def test_watched_tasks_are_verified_and_said_once(
     cli: Cli, cluster: FakeCluster, compose: str, web: Service
 ) -> None:

@@ -130,6 +130,8 @@ async def test_changed_service_alone_is_updated(api: Api):
     assert found.pop("app_db") == "updated"
     assert set(found.values()) == {"unchanged"}
     assert response.revision == 2
+    # Who waits for the change tells by it that somebody else has made the next one.
+    assert {c.name: c.spec_version for c in response.changes if c.spec_version} == {"app_db": 2}
 
 
 async def test_force_update_counted_up_by_hand_stays(api: Api):
