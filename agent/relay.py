@@ -92,20 +92,20 @@ async def serve(
                         left.set()
                         await out.put(RelayFrame(end=True))
                         await out.close()
+                        producing.cancel()
                         continue
                     await incoming.put(frame)
         except errors.SwarmError as error:
             log.debug("relay_ended", task_id=request.task_id, reason=error.message)
         finally:
-            if not left.is_set():  # or the command's input would end
-                await incoming.close()
+            await incoming.close()
 
     producing = asyncio.create_task(produce())
     consuming = asyncio.create_task(consume())
     try:
         await asyncio.wait({producing, consuming}, return_when=asyncio.FIRST_COMPLETED)
         if left.is_set():
-            await asyncio.wait({producing})
+            await asyncio.wait({producing})  # it must come to leave it
         if not consuming.done():
             await asyncio.wait({consuming}, timeout=END_TIMEOUT_S)
     finally:
@@ -130,10 +130,11 @@ async def _produce(
     if request.logs is not None:
         await _frame_lines(runtime.logs(request.task_id, request.logs), out)
     elif request.exec is not None:
-        outputs = runtime.exec(request.task_id, request.exec, _inputs(incoming))
-        async for output in outputs:
-            if not await out.put(RelayFrame(output=output)) and not left.is_set():
-                return
+        outputs = runtime.exec(request.task_id, request.exec, _inputs(incoming), left)
+        async with contextlib.aclosing(outputs):
+            async for output in outputs:
+                if not await out.put(RelayFrame(output=output)):
+                    return
     elif request.copy is not None:
         await _copy(runtime, request.task_id, request.copy, incoming, out)
     else:

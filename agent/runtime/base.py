@@ -9,8 +9,9 @@ calls them one after the other.
 
 from __future__ import annotations
 
+import asyncio
 import errno
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -238,10 +239,15 @@ class Runtime(Protocol):
     def logs(self, task_id: str, options: LogOptions) -> AsyncIterator[LogLine]: ...
 
     def exec(
-        self, task_id: str, start: ExecStart, stdin: AsyncIterator[ExecInput]
-    ) -> AsyncIterator[ExecOutput]:
-        """Runs a command inside; the last output has `exit_code`. Raises Rejected when it cannot be
-        run.
+        self,
+        task_id: str,
+        start: ExecStart,
+        stdin: AsyncIterator[ExecInput],
+        left: asyncio.Event | None = None,
+    ) -> AsyncGenerator[ExecOutput]:
+        """Runs a command inside; the last output has `exit_code`. Where the caller closes this
+        before, the command ends if the runtime can end it; but once `left` is set it goes on,
+        whatever becomes of the agent. Raises Rejected when it cannot be run.
         """
         ...
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -225,8 +225,12 @@ class FakeRuntime:
             await container.changed.wait()
 
     async def exec(
-        self, task_id: str, start: ExecStart, stdin: AsyncIterator[ExecInput]
-    ) -> AsyncIterator[ExecOutput]:
+        self,
+        task_id: str,
+        start: ExecStart,
+        stdin: AsyncIterator[ExecInput],
+        left: asyncio.Event | None = None,
+    ) -> AsyncGenerator[ExecOutput]:
         """`exit N` ends with N; `cat` gives its input back; anything else is said once."""
         self._container(task_id)
         yield ExecOutput(started=True)

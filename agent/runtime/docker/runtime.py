@@ -18,7 +18,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -568,9 +568,13 @@ class DockerRuntime:
             raise Failed(f"the logs cannot be read: {refusal.message}") from None
 
     async def exec(
-        self, task_id: str, start: ExecStart, stdin: AsyncIterator[ExecInput]
-    ) -> AsyncIterator[ExecOutput]:
-        """See Runtime."""
+        self,
+        task_id: str,
+        start: ExecStart,
+        stdin: AsyncIterator[ExecInput],
+        left: asyncio.Event | None = None,
+    ) -> AsyncGenerator[ExecOutput]:
+        """See Runtime. The engine lets a command go on in any case."""
         container_id = await self._container_id(task_id)
         async with contextlib.aclosing(
             docker_exec.run(self._engine, container_id, start, stdin)

@@ -1,8 +1,8 @@
 """One `exec`: a command beside a running task, with streams or a terminal, until it ends.
 
 The command is a child of a helper of ours that enters the task's namespaces; it dies with the
-helper, and the helper with the agent. Output waits in a bounded queue: a client that does not read
-makes the command wait.
+helper, and the helper with the agent, unless the command is left (leaving.py). Output waits in a
+bounded queue: a client that does not read makes the command wait.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import os
+import signal
 import socket
 import struct
 import termios
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from agent.runtime.base import Rejected
 from agent.runtime.process import fields as process_fields
+from agent.runtime.process import leaving as process_leaving
 from agent.runtime.process import plan as process_plan
 from agent.runtime.process import spawn as process_spawn
 from agent.runtime.process.fields import Powers
@@ -54,9 +57,12 @@ def ordered(plan: dict[str, Any], start: ExecStart, powers: Powers) -> dict[str,
 
 
 async def run(
-    plan: dict[str, Any], size: WindowSize | None, stdin: AsyncIterator[ExecInput]
-) -> AsyncIterator[ExecOutput]:
-    """Output as it comes; the last has the exit code. Raises Rejected when it cannot be run."""
+    plan: dict[str, Any],
+    size: WindowSize | None,
+    stdin: AsyncIterator[ExecInput],
+    left: asyncio.Event | None,
+) -> AsyncGenerator[ExecOutput]:
+    """See Runtime.exec."""
     session = _Terminal(plan, size) if plan["tty"] else _Streams(plan)
     feeding: asyncio.Task[None] | None = None
     try:
@@ -70,7 +76,8 @@ async def run(
         if feeding is not None:
             feeding.cancel()
             await asyncio.gather(feeding, return_exceptions=True)
-        await session.close()
+        # Before it has begun there is nothing to be left.
+        await session.close(leave=feeding is not None and left is not None and left.is_set())
 
 
 class _Session:
@@ -108,24 +115,52 @@ class _Session:
         raise NotImplementedError
         yield
 
-    async def close(self) -> None:
+    async def close(self, *, leave: bool) -> None:
         process = getattr(self, "process", None)
         if process is not None:
-            await process_spawn.end(process)
+            number = process_leaving.LEAVE if leave else signal.SIGTERM
+            await process_spawn.end(process, number)
 
 
 class _Streams(_Session):
-    """Three pipes."""
+    """Three streams. Those out are pipes of our own, since the helper must have their ends too, and
+    not every event loop makes pipes where pipes are asked for.
+    """
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        super().__init__(plan)
+        self._transports: list[asyncio.ReadTransport] = []
+        self._outputs: list[asyncio.StreamReader] = []
 
     async def _spawn(self, plan_fd: int) -> None:
-        pipe = asyncio.subprocess.PIPE
-        self.process = await asyncio.create_subprocess_exec(
-            *process_spawn.command("exec", str(plan_fd)),
-            pass_fds=[plan_fd],
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
-        )
+        pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]
+        with contextlib.ExitStack() as ours:
+            reads = [ours.enter_context(open(pipe[0], "rb", buffering=0)) for pipe in pipes]
+            self._plan["drains"] = [pipe[0] for pipe in pipes]
+            try:
+                self.process = await asyncio.create_subprocess_exec(
+                    *process_spawn.command("exec", str(plan_fd)),
+                    pass_fds=[plan_fd, *self._plan["drains"]],
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=pipes[0][1],
+                    stderr=pipes[1][1],
+                )
+            finally:
+                for _, write_end in pipes:
+                    os.close(write_end)
+            loop = asyncio.get_running_loop()
+            for file in reads:
+                reader = asyncio.StreamReader(limit=CHUNK_BYTES)
+                make = functools.partial(asyncio.StreamReaderProtocol, reader)
+                transport, _ = await loop.connect_read_pipe(make, file)
+                self._transports.append(transport)
+                self._outputs.append(reader)
+            ours.pop_all()  # they are the transports' now
+
+    async def close(self, *, leave: bool) -> None:
+        await super().close(leave=leave)
+        for transport in self._transports:
+            transport.close()
 
     async def feed(self, stdin: AsyncIterator[ExecInput]) -> None:
         writer = self.process.stdin
@@ -144,8 +179,8 @@ class _Streams(_Session):
 
     async def outputs(self) -> AsyncIterator[ExecOutput]:
         readers = [
-            asyncio.create_task(self._read(self.process.stdout, error=False)),
-            asyncio.create_task(self._read(self.process.stderr, error=True)),
+            asyncio.create_task(self._read(stream, error=number == 1))
+            for number, stream in enumerate(self._outputs)
         ]
         waiter = asyncio.create_task(self._end(readers))
         try:
@@ -168,8 +203,7 @@ class _Streams(_Session):
                 break
         await self._queue.put(None)
 
-    async def _read(self, stream: asyncio.StreamReader | None, *, error: bool) -> None:
-        assert stream is not None
+    async def _read(self, stream: asyncio.StreamReader, *, error: bool) -> None:
         while data := await stream.read(CHUNK_BYTES):
             await self._queue.put(ExecOutput(stderr=data) if error else ExecOutput(stdout=data))
 
@@ -184,13 +218,14 @@ class _Terminal(_Session):
 
     async def _spawn(self, plan_fd: int) -> None:
         self._master, slave = os.openpty()
+        self._plan["drains"] = [self._master]
         os.set_blocking(self._master, False)
         try:
             if self._size is not None:
                 self._resize(self._size)
             self.process = await asyncio.create_subprocess_exec(
                 *process_spawn.command("exec", str(plan_fd)),
-                pass_fds=[plan_fd],
+                pass_fds=[plan_fd, self._master],
                 stdin=slave,
                 stdout=slave,
                 stderr=slave,
@@ -234,8 +269,8 @@ class _Terminal(_Session):
                 return
             yield ExecOutput(stdout=data)
 
-    async def close(self) -> None:
-        await super().close()
+    async def close(self, *, leave: bool) -> None:
+        await super().close(leave=leave)
         if self._master >= 0:
             os.close(self._master)
             self._master = -1

@@ -17,7 +17,7 @@ import os
 import platform
 import shutil
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -597,13 +597,17 @@ class ProcessRuntime:
         return process_logs.read(task.folder / "log", task_id, options, lambda: not task.running)
 
     def exec(
-        self, task_id: str, start: ExecStart, stdin: AsyncIterator[ExecInput]
-    ) -> AsyncIterator[ExecOutput]:
+        self,
+        task_id: str,
+        start: ExecStart,
+        stdin: AsyncIterator[ExecInput],
+        left: asyncio.Event | None = None,
+    ) -> AsyncGenerator[ExecOutput]:
         task = self._tasks.get(task_id)
         if task is None or not task.running:
             raise Rejected(f"task {task_id} does not run on this node")
         plan = process_exec.ordered(self._exec_plan(task), start, self._powers)
-        return process_exec.run(plan, start.size, stdin)
+        return process_exec.run(plan, start.size, stdin, left)
 
     def _exec_plan(self, task: Task) -> dict[str, Any]:
         record, pids = task.record, task.pids

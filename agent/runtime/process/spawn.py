@@ -254,13 +254,15 @@ class _Output:
             os.close(self.write_end)
 
 
-async def end(process: asyncio.subprocess.Process) -> None:
-    """Ends an exec helper that still runs, and with it the command and what that has started."""
+async def end(process: asyncio.subprocess.Process, number: int = signal.SIGTERM) -> None:
+    """Ends an exec helper that still runs, and with it the command and what that has started; with
+    leaving.LEAVE, what the agent knows of them, and they go on.
+    """
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             handle = os.pidfd_open(process.pid)
             try:
-                process.terminate()
+                process.send_signal(number)
                 await ended(handle)
             finally:
                 os.close(handle)

@@ -28,6 +28,7 @@ import traceback
 from collections.abc import Callable
 
 from agent.runtime.process import inside as inside
+from agent.runtime.process import leaving as leaving
 from agent.runtime.process.inside import Plan
 
 CHUNK_BYTES = 65_536
@@ -413,7 +414,10 @@ def execute(plan_fd: int, carry_out: Callable[[Plan], str] | None = None) -> Non
     os.set_inheritable(plan_fd, False)
     plan = _read_plan(plan_fd)
     inside.prctl(inside.PR_SET_PDEATHSIG, _signal.SIGTERM)
+    leavable = "drains" in plan
+    says = leaving.stand_before(plan_fd, plan["drains"]) if leavable else -1
     try:
+        outputs = leaving.Outputs(plan, says) if leavable else None
         groups = inside.open_groups(plan["cgroups"])
         spaces = [
             os.open(f"/proc/{plan['pid']}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
@@ -445,6 +449,8 @@ def execute(plan_fd: int, carry_out: Callable[[Plan], str] | None = None) -> Non
                 kill(main, SIGKILL)
 
     _signal.signal(_signal.SIGTERM, end)
+    if outputs is not None:
+        outputs.follow(main, plan_fd, end)
     os.close(plan_fd)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):

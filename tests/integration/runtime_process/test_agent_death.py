@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -115,3 +116,84 @@ async def test_an_ordinary_user_runs_tasks_and_is_told_what_is_missing(tmp_path:
         await agent.wait()
     finally:
         shutil.rmtree(folder)
+
+
+# An agent that runs a command beside a task, and leaves it if it is told to.
+LEAVER = """
+import asyncio, sys
+from pathlib import Path
+from tests.integration.runtime_process.conftest import silent
+from agent.runtime.process import ProcessRuntime
+from swarm.clock import SystemClock
+from swarm.v1 import ExecStart
+
+async def main():
+    folder, node_id, task_id, isolate, tty, leaves, script = sys.argv[1:]
+    runtime = ProcessRuntime(folder=Path(folder), node_id=node_id, bind_address="127.0.0.2",
+        clock=SystemClock(), isolate=isolate == "yes")
+    await runtime.connect()
+    await runtime.adopt()
+    left = asyncio.Event()
+    start = ExecStart(command=("sh", "-c", script), tty=tty == "tty")
+    outputs = runtime.exec(task_id, start, silent(), left)
+    assert (await anext(outputs)).started
+    while (await anext(outputs)).stdout is None:
+        pass
+    if leaves == "left":
+        left.set()
+        await outputs.aclose()
+    print("begun", flush=True)
+    await asyncio.sleep(3600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("isolate", "tty", "leaves"),
+    [
+        ("yes", "pipes", "left"),
+        ("yes", "tty", "left"),
+        ("no", "pipes", "left"),
+        ("yes", "pipes", "kept"),
+        ("no", "tty", "kept"),
+    ],
+)
+async def test_a_command_that_was_left_goes_on_without_the_agent_and_ends_with_its_task(
+    plain: Harness, isolated: Harness, isolate: str, tty: str, leaves: str
+) -> None:
+    held = isolated if isolate == "yes" else plain
+    job = work("sleep", "100")
+    await held.run(job)
+    # More than a pipe or a terminal holds, which somebody has to take.
+    script = (
+        "trap '' HUP; echo up; head -c 300000 /dev/zero; echo over; echo over >&2; "
+        "exec sleep 12345.6"
+    )
+    words = [str(held.folder), held.runtime._node_id, job.task_id, isolate, tty, leaves, script]
+    agent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", LEAVER, *words, stdout=asyncio.subprocess.PIPE
+    )
+    assert agent.stdout is not None
+    async with asyncio.timeout(30):
+        assert await agent.stdout.readline() == b"begun\n"
+    os.kill(agent.pid, signal.SIGKILL)
+    await agent.wait()
+    if leaves == "left":
+        await until(lambda: bool(running("12345.6")))
+        (command,) = running("12345.6")
+        above = Path(f"/proc/{command}/stat").read_text().rpartition(")")[2].split()[1]
+        assert await held.runtime.stop(job.task_id, signal="SIGKILL", grace_s=5) == 137
+        await until(lambda: not Path(f"/proc/{above}").exists())
+    await until(lambda: not running("12345.6"))
+
+
+def running(seconds: str) -> list[int]:
+    """Processes that sleep for so long."""
+    wanted = f"sleep\0{seconds}\0".encode()
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended
+            if Path(f"/proc/{name}/cmdline").read_bytes() == wanted:
+                found.append(int(name))
+    return found
