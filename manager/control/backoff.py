@@ -53,6 +53,14 @@ def waited_ns(policy: RestartPolicy, crashes: int) -> int:
     return plain_ns + int(plain_ns * JITTER) if crashes >= GROWS_FROM else plain_ns
 
 
+def starting_ns(task: Task, at_ns: int, *, due_ns: int = 0) -> int:
+    """How long it took to get the task to run since it was made and due; for one that has never
+    run, or not yet: until `at_ns`.
+    """
+    made_ns = task.meta.created_at_ns if task.meta is not None else at_ns
+    return max(0, (task.running_since_ns or at_ns) - max(made_ns, due_ns))
+
+
 def crashes_after(service: Service, task: Task, now_ns: int) -> int:
     """How many attempts in a row have crashed with this one, which has ended by itself."""
     return 0 if ran_well(service, task, now_ns) else task.crashes + 1

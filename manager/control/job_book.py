@@ -34,7 +34,7 @@ from typing import TypeVar
 
 import msgspec
 
-from manager.control.backoff import MAX_DELAY_NS
+from manager.control.backoff import MAX_DELAY_NS, starting_ns
 from manager.control.slots import Slot, is_live, slot_of, slot_order
 from manager.control.template import (
     DEFAULT_RESTART_DELAY_NS,
@@ -146,20 +146,21 @@ class Terms:
 
     def counted(self, task: Task) -> tuple[int, ...]:
         """The attempts that count against the task's end, oldest first; see restart.py on windows:
-        the time spent waiting for delays is no part of one.
+        the time spent waiting for delays and getting started is no part of one.
         """
         window_ns = self.policy.window_ns or 0
         if not window_ns:
             return task.restarts_ns
         at_ns = _changed_ns(task)
+        starting = starting_ns(task, at_ns)  # a job's tasks are made when they are due
         waited_ns = 0
         kept = 0
         for i in range(len(task.restarts_ns) - 1, -1, -1):
-            if at_ns - task.restarts_ns[i] - waited_ns > window_ns:
+            if at_ns - task.restarts_ns[i] - starting - waited_ns > window_ns:
                 break
             kept += 1
             waited_ns += self.delay_ns(i)
-        return task.restarts_ns[len(task.restarts_ns) - kept :]
+        return tuple(r + starting for r in task.restarts_ns[len(task.restarts_ns) - kept :])
 
     def next_attempt(self, ended: Task) -> tuple[int, tuple[int, ...]]:
         """When the attempt after this one is due, and the attempts that it carries on."""

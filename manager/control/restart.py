@@ -11,8 +11,11 @@ Where the node is to blame, the next attempt is made elsewhere before any of thi
 
 The window, and a departure: SwarmKit counts the restarts of the last `window`. With a window
 shorter than the delay none is ever counted, and max_attempts does nothing. Here the time spent
-waiting for delays, which may have grown, does not count as part of the window, so it measures
-running.
+waiting for delays, which may have grown, and getting started does not count as part of the window,
+so it measures running.
+
+Leaders' clocks may differ by hours. No attempt waits for longer than the policy can have meant,
+whatever the clock of the leader that made it has said.
 
 A slot whose task ended for good keeps that task as its newest; whether it has, is decided again
 from the same facts each time, so a changed policy or template brings it back to life.
@@ -22,7 +25,13 @@ from __future__ import annotations
 
 from msgspec import structs
 
-from manager.control.backoff import crashes_after, crashes_kept, delay_ns, waited_ns
+from manager.control.backoff import (
+    crashes_after,
+    crashes_kept,
+    delay_ns,
+    starting_ns,
+    waited_ns,
+)
 from manager.control.elsewhere import goes_elsewhere
 from manager.control.moves import waits_for_stop
 from manager.control.nodes import replacement_version
@@ -76,8 +85,8 @@ def _failed_early(work: Work, newest: Task) -> bool:
     """Whether a replacement failed to get ready while its restart delay still ran. The next one
     waits for the end of that delay: what fails at once must not be tried at the speed of failing.
     """
-    early = newest.start_after_ns > work.now_ns and _ended_by_itself(newest)
-    if not early or work.lost(newest):
+    early = work.now_ns < newest.start_after_ns <= _latest_ns(work, newest)
+    if not early or not _ended_by_itself(newest) or work.lost(newest):
         return False
     # What runs another version now may be tried at once; where a roll-out is paused that is none.
     return work.up_to_date(newest) or replacement_version(work, newest) == newest.spec_version
@@ -174,10 +183,13 @@ def _counted(task: Task, policy: RestartPolicy, at_ns: int) -> tuple[int, ...]:
     if not window_ns:
         return task.restarts_ns
     kept: list[int] = []
+    starting = starting_ns(task, at_ns, due_ns=task.start_after_ns)
     waited = 0  # by the attempts since
     for i, restart_ns in enumerate(reversed(task.restarts_ns)):
-        if at_ns - restart_ns - waited <= window_ns:
-            kept.append(restart_ns)
+        # What is kept is moved on, so that the attempts that follow know of it.
+        moved_ns = restart_ns + starting
+        if at_ns - moved_ns - waited <= window_ns:
+            kept.append(moved_ns)
         waited += waited_ns(policy, max(0, task.crashes - i))
     return tuple(reversed(kept))
 
@@ -188,13 +200,21 @@ def promote(work: Work) -> None:
         if task.desired_state != TaskState.READY or states.ended(state_of(task)):
             continue
         if task.start_after_ns > work.now_ns:
-            work.wake(task.start_after_ns)
+            due_ns = min(task.start_after_ns, _latest_ns(work, task))
+            if due_ns < task.start_after_ns:
+                work.put(structs.replace(task, start_after_ns=due_ns))
+            work.wake(due_ns)
             continue
         if _predecessors_stop(work, task) or work.held(task.spec_version):
             continue
         if waits_for_stop(work, task):
             continue
         work.put(structs.replace(task, desired_state=work.target))
+
+
+def _latest_ns(work: Work, task: Task) -> int:
+    """When an attempt is due at the latest, as seen from now."""
+    return work.now_ns + waited_ns(restart_policy(work.service.spec), task.crashes)
 
 
 def _predecessors_stop(work: Work, task: Task) -> bool:

@@ -77,6 +77,7 @@ def update(work: Work) -> None:
         )
     roll = look(work)
     config = update_config(work.service)
+    status = _in_time(work, config, status)
     ended = failed(work, status)
     total = len(roll.to_do) + len(roll.changed)
     if ended and len(ended) / total > config.max_failure_ratio:
@@ -252,6 +253,36 @@ def _change_slot(work: Work, slot: Slot, config: UpdateConfig) -> bool:
     return True
 
 
+# ------------------------------------------------------------------ time
+
+
+def _in_time(work: Work, config: UpdateConfig, status: UpdateStatus) -> UpdateStatus:
+    """The status without moments further ahead than they can be meant: a leader before, whose clock
+    was ahead, has noted them, and the roll-out does not wait for them.
+    """
+    now_ns = work.now_ns
+    next_ns = now_ns + config.delay_ns
+    return structs.replace(
+        status,
+        started_at_ns=min(status.started_at_ns, now_ns),
+        resumed_at_ns=min(status.resumed_at_ns, now_ns),
+        next_batch_at_ns=min(status.next_batch_at_ns, next_ns),
+        progress_at_ns=min(status.progress_at_ns, next_ns + monitor_ns(config)),
+    )
+
+
+def _watched_until_ns(work: Work, config: UpdateConfig, status: UpdateStatus, roll: Rollout) -> int:
+    """When all that are changed have run long enough; where by such a clock they run only in times
+    to come, they are watched from the last progress on.
+    """
+    if not roll.arrived_ns:
+        return 0
+    since_ns = roll.arrived_ns
+    if since_ns > work.now_ns:
+        since_ns = min(status.progress_at_ns or work.now_ns, work.now_ns)
+    return since_ns + monitor_ns(config)
+
+
 # ------------------------------------------------------------------ pausing, completing
 
 
@@ -259,7 +290,7 @@ def _pause_when_watched(
     work: Work, config: UpdateConfig, status: UpdateStatus, roll: Rollout
 ) -> UpdateStatus:
     """Pauses once those that are changed have run long enough."""
-    until_ns = roll.arrived_ns + monitor_ns(config) if roll.arrived_ns else 0
+    until_ns = _watched_until_ns(work, config, status, roll)
     if work.now_ns < until_ns:
         work.wake(until_ns)
         return status
@@ -279,7 +310,7 @@ def _complete_when_watched(
     work: Work, config: UpdateConfig, status: UpdateStatus, roll: Rollout
 ) -> None:
     """Ends the roll-out once its last task has run long enough."""
-    until_ns = roll.arrived_ns + monitor_ns(config) if roll.arrived_ns else 0
+    until_ns = _watched_until_ns(work, config, status, roll)
     if work.now_ns < until_ns:
         work.wake(until_ns)
         _set_status(work, status)

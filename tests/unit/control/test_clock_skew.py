@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
 from manager.control import Controller
+from swarm.clock import ManualClock
 from swarm.ids import seeded_rng
 from swarm.v1 import (
     Availability,
@@ -18,6 +20,7 @@ from swarm.v1 import (
     Service,
     Task,
     UpdateConfig,
+    UpdateState,
 )
 from tests.unit.control.world import CPU, SECOND, S, World, job, make_spec
 
@@ -100,3 +103,74 @@ def test_with_wrong_clocks_all_comes_to_the_same(
             happen(world, number, event, which)
             world.pass_time(seconds, step=max(0.5, seconds / 8))
         assert story(wrong) == story(right)
+
+
+# ---------------------------------------------------------------- leaders' clocks
+
+
+def other_leader(world: World, ahead_ns: int) -> None:
+    """One whose clock is so far ahead of the last one's takes over."""
+    world.clock = ManualClock(world.clock.now_ns() + ahead_ns)
+    world.controller = Controller(seeded_rng(9))
+    world.controller.reset(world.tables)
+
+
+def test_no_attempt_waits_for_the_time_that_another_leader_took_it_to_be() -> None:
+    world = World(1)
+    world.failing.add("web:1")
+    sid = world.create(make_spec(restart=RestartPolicy(delay_ns=SECOND)))
+    world.pass_time(10)
+    world.failing.clear()
+    other_leader(world, -5 * HOUR)
+    world.pass_time(25)
+    assert len(world.running(sid)) == 1
+
+
+@pytest.mark.parametrize("before_s", [0, 0.5, 1.5, 4])
+@pytest.mark.parametrize("delay_s", [0, 2])
+def test_a_roll_out_does_not_wait_for_the_time_that_another_leader_took_it_to_be(
+    before_s: float, delay_s: int
+) -> None:
+    config = UpdateConfig(parallelism=1, monitor_ns=2 * SECOND, delay_ns=delay_s * SECOND)
+    world = World(2)
+    sid = world.create(make_spec(replicas=4, update=config))
+    world.pass_time(10)
+    world.update(sid, make_spec(replicas=4, update=config, image="web:2"))
+    world.tick()
+    world.pass_time(before_s)
+    other_leader(world, -5 * HOUR)
+    world.pass_time(30)
+    status = world.service(sid).update_status
+    assert status is not None
+    assert (status.state, status.message) == (UpdateState.COMPLETED, "update completed")
+
+
+def test_what_fails_under_another_leader_fails_the_roll_out() -> None:
+    config = UpdateConfig(parallelism=1, failure_action="pause", deadline_ns=20 * SECOND)
+    world = World(1)
+    sid = world.create(make_spec(update=config))
+    world.pass_time(10)
+    world.frozen.add("n1")
+    world.update(sid, make_spec(update=config, image="web:2"))
+    world.pass_time(2)
+    other_leader(world, -5 * HOUR)
+    world.pass_time(2)
+    world.failing.add("web:2")
+    world.frozen.clear()
+    world.pass_time(5)
+    status = world.service(sid).update_status
+    assert status is not None and status.state == UpdateState.PAUSED
+
+
+def test_a_roll_out_without_progress_ends_under_another_leader() -> None:
+    config = UpdateConfig(parallelism=1, deadline_ns=20 * SECOND, delay_ns=2 * SECOND)
+    world = World(1)
+    sid = world.create(make_spec(update=config))
+    world.pass_time(10)
+    world.frozen.add("n1")
+    world.update(sid, make_spec(update=config, image="web:2"))
+    world.pass_time(5)
+    other_leader(world, -5 * HOUR)
+    world.pass_time(40)
+    status = world.service(sid).update_status
+    assert status is not None and status.state == UpdateState.PAUSED

@@ -295,6 +295,22 @@ def test_max_attempts_ends_a_crash_loop_whatever_the_window(window_s: int) -> No
     assert len([t for t in world.tasks(sid) if state_of(t) == S.FAILED]) == 4
 
 
+@pytest.mark.parametrize("kind", ["service", "job"])
+def test_a_slow_start_is_no_part_of_the_window(kind: str) -> None:
+    """Else what takes long to start and then crashes at once would be tried for ever."""
+    world = World(1)
+    policy = RestartPolicy(delay_ns=SECOND, max_attempts=3, window_ns=2 * SECOND)
+    sid = world.create(make_spec(restart=policy, mode=job(1) if kind == "job" else None))
+    world.failing.add("web:1")
+    for _ in range(12):
+        world.frozen.add("n1")
+        world.pass_time(20)
+        world.frozen.clear()
+        world.settle()
+    assert world.live(sid) == []
+    assert len([t for t in world.tasks(sid) if state_of(t) == S.FAILED]) == 4
+
+
 def test_restarts_outside_the_window_do_not_count() -> None:
     world = World(1)
     policy = RestartPolicy(delay_ns=1 * SECOND, max_attempts=1, window_ns=10 * SECOND)
