@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from manager.control.backoff import crashes_kept
 from manager.control.slots import is_live, is_lost, slot_of
-from manager.control.template import state_of
+from manager.control.template import THROUGH, state_of
 from manager.control.work import Work
 from swarm import states
 from swarm.clock import SECOND_NS
@@ -167,8 +167,12 @@ def _replace(
 
 def replacement_version(work: Work, task: Task) -> int:
     """What a replacement runs: what it replaces. Only a roll-out moves slots to another version, so
-    that its pace, its watch over failures and its pause hold whatever happens meanwhile.
+    that its pace, its watch over failures and its pause hold whatever happens meanwhile. Once it is
+    through, a slot that was closed then (its node was away) comes with the present version: its
+    failures are no roll-out's, to be rolled back for.
     """
-    if work.up_to_date(task) or not work.knows_version(task.spec_version):
+    status = work.service.update_status
+    through = status is not None and status.state in THROUGH
+    if through or work.up_to_date(task) or not work.knows_version(task.spec_version):
         return work.service.spec_version
     return task.spec_version

@@ -36,6 +36,7 @@ DEFAULT_MONITOR_NS = 5 * SECOND_NS
 DEFAULT_STOP_GRACE_NS = 10 * SECOND_NS
 UPDATING = frozenset({UpdateState.UPDATING, UpdateState.ROLLBACK_STARTED})
 PAUSED = frozenset({UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED})
+THROUGH = frozenset({UpdateState.COMPLETED, UpdateState.ROLLBACK_COMPLETED})
 ROLLBACK = frozenset(
     {
         UpdateState.ROLLBACK_STARTED,

@@ -128,3 +128,23 @@ def test_slots_that_go_with_their_nodes_do_not_hide_the_progress_of_the_others()
     world.pass_time(5)
     assert status(world, sid).state == U.COMPLETED
     assert len(world.running(sid)) == 3
+
+
+def test_a_node_that_comes_back_after_an_update_is_no_reason_to_roll_it_back() -> None:
+    settings = config(failure_action="rollback")
+    world = World(3)
+    sid = world.create(make_spec(mode=GLOBAL, update=settings))
+    world.settle()
+    world.set_state("n3", NodeState.DOWN)
+    world.update(sid, make_spec(mode=GLOBAL, update=settings, image="web:2"))
+    world.pass_time(20)
+    assert status(world, sid).state == U.COMPLETED
+    world.refusing["n3"] = "disk_full"
+    world.set_state("n3", NodeState.READY)
+    world.pass_time(20)
+    assert status(world, sid).state == U.COMPLETED
+    assert images(world, sid) == ["web:2"] * 2
+    assert not world.status(sid).converged
+    world.refusing.clear()
+    world.pass_time(60)
+    assert images(world, sid) == ["web:2"] * 3
