@@ -138,7 +138,7 @@ class Membership:
                 self._worker.measurable,
                 node_id=identity.node_id,
                 clock=clock,
-                folder=settings.state_dir,
+                folders=lambda: (*self._worker.folders().values(), settings.state_dir),
                 gpus=self._gpus.loads,
             ),
         )

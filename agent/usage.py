@@ -63,13 +63,13 @@ class NodeLine:
     disk_total_bytes: int
 
 
-def read_node(folder: Path, *, proc: Path = _PROC) -> NodeLine:
-    """As the kernel has it now; the disk is the one that `folder` is on. Blocks for as long as the
-    file system takes to answer.
+def read_node(folders: Iterable[Path], *, proc: Path = _PROC) -> NodeLine:
+    """As the kernel has it now; the disk is the one that the first of the folders is on that can be
+    seen. Blocks for as long as the file system takes to answer.
     """
     busy, cpus = _cpu(proc / "stat")
     memory, memory_total = _memory(proc / "meminfo")
-    disk, disk_total = _disk(folder)
+    disk, disk_total = _disk(folders)
     return NodeLine(busy * _TICK_NS, cpus, memory, memory_total, disk, disk_total)
 
 
@@ -109,17 +109,19 @@ def _memory(meminfo: Path) -> tuple[int, int]:
     return (total - free) * 1024, total * 1024
 
 
-def _disk(folder: Path) -> tuple[int, int]:
-    try:
-        found = os.statvfs(folder)
-    except OSError:
-        return 0, 0
-    return (found.f_blocks - found.f_bfree) * found.f_frsize, found.f_blocks * found.f_frsize
+def _disk(folders: Iterable[Path]) -> tuple[int, int]:
+    for folder in folders:
+        try:
+            found = os.statvfs(folder)
+        except OSError:
+            continue
+        return (found.f_blocks - found.f_bfree) * found.f_frsize, found.f_blocks * found.f_frsize
+    return 0, 0
 
 
 class Meter:
-    """Measures for many callers. `tasks` lists what runs here now; `gpus` tells what the GPUs do,
-    at the caller's cost nothing.
+    """Measures for many callers. `tasks` lists what runs here now, `folders` where tasks are kept;
+    `gpus` tells what the GPUs do, at the caller's cost nothing.
     """
 
     def __init__(
@@ -128,13 +130,13 @@ class Meter:
         *,
         node_id: str,
         clock: Clock,
-        folder: Path,
+        folders: Callable[[], Iterable[Path]],
         gpus: Callable[[], tuple[GpuLoad, ...]] = tuple,
     ) -> None:
         self._tasks = tasks
         self._node_id = node_id
         self._clock = clock
-        self._folder = folder
+        self._folders = folders
         self._gpus = gpus
         self._callers = 0
         self._gates: dict[str, asyncio.Semaphore] = {}  # by runtime
@@ -173,7 +175,7 @@ class Meter:
         while True:
             questions.begin(self._wanted(options))
             # Not on the loop: a file system may take its time.
-            line = await asyncio.to_thread(read_node, self._folder)
+            line = await asyncio.to_thread(read_node, tuple(self._folders()))
             now_ns = self._clock.now_ns()
             await questions.wait(patience_s)
             yield self._usage(line, now_ns, questions)

@@ -142,7 +142,7 @@ class Worker:
         issuer: description.Issuer = description.Issuer(),  # noqa: B008  # frozen
     ) -> None:
         self._hosts = [Host(r, clock) for r in runtimes]
-        self._disks = Disks(self._folders, self._changed, clock)
+        self._disks = Disks(self.folders, self._changed, clock)
         state.on_change = self._changed
         self._ingress = ingress
         self._state = state
@@ -415,7 +415,8 @@ class Worker:
                 runtimes=runtimes, message=full.message, since_ns=full.since_ns, cause=DISK_FULL
             )
 
-    def _folders(self) -> dict[str, Path]:
+    def folders(self) -> dict[str, Path]:
+        """Where its runtimes keep tasks, as far as that is known; the first one first."""
         return {h.name: f for h in self._hosts if (f := h.description.folder) is not None}
 
     def runtime_of(self, task_id: str) -> Runtime:

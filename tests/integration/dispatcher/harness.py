@@ -314,7 +314,7 @@ class Agent:
                 self.worker.measurable,
                 node_id=self.node_id,
                 clock=self.manager.clock,
-                folder=self.folder,
+                folders=lambda: (self.folder,),
             ),
         )
         ready = asyncio.Event()

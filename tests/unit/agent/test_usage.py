@@ -47,7 +47,7 @@ class Bench:
             lambda: self.tasks,
             node_id="n1",
             clock=SystemClock(),
-            folder=folder,
+            folders=lambda: (folder,),
             gpus=lambda: (GpuLoad(uuid="GPU-1", percent=50),),
         )
 
@@ -78,7 +78,7 @@ def ids(usage: NodeUsage) -> list[str]:
 def test_node_is_read_as_the_kernel_has_it(tmp_path: Path) -> None:
     (tmp_path / "stat").write_text(STAT)
     (tmp_path / "meminfo").write_text(MEMINFO)
-    line = read_node(tmp_path, proc=tmp_path)
+    line = read_node((tmp_path,), proc=tmp_path)
     tick_ns = SECOND_NS // os.sysconf("SC_CLK_TCK")
     # Without idle, iowait, and the guests' time that is in user and nice already.
     assert (line.cpu_total_ns, line.cpus) == (25 * tick_ns, 2)
@@ -87,13 +87,20 @@ def test_node_is_read_as_the_kernel_has_it(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_zero(tmp_path: Path) -> None:
-    line = read_node(tmp_path / "gone", proc=tmp_path)
+    line = read_node((tmp_path / "gone",), proc=tmp_path)
     assert (line.cpu_total_ns, line.cpus, line.memory_total_bytes, line.disk_total_bytes) == (
         0,
         0,
         0,
         0,
     )
+
+
+def test_the_disk_is_the_one_that_tasks_are_kept_on(tmp_path: Path) -> None:
+    # Another file system than that of /; a remote engine's folder is not to be seen.
+    line = read_node((tmp_path / "gone", Path("/dev/shm"), Path("/")), proc=tmp_path)
+    found = os.statvfs("/dev/shm")
+    assert line.disk_total_bytes == found.f_blocks * found.f_frsize
 
 
 async def test_one_measurement_has_the_node_its_gpus_and_all_tasks(bench: Bench) -> None:
