@@ -12,6 +12,7 @@ merged. Beyond the engine: an archive's own links are never written through.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -266,23 +267,29 @@ class _Unpacking:
         if info.isdir():
             if not there:
                 os.mkdir(name, 0o755, dir_fd=parent)
+            folder = self._open(words, make=False)
+            try:
+                self._dress(info, folder, words)
+            finally:
+                os.close(folder)
             self._times.append((words, info.mtime))
         elif info.isreg():
             self._write(tar, info, parent, words)
         elif info.issym():
             os.symlink(info.linkname, name, dir_fd=parent)
+            self._dress_name(info, parent, words)
         elif info.islnk():
-            self._link(info, parent, name)
-            return  # its owner, mode and time are the other name's
+            self._link(info, parent, name)  # its owner, mode and time are the other name's
         elif info.isfifo():
-            os.mkfifo(name, dir_fd=parent)
+            os.mkfifo(name, info.mode & 0o777, dir_fd=parent)
+            self._dress_name(info, parent, words)
         elif info.ischr() or info.isblk():
             kind = stat.S_IFCHR if info.ischr() else stat.S_IFBLK
             device = os.makedev(info.devmajor, info.devminor)
-            os.mknod(name, kind | 0o600, device, dir_fd=parent)
+            os.mknod(name, kind | info.mode & 0o777, device, dir_fd=parent)
+            self._dress_name(info, parent, words)
         else:
             raise Trouble(f"{info.name}: an entry of a kind that cannot be unpacked")
-        self._dress(info, parent, name, words)
 
     def _make_way(self, info: tarfile.TarInfo, parent: int, name: str, words: list[str]) -> bool:
         """Removes what is in the way; whether it is a folder that is there already."""
@@ -314,6 +321,8 @@ class _Unpacking:
                 except OSError as error:
                     error.filename = self._name(words)
                     raise
+            self._dress(info, file.fileno(), words)
+            os.utime(file.fileno(), (info.mtime, info.mtime))
 
     def _link(self, info: tarfile.TarInfo, parent: int, name: str) -> None:
         target = _words(info.linkname)
@@ -325,23 +334,32 @@ class _Unpacking:
         finally:
             os.close(other)
 
-    def _dress(self, info: tarfile.TarInfo, parent: int, name: str, words: list[str]) -> None:
-        """Owner, then mode, which a change of owner takes bits from, then time."""
+    def _dress(self, info: tarfile.TarInfo, handle: int, words: list[str]) -> None:
+        """Owner, then mode, which a change of owner takes bits from. By handle: the task may have
+        put a link to some other file in its place meanwhile.
+        """
         if self._keep_owner:
-            try:
+            with self._owning(info, words):
+                os.chown(handle, info.uid, info.gid)
+        os.chmod(handle, info.mode & 0o7777)
+
+    def _dress_name(self, info: tarfile.TarInfo, parent: int, words: list[str]) -> None:
+        """Of what cannot be opened, or not without consequences; it was made with its mode."""
+        name = words[-1]
+        if self._keep_owner:
+            with self._owning(info, words):
                 os.chown(name, info.uid, info.gid, dir_fd=parent, follow_symlinks=False)
-            except PermissionError:
-                raise Trouble(
-                    f"{self._name(words)}: the task's user may not give files to user {info.uid}; "
-                    "copy without keeping owners"
-                ) from None
-        if info.issym():
-            os.utime(name, (info.mtime, info.mtime), dir_fd=parent, follow_symlinks=False)
-            return
-        # We have just made it, or opened it as a folder: no link.
-        os.chmod(name, info.mode & 0o7777, dir_fd=parent)
-        if not info.isdir():
-            os.utime(name, (info.mtime, info.mtime), dir_fd=parent)
+        os.utime(name, (info.mtime, info.mtime), dir_fd=parent, follow_symlinks=False)
+
+    @contextlib.contextmanager
+    def _owning(self, info: tarfile.TarInfo, words: list[str]) -> Iterator[None]:
+        try:
+            yield
+        except PermissionError:
+            raise Trouble(
+                f"{self._name(words)}: the task's user may not give files to user {info.uid}; "
+                "copy without keeping owners"
+            ) from None
 
 
 def _words(name: str) -> list[str]:
