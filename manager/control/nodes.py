@@ -50,22 +50,22 @@ def follow_nodes(work: Work) -> None:
         if node is None:
             task = work.orphan(task, "its node was removed from the cluster")
             if states.wanted(task.desired_state):
-                _replace(work, task, wait=False)
+                _replace(work, task)
         elif is_lost(node):
             if states.wanted(task.desired_state):
-                _replace(work, task, wait=False)
+                _replace(work, task)
             _give_up_late(work, work.tasks.get(task.id, task), node)
         elif not _answers(work, task, node) or not states.wanted(task.desired_state):
             continue
         elif fault := _device_fault(task, node):
-            _replace(work, task, wait=True, cause=StopCause.DEVICE, message=fault)
+            _replace(work, task, cause=StopCause.DEVICE, message=fault)
         elif is_drained(node):
             if _moves(work, task):
                 work.leaving.add(slot_of(task))
             else:
-                _replace(work, task, wait=True, cause=StopCause.MOVED, message=DRAINED)
+                _replace(work, task, cause=StopCause.MOVED, message=DRAINED)
         elif _must_leave(work, task, node):
-            _replace(work, task, wait=True)
+            _replace(work, task)
 
 
 def _answers(work: Work, task: Task, node: Node) -> bool:
@@ -80,7 +80,7 @@ def _answers(work: Work, task: Task, node: Node) -> bool:
         return True
     # Where a node is the slot there is no elsewhere: what runs there runs on.
     if states.wanted(task.desired_state) and not work.mode.per_node:
-        _replace(work, task, wait=False, message=NO_ANSWER)
+        _replace(work, task, message=NO_ANSWER)
     return False
 
 
@@ -136,14 +136,12 @@ def _replace(
     work: Work,
     task: Task,
     *,
-    wait: bool,
     cause: StopCause = StopCause.UNSPECIFIED,
     message: str = "",
 ) -> None:
-    """Stops the task and puts the next one in its slot; `wait`: it starts when this one has
-    stopped. Restarts that count are carried on, and so is a delay that is not over, and the crashes
-    in a row. What follows a
-    job's task is made when that has ended (jobs.py).
+    """Stops the task and puts the next one in its slot, which starts when those before it have
+    stopped, or are lost. Restarts that count are carried on, and so is a delay that is not over,
+    and the crashes in a row. What follows a job's task is made when that has ended (jobs.py).
     """
     if work.mode.job:
         work.stop(task, cause=cause, message=message)
@@ -155,7 +153,7 @@ def _replace(
         made = work.create(
             slot,
             version=replacement_version(work, task),
-            ready_first=wait or due_ns > 0,
+            ready_first=True,
             start_after_ns=due_ns,
             restarts_ns=task.restarts_ns,
             crashes=crashes_kept(work.service, task, work.now_ns),

@@ -106,7 +106,7 @@ def _try_elsewhere(work: Work, slot: Slot, refused: Task) -> bool:
     made = work.create(
         slot,
         version=replacement_version(work, refused),
-        ready_first=due_ns > 0,
+        ready_first=True,
         start_after_ns=due_ns,
         restarts_ns=refused.restarts_ns,
         crashes=refused.crashes,
@@ -133,11 +133,10 @@ def _next_attempt(work: Work, slot: Slot, ended: Task) -> bool:
     else:
         # Where a node was lost, the delay is not over for that.
         due_ns = ended.start_after_ns if ended.start_after_ns > work.now_ns else 0
-        stops = not states.ended(state_of(ended)) and not work.lost(ended)
         made = work.create(
             slot,
             version=version,
-            ready_first=stops or due_ns > 0,
+            ready_first=True,
             start_after_ns=due_ns,
             restarts_ns=ended.restarts_ns,
             crashes=crashes_kept(work.service, ended, work.now_ns),

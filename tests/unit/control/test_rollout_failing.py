@@ -148,3 +148,28 @@ def test_a_node_that_comes_back_after_an_update_is_no_reason_to_roll_it_back() -
     world.refusing.clear()
     world.pass_time(60)
     assert images(world, sid) == ["web:2"] * 3
+
+
+@pytest.mark.parametrize("why", ["refused", "lost"])
+def test_stop_first_waits_for_the_old_task_whatever_becomes_of_the_first_new_one(why: str) -> None:
+    world, sid = started(1, nodes=3)
+    (old,) = world.running(sid)
+    world.frozen = {old.node_id}
+    world.set_availability(old.node_id, Availability.PAUSE)
+    world.update(sid, spec(1, image="web:2"))
+    world.tick()
+    (first,) = (t for t in world.live(sid) if state_of(t) == S.ASSIGNED)
+    assert first.node_id != old.node_id
+    if why == "lost":
+        world.set_state(first.node_id, NodeState.DOWN)
+    else:
+        world.refusing[first.node_id] = "disk_full"
+        world.agents({first.node_id})
+        world.agents({first.node_id})
+    world.pass_time(5)
+    (second,) = world.live(sid)
+    assert second.id != first.id
+    assert (state_of(second), second.desired_state) == (S.READY, S.READY)
+    world.frozen = set()
+    world.pass_time(2)
+    assert images(world, sid) == ["web:2"]
