@@ -93,6 +93,7 @@ AT_ONCE = 4
 INSPECTS_MAX = 8
 KILL_WAIT_S = 30.0
 REMOVE_TRIES = 5
+LOG_END_TRIES, LOG_END_PAUSE_S = 5, 0.1
 REMOVE_PAUSE_S = 0.2
 
 
@@ -566,6 +567,20 @@ class DockerRuntime:
                         )
         except Refusal as refusal:
             raise Failed(f"the logs cannot be read: {refusal.message}") from None
+        if options.follow and not options.until_ns and await self._runs_on(container_id):
+            raise errors.Unavailable("the engine has ended the log stream of a task that runs on")
+
+    async def _runs_on(self, container_id: str) -> bool:
+        """Whether a container runs that seems to have ended; an engine may tell of it a bit later.
+        Raises Unavailable, TimedOut.
+        """
+        for _ in range(LOG_END_TRIES):
+            container = await inspect(self._engine, container_id)
+            status = str(container["State"].get("Status")) if container is not None else ""
+            if phase_of(status) is not Phase.RUNNING:
+                return False
+            await asyncio.sleep(LOG_END_PAUSE_S)
+        return True
 
     async def exec(
         self,
