@@ -195,7 +195,9 @@ class _Unpacking:
         descriptor = os.open(name, flags, 0o600, dir_fd=folder)
         with open(descriptor, "wb", buffering=0) as file:
             while piece := data.read(PIECE_BYTES):
-                file.write(piece)
+                view = memoryview(piece)
+                while view:  # a disk that gets full takes a part first
+                    view = view[file.write(view) :]
             os.fchmod(descriptor, member.mode & 0o777)
 
     def _link(self, member: tarfile.TarInfo, folder: int, name: str) -> None:

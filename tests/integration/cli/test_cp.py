@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import subprocess
 import tarfile
 from pathlib import Path
@@ -317,3 +318,14 @@ def test_paths_are_go_s(
 ) -> None:
     assert (clean(path), base(path), parent(path)) == (cleaned, last, folder)
     assert split_entry(path) == entry
+
+
+def test_a_disk_that_takes_only_a_part_is_no_success(tmp_path: Path) -> None:
+    data = archive(("file", {"data": bytes(1500)}))
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(SwarmError, match="file"):
+            unpack(data, Target(str(tmp_path)), Unpacked())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
