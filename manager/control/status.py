@@ -321,11 +321,11 @@ class _Account:
                 else:
                     why[self._ended(ended)] += count
         over = self._service.job_status
-        if over is not None and over.iteration == self._service.job_iteration:
-            if over.state == JobState.COMPLETE:
-                # What was stopped or lost on the way is not in the way any more.
-                self.completed = over.completed
-                return
+        present = over is not None and over.iteration == self._service.job_iteration
+        if over is not None and present and over.state == JobState.COMPLETE:
+            # What was stopped or lost on the way is not in the way any more.
+            self.completed = over.completed
+            return
         self._explain_silence()
         self._explain(why, done=done, out_of_date=out_of_date, overlap=overlap, moving=moving)
 
