@@ -15,7 +15,7 @@ import structlog
 from msgspec import structs
 
 from manager.api.lookup import name_of
-from manager.api.relays import Relay, Relays, has_begun, one_task
+from manager.api.relays import Relay, Relays, check_engine, has_begun, one_task
 from manager.store import View
 from swarm import errors
 from swarm.v1 import CopyInput, CopyOutput, CopyStart, RelayFrame, RelayRequest, Task
@@ -61,6 +61,7 @@ async def run_copy(
         path=start.path,
         direction=direction,
     )
+    check_engine(view, task)
     request = RelayRequest(task_id=task.id, copy=structs.replace(start, task=task.id))
     subject = f"task {name}"
     async with relays.open(task.node_id, request) as relay:

@@ -21,6 +21,8 @@ from msgspec import structs
 from manager.api.lookup import find, name_of
 from manager.api.merging import Merger, Source
 from manager.api.watching import dirty, stack_name
+from manager.control.slots import lost_at_ns
+from manager.scheduler import requirement_of, spec_of_version
 from manager.store import Store, Topic, View
 from swarm import errors, states
 from swarm.v1 import (
@@ -41,6 +43,7 @@ from swarm.v1 import (
 
 log = structlog.get_logger("api")
 
+ENGINE_UNRESPONSIVE = "engine_unresponsive"  # RuntimeProblem.cause
 # Relays of one call; each is a stream of its own on some node.
 RELAYS_MAX = 300
 # How long logs whose relay has broken are tried to be read on, and how often. What is followed is
@@ -165,7 +168,7 @@ class LogReader:
                     pause_s, told = RESUME_PAUSE_S, False
                 now = self._store.get(Task, task.id)
                 there, ready = now is not None, self._ready(task)
-                again = place.hopeful(refused=broken.refused) and ready
+                again = place.hopeful(refused=broken.refused or broken.lasts) and ready
                 if not again and (not told or not there):
                     told = True
                     self._note(
@@ -188,6 +191,10 @@ class LogReader:
         self, task: Task, source: Source, place: _Place, stamp: _Stamp
     ) -> _Broken | None:
         """Reads to the end. When the relay breaks, or cannot be opened: why."""
+        try:
+            check_engine(self._store, task)
+        except errors.Unavailable as error:
+            return _Broken(f" cannot be read: {error.message}", lasts=True)
         try:
             request = RelayRequest(task_id=task.id, logs=place.options())
             async with self._relays.open(task.node_id, request) as relay:
@@ -248,6 +255,8 @@ class _Broken:
     why: str  # after the task's name
     # It is not a matter of the way there: the node has said so.
     refused: bool = False
+    # It has been so for a while: it is told at once.
+    lasts: bool = False
 
 
 class _Place:
@@ -417,6 +426,7 @@ async def run_exec(
     if not start.command:
         raise errors.Invalid("give the command to run")
     task = one_task(view, start.task, runs, "a command can only run in a task that is running")
+    check_engine(view, task)
     request = RelayRequest(task_id=task.id, exec=structs.replace(start, task=task.id))
     # Without the command: people put passwords there.
     log.info("exec", who=who, task_id=task.id, node_id=task.node_id, tty=start.tty)
@@ -477,6 +487,22 @@ def one_task(view: View, ref: str, fits: Callable[[Task], bool], need: str) -> T
         state = states.label(task.status.state) if task.status else "new"
         raise errors.Conflict(f"task {name_of(task, view)} ({task.id}) is {state}; {need}")
     return task
+
+
+def check_engine(view: View, task: Task) -> None:
+    """Raises Unavailable where the engine that has the task is known not to answer: the node would
+    ask it in vain, for as long as a call to it may take.
+    """
+    node = view.get(Node, task.node_id)
+    if node is None or node.description is None:
+        return
+    spec = spec_of_version(view, task.service_id, task.spec_version)
+    if not lost_at_ns(node, requirement_of(spec).static.hindrance):
+        return
+    said = (p.message for p in node.description.runtime_problems if p.cause == ENGINE_UNRESPONSIVE)
+    raise errors.Unavailable(
+        f"node {name_of(node)}: {next(said, 'its engine does not answer')}; try again when it does"
+    )
 
 
 def runs(task: Task) -> bool:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from agent.runtime.base import Failed, Rejected
-from agent.runtime.docker.engine import Engine, Refusal
+from agent.runtime.docker.engine import INSPECT_S, Engine, Refusal
 from swarm.v1 import ExecInput, ExecOutput, ExecStart
 
 CHUNK_BYTES = 64 * 1024
@@ -63,7 +63,11 @@ async def _create(engine: Engine, container_id: str, start: ExecStart) -> str:
         raise Rejected("no command is given")
     try:
         answer = await engine.call(
-            "exec_create", "POST", f"containers/{container_id}/exec", body=body
+            "exec_create",
+            "POST",
+            f"containers/{container_id}/exec",
+            body=body,
+            timeout_s=INSPECT_S,  # somebody waits at a terminal
         )
     except Refusal as refusal:
         if refusal.status == 409:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from manager.api import relays as relays_module
 from manager.api.merging import QUEUED_MAX, Merger
@@ -25,7 +26,9 @@ from swarm.v1 import (
     LogsResponse,
     LogStream,
     NodeState,
+    NodeStatus,
     RelayFrame,
+    RuntimeProblem,
     Service,
     StackSpec,
     TaskState,
@@ -430,6 +433,37 @@ async def test_logs_of_a_node_that_is_down_are_not_waited_for(running: Api):
     running.relays.scripts = {"t1": Breaking([], [0] * 100), "t2": [END]}
     _, problems = await read(running, services=("web",))
     assert len(problems) == 1
+
+
+async def test_an_engine_that_does_not_answer_is_not_asked(running: Api):
+    problem = RuntimeProblem(
+        runtimes=("docker", "runc"),
+        message="docker does not answer: no answer in 10 s",
+        cause="engine_unresponsive",
+    )
+    silent = node("n1", hostname="host-1")
+    assert silent.description is not None
+    await running.put(
+        structs.replace(
+            silent,
+            description=structs.replace(
+                silent.description,
+                runtimes=("docker", "runc", "process"),
+                runtime_problems=(problem,),
+            ),
+            status=NodeStatus(
+                state=NodeState.READY, unresponsive_since_ns={"docker": 1, "runc": 1}
+            ),
+        )
+    )
+    running.relays.scripts = {"t1": [END], "t2": [lines((1, "a")), END]}
+    why = "node host-1: docker does not answer: no answer in 10 s; try again when it does"
+    got, problems = await read(running, services=("web",))
+    assert [line.data for line in got] == [b"a"]
+    assert problems == [f"task web.1 (t1) on node host-1 cannot be read: {why}"]
+    with pytest.raises(errors.Unavailable, match=why):
+        await run(running, start("t1"))
+    assert {n for n, _ in running.relays.requests} == {"n2"}
 
 
 async def test_following_a_single_task_waits_until_it_begins(running: Api) -> None:
