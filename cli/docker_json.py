@@ -277,6 +277,7 @@ _NODE = table(
             DataPathPort data_path_port
             Warnings warnings
             GPUs gpus
+            RuntimeProblems runtime_problems
             """,
             platform=of(PLATFORM),
             resources=of(RESOURCES),
@@ -287,6 +288,12 @@ _NODE = table(
                 )
             ),
             gpus=each(GPU),
+            runtime_problems=each(
+                table(
+                    "Runtimes runtimes !\nCause cause\nMessage message\nSince since_ns",
+                    since_ns=_time,
+                )
+            ),
         )
     ),
     status=of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cli import docker_json
 from cli.commands.node import node_row
 from cli.tasks import current_state
 from swarm.v1 import (
@@ -50,6 +51,8 @@ def test_a_node_with_a_runtime_that_takes_no_tasks_is_seen_at_once(
     row = node_row(node, "", (0, 0))
     assert (row["Status"], row["Availability"], row["_Availability"]) == ("Ready", "Active", shown)
     assert row["RuntimeProblems"] == "; ".join(f"{c} it is" for c in causes)
+    told = docker_json.node(node)["Description"].get("RuntimeProblems", [])
+    assert [(p["Runtimes"], p["Cause"]) for p in told] == [(["docker", "runc"], c) for c in causes]
 
 
 @pytest.mark.parametrize("skew_ns", [-5 * HOUR, 0, 5 * HOUR])
