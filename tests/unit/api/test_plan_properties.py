@@ -40,8 +40,8 @@ from swarm.v1 import (
     StackSpec,
     Task,
     TaskState,
-    UpdateState,
     UpdateConfig,
+    UpdateState,
 )
 from tests.unit.api.harness import config, port, secret, service
 from tests.unit.control.world import CPU, GIB, SECOND, World, make_node, state_of
