@@ -118,4 +118,7 @@ def test_a_host_port_makes_start_first_stop_first_and_it_says_so(cluster: Cluste
     cluster.ctl("service", "rm", "edge")
     assert "4100" in said + status
     assert "stop" in (said + status).lower()
-    wait_for("no container is left", lambda: not any(cluster.containers(h) for h in cluster.hosts))
+    of_it = ("ps", "-aq", "--filter", "label=com.docker.swarm.service.name=edge")
+    wait_for(
+        "none of its containers is left", lambda: not any(h.docker(*of_it) for h in cluster.hosts)
+    )
