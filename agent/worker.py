@@ -46,7 +46,7 @@ from agent.runtime.base import (
 )
 from agent.state import Record, StateFile
 from agent.usage import Measurable
-from swarm import errors
+from swarm import errors, states
 from swarm.clock import SECOND_NS, Clock
 from swarm.v1 import (
     Assignment,
@@ -527,7 +527,10 @@ class Worker:
                     await host.prepare(await self._work(entry))
                     return tm.Prepared()
                 case tm.Doing.START:
-                    started = await host.start(await self._work(entry))
+                    work = await self._work(entry)
+                    if not states.wanted(entry.machine.desired):
+                        return _not_wanted()
+                    started = await host.start(work)
                     notes = [n for n in (started.note, self._unlimited(entry)) if n]
                     return tm.DidStart(dataclasses.replace(started, note="; ".join(notes)))
                 case tm.Doing.STOP:
@@ -561,7 +564,7 @@ class Worker:
             # One cancellation is ours; another one ends the worker.
             if not entry.cancelled or this is None or this.uncancel() > 0:
                 raise
-            return tm.Refused("abandoned: the task is not wanted any more", rejected=False)
+            return _not_wanted()
 
     async def _finish_answers(self, task_id: str, grace_ns: int | None) -> None:
         """Lets a task that is hidden already answer what it was asked through published ports,
@@ -665,6 +668,10 @@ class Worker:
 
 def _container(assignment: Assignment) -> ContainerSpec:
     return (assignment.spec and assignment.spec.container) or ContainerSpec()
+
+
+def _not_wanted() -> tm.Event:
+    return tm.Refused("abandoned: the task is not wanted any more", rejected=False)
 
 
 def _of_nothing(doing: tm.Doing, why: str) -> tm.Event:

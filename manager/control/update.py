@@ -239,16 +239,19 @@ def _change_slot(work: Work, slot: Slot, config: UpdateConfig) -> bool:
     old = work.live(slot)
     beside = config.order == "start-first" and _runs(work, slot)
     ahead = [t for t in work.slots[slot] if t.desired_state != TaskState.REMOVE]
-    stops = any(
+    stays = [t for t in old if beside and state_of(t) == TaskState.RUNNING]
+    # Beside the old one that runs, and not beside one more that is still on its way out.
+    waits = any(
         state_of(t) >= TaskState.ASSIGNED and not states.ended(state_of(t)) and not work.lost(t)
         for t in ahead
+        if t not in stays
     )
-    if work.create(slot, ready_first=stops and not beside) is None:
+    if work.create(slot, ready_first=waits) is None:
         return False
     if beside:
         work.wake(work.now_ns + LOOKS_NS)
     for task in old:
-        if not (beside and state_of(task) == TaskState.RUNNING):
+        if task not in stays:
             work.stop(task)
     return True
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 # Images of which a service may go on failing, or only now and then run.
 RESTLESS = frozenset({"crash", "flaky", "sick", "quit", "away", "missing", "slow", "jobfail"})
 REPORT_S = 10.0  # from the end of a container until the log has it, at most
-DEFAULT_DEADLINE_NS = 600 * SECOND_NS
 
 
 def judge(cluster: Cluster) -> None:
@@ -72,11 +71,7 @@ def _services(cluster: Cluster) -> None:
         explained = bool(waiting) and all(t.status and t.status.err for t in waiting)
         update = service.update_status
         if update is not None and update.state in UPDATING:
-            config = spec.update
-            deadline_ns = config.deadline_ns if config is not None else None
-            if deadline_ns is None:
-                deadline_ns = DEFAULT_DEADLINE_NS
-            since_ns = max(update.started_at_ns, update.resumed_at_ns)
+            since_ns = max(update.started_at_ns, update.resumed_at_ns, update.progress_at_ns)
             old = now_ns - since_ns > 180 * SECOND_NS
             if old and not restless and not explained:
                 cluster.violate("hangs", f"{spec.name}: {update.message}; {status.reasons}")

@@ -180,7 +180,7 @@ async def test_giving_up_an_exec_leaves_no_connection(docker: Harness) -> None:
 
     outputs = docker.runtime.exec(work.task_id, ExecStart(command=("cat",)), feed())
     assert (await anext(outputs)).started
-    await outputs.aclose()  # type: ignore[attr-defined]
+    await outputs.aclose()
 
 
 # ------------------------------------------------------------------ stats

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from agent import hosts
 from agent.description import About
@@ -185,6 +186,37 @@ async def test_a_part_of_a_gpu_that_does_not_hold_is_told_with_the_task_and_with
         assert worker.description().warnings == (f"task half.1: {why}",)
         worker.use_gpus(worker.description().gpus, "", mps="/run/mps")
         assert worker.description().warnings == ()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_task_that_is_told_to_stop_in_the_same_breath_is_not_started(
+    tmp_path: Path,
+) -> None:
+    runtime = FakeRuntime()
+    worker = Worker(
+        runtimes=[runtime],
+        ingress=FakeIngress(),
+        state=StateFile(tmp_path),
+        about=About("n1", "1.0"),
+        clock=SystemClock(),
+    )
+    running = asyncio.create_task(worker.run(lambda: None))
+
+    def told(desired: TaskState) -> Assignments:
+        (one,) = wanted("a").tasks
+        task = Task(id="a", desired_state=desired)
+        return Assignments(full=True, tasks=(structs.replace(one, task=task),))
+
+    try:
+        worker.assign(told(TaskState.READY))
+        await until(lambda: states(worker).get("a") == TaskState.READY)
+        # As after a cut: what was sent meanwhile comes all at once.
+        worker.assign(told(TaskState.RUNNING))
+        worker.assign(told(TaskState.SHUTDOWN))
+        await until(lambda: states(worker)["a"] == TaskState.SHUTDOWN)
+        assert not runtime.starts
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

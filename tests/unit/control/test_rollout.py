@@ -500,3 +500,23 @@ def test_without_a_task_history_the_pace_is_kept_as_well() -> None:
     world.update(sid, spec(image="web:2", memory=4 * GIB))
     world.pass_time(60)
     assert len(world.running(sid)) == 2
+
+
+def test_a_task_that_starts_first_does_not_run_beside_two_others() -> None:
+    """The present one, and the one of an update that was superseded and has not stopped yet."""
+    first = config(order="start-first", monitor_ns=0)
+    world, sid = started(1, nodes=3, update=first)
+    (old,) = world.running(sid)
+    world.update(sid, spec(1, "web:2", update=first))
+    world.tick()
+    (second,) = (t for t in world.tasks(sid) if t.id != old.id)
+    assert second.node_id != old.node_id
+    world.report(second, S.STARTING)
+    world.frozen.add(second.node_id)  # it takes its time to stop
+    world.update(sid, spec(1, "web:3", update=first))
+    world.settle()
+    (third,) = (t for t in world.tasks(sid) if t.id not in (old.id, second.id))
+    assert third.desired_state == S.READY
+    world.frozen.clear()
+    world.settle()
+    assert images(world, sid) == ["web:3"]
