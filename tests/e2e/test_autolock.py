@@ -213,6 +213,7 @@ def test_a_locked_manager_can_be_left_by_force(node: Node) -> None:
     assert "Ready" in node.ok("node", "ls")
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_some_key_that_was_shown_unlocks(node: Node) -> None:
     """kill -9 in the midst of turning autolock on and off and of changing the key, AUTOLOCK_TURNS
     times.

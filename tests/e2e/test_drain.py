@@ -21,7 +21,9 @@ def cluster(bed: Bed) -> Iterator[Cluster]:
     made.down()
 
 
-@pytest.fixture(params=[1, 4], ids=["one-replica", "four-replicas"])
+@pytest.fixture(
+    params=[pytest.param(1, marks=pytest.mark.long), 4], ids=["one-replica", "four-replicas"]
+)
 def web(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     cluster.ctl(
         *("service", "create", "--name", "web", "--replicas", str(request.param)),

@@ -85,6 +85,7 @@ def leave_and_join(cluster: Managers, load: Load, host: Host, through: Host) -> 
     reachable(cluster, through, host)
 
 
+@pytest.mark.long  # each step by itself: test_managers.py, test_roles.py
 @pytest.mark.timeout(60 + int(ROUND_S) * ROUNDS)
 def test_managers_come_and_go_and_nothing_is_lost(scene: Scene) -> None:
     cluster = scene.cluster

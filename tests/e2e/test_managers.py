@@ -267,6 +267,7 @@ def test_leader_hands_over_when_it_is_demoted(cluster: Managers) -> None:
     )
 
 
+@pytest.mark.long  # with one manager: test_root_rotation.py
 def test_root_is_rotated_on_all_managers_and_nothing_is_interrupted(cluster: Managers) -> None:
     before = {h.name: tls.split_pem(h.swarmctl("swarm", "ca")) for h in cluster.managers}
     rotating = cluster.managers[1]

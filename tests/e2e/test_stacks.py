@@ -321,7 +321,7 @@ def observed(app: App) -> dict[str, dict[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(s, marks=pytest.mark.long) for s in (2, 3))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.long) for s in (1, 2, 3))])
 def test_a_dry_run_says_exactly_what_the_deploy_then_does(app: App, seed: int) -> None:
     rng = random.Random(seed)
     app.write(yaml.safe_dump(random_stack(rng)))
