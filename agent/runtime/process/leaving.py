@@ -103,10 +103,13 @@ class Outputs:
         while open_ends or ended >= 0:
             for handle, _ in poll.poll():
                 if handle == self._task:
-                    return True
+                    # Its number is its own only for as long as nobody has taken note of its end.
+                    return ended >= 0
                 if handle == ended:
                     poll.unregister(ended)
                     ended = -1
+                    # The task's own end waits for it where the two share a PID namespace.
+                    os.waitpid(main, 0)
                 elif not _drained(handle):
                     poll.unregister(handle)
                     open_ends.discard(handle)
